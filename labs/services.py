@@ -1,0 +1,156 @@
+"""The real programs of the lab: nginx, PostgreSQL, iperf3. Each in its own cgroup and, where it serves, as its own user.
+
+Nothing of the machine's own nginx or PostgreSQL is touched: configuration, data and logs live in the lab's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labs.netns import path, run
+from labs.place import Place
+from labs.topology import Host
+from sectool.errors import SectoolError
+
+HELLO = "hello from web"
+BIG_FILE = 256 << 20  # bytes; sparse, for a download that is cut on its way
+START_DEADLINE = 15.0
+
+NGINX = """\
+worker_processes 1;
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log warn;
+events {{ worker_connections 256; }}
+http {{
+  access_log off;
+  sendfile on;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  server {{
+    listen {port}; listen [::]:{port};
+    root {folder}/www;
+    location = / {{ return 200 "{hello}\\n"; }}
+  }}
+}}
+"""
+
+POSTGRES = """\
+listen_addresses = '*'
+unix_socket_directories = '{folder}'
+dynamic_shared_memory_type = mmap
+max_connections = 30
+shared_buffers = 16MB
+fsync = off
+logging_collector = off
+"""
+
+SCHEMA = """\
+create table orders (id int primary key, article text not null, amount int not null);
+insert into orders select n, 'article ' || n % 7, n % 5 + 1 from generate_series(1, 1000) n;
+create role shop login; grant select on orders to shop;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A started service. `ready` says whether it answers; `log` is what to show when it never does."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    ready: Callable[[], bool]
+
+    def wait(self) -> None:
+        """Return once the service answers; SectoolError with the end of its log when it does not in time."""
+        end = time.monotonic() + START_DEADLINE
+        while not self.ready():
+            if self.process.poll() is not None or time.monotonic() > end:
+                words = self.log.read_text(errors="replace").strip()[-800:]
+                raise SectoolError(f"{self.name} did not start: {words or 'it said nothing'}")
+            time.sleep(0.02)
+
+
+def listening(netns: Path, port: int) -> bool:
+    """Is anything listening on this TCP port in the namespace?"""
+    return bool(run("ss", "-Hltn", f"sport = :{port}", netns=netns).strip())
+
+
+def start(place: Place, command: list[str], log: Path, ready: Callable[[], bool]) -> Service:
+    """Start `command` at `place`, its output going to `log`."""
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            place.argv(command), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=place.environment(), cwd="/",
+            start_new_session=True,
+        )  # fmt: skip
+    return Service(place.group, process, log, ready)
+
+
+def nginx(lab: str, host: Host, folder: Path, port: int = 80, hello: str = HELLO) -> Service:
+    """nginx on all addresses of a host, wholly as www-data; `/` says hello, `/big` is a large file."""
+    pages = folder / "www"
+    pages.mkdir(parents=True)
+    with (pages / "big").open("wb") as big:
+        big.truncate(BIG_FILE)
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.format(folder=folder, port=port, hello=hello))
+    _give(folder, "www-data")
+    place = Place(lab, host.name, "nginx", user="www-data")
+    command = ["nginx", "-e", f"{folder}/error.log", "-p", str(folder), "-c", str(config)]
+    return start(place, command, folder / "out.log", lambda: listening(path(lab, host.name), port))
+
+
+def _postgres_program(name: str) -> str:
+    """Debian keeps PostgreSQL's server programs outside PATH, a folder per version; the newest wins."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda p: float(p.parts[-3]))
+    program = str(found[-1]) if found else shutil.which(name)
+    if program is None:
+        raise SectoolError(f"PostgreSQL's program `{name}` is not installed", "run: sudo ./dev setup")
+    return program
+
+
+def postgres(lab: str, host: Host, folder: Path, networks: Sequence[str]) -> Service:
+    """PostgreSQL with a data folder of its own; anybody who gets through the network may log in, so policy alone decides."""
+    folder.mkdir(parents=True)
+    _give(folder, "postgres")
+    data = folder / "data"
+    place = Place(lab, host.name, "postgres", user="postgres", own_ipc=True)
+    log = folder / "out.log"
+
+    def once(what: str, command: list[str], text: str | None = None) -> None:
+        done = subprocess.run(
+            place.argv(command), input=text, capture_output=True, text=True, env=place.environment(), cwd="/", check=False
+        )
+        if done.returncode:
+            raise SectoolError(f"{what} failed: {done.stderr.strip()[-800:]}")
+
+    initdb = [_postgres_program("initdb"), "-D", str(data), "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale"]
+    once("initdb", [*initdb, "--no-sync", "--no-instructions"])
+    (data / "postgresql.auto.conf").write_text(POSTGRES.format(folder=folder))
+    (data / "pg_hba.conf").write_text(
+        "local all all trust\n" + "".join(f"host all all {network} trust\n" for network in networks)
+    )
+    ready = [_postgres_program("pg_isready"), "-q", "-h", str(folder)]
+    service = start(
+        place,
+        [_postgres_program("postgres"), "-D", str(data)],
+        log,
+        lambda: subprocess.run(ready, check=False, env=place.environment()).returncode == 0,
+    )
+    service.wait()
+    psql = [_postgres_program("psql"), "-q", "-v", "ON_ERROR_STOP=1", "-h", str(folder), "-U", "postgres"]
+    once("loading the table of orders", psql, SCHEMA)
+    return service
+
+
+def _give(folder: Path, user: str) -> None:
+    shutil.chown(folder, user, user)
+    for parent, _, files in os.walk(folder):
+        for name in (parent, *(str(Path(parent) / file) for file in files)):
+            shutil.chown(name, user, user)

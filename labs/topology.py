@@ -1,0 +1,86 @@
+"""What the lab looks like, as data. `labs.netns` builds it, `labs.lab` starts daemons on it.
+
+                    bridge namespace (no addresses, no rules)
+        ┌──────────┬──────────┬──────────┬──────────┐
+       web         db       batch      rogue      plain
+     enforcer   enforcer   enforcer   enforcer   no enforcer
+    lab.example lab.example lab.example rogue.example
+    10.77.0.10  10.77.0.20 10.77.0.30 10.77.0.66 10.77.0.99 and, outside the enforced network, 192.0.2.99
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
+
+ENFORCED = ("10.77.0.0/24", "fd77::/64")
+OUTSIDE = ("192.0.2.0/24", "2001:db8:f::/64")  # documentation ranges (RFC 5737, RFC 3849)
+
+
+@dataclass(frozen=True, slots=True)
+class Enforcer:
+    """How a host is enrolled: what its own CA may vouch for, and how it refuses."""
+
+    trust_domain: str
+    labels: tuple[str, ...]  # every workload of the host has these
+    allow_labels: tuple[str, ...]  # what a workload may claim beyond them
+    reject: bool = False  # answer a denied SYN with a RST instead of silence
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One namespace. The first address of each family is inside the enforced network, a second one outside of it."""
+
+    name: str
+    v4: tuple[IPv4Interface, ...]
+    v6: tuple[IPv6Interface, ...]
+    enforcer: Enforcer | None
+
+    @property
+    def ip4(self) -> str:
+        return str(self.v4[0].ip)
+
+    @property
+    def ip6(self) -> str:
+        return str(self.v6[0].ip)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Hosts on one bridge. `routes` are on-link for everybody, so that no router is needed."""
+
+    hosts: tuple[Host, ...]
+    routes: tuple[str, ...] = (*ENFORCED, *OUTSIDE)
+    mtu: int = 1500
+
+    def host(self, name: str) -> Host:
+        """The host called `name`; KeyError when there is none."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise KeyError(name)
+
+
+def _host(name: str, number: int, enforcer: Enforcer | None, *, outside: bool = False) -> Host:
+    v4 = [IPv4Interface(f"10.77.0.{number}/24")]
+    v6 = [IPv6Interface(f"fd77::{number}/64")]
+    if outside:
+        v4.append(IPv4Interface(f"192.0.2.{number}/24"))
+        v6.append(IPv6Interface(f"2001:db8:f::{number}/64"))
+    return Host(name, tuple(v4), tuple(v6), enforcer)
+
+
+def _lab(labels: tuple[str, ...], allow: tuple[str, ...], *, reject: bool = False) -> Enforcer:
+    return Enforcer("lab.example", labels, allow, reject)
+
+
+SHOP = Topology(
+    hosts=(
+        _host("web", 10, _lab(("env=prod", "zone=front"), ("app=*",))),
+        _host("db", 20, _lab(("env=prod", "zone=back"), ("app=*",))),
+        # A shared machine: its jobs say themselves whether they are dev or prod, and its CA may vouch for no third.
+        _host("batch", 30, _lab(("zone=back",), ("app=*", "env=dev", "env=prod"), reject=True)),
+        _host("rogue", 66, Enforcer("rogue.example", ("env=prod", "zone=front"), ("app=*",))),
+        _host("plain", 99, None, outside=True),
+    )
+)
