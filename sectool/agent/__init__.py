@@ -1,0 +1,1 @@
+"""The daemon's root process: keys, policy revisions, workloads, and supervision of store and workers."""

@@ -1,0 +1,25 @@
+"""`python -m sectool.agent`: the daemon itself, as `sectool up --background` starts it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sectool.agent.daemon import serve
+from sectool.api.paths import Paths
+
+
+def main() -> int:
+    """Run the daemon until it is told to stop; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="sectool.agent")
+    parser.add_argument("--state", required=True)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--announce-fd", type=int)
+    parser.add_argument("--verbose", action="store_true")
+    options = parser.parse_args()
+    return serve(
+        Paths.resolve(options.state, options.run), verbose=options.verbose, announce_fd=options.announce_fd
+    )
+
+
+sys.exit(main())

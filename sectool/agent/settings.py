@@ -1,0 +1,123 @@
+"""state/sectool.yaml: the daemon's optional settings, read as strictly as policy documents."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sectool.errors import DocumentError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator may change about one daemon. Times in seconds, rates per second."""
+
+    enforced_networks: tuple[str, ...] | None = None  # None: what enrolment declared
+    queue: int = 5300  # first NFQUEUE number; workers take queue, queue+1, …
+    workers: int = 1
+    mark: int | None = None  # connmark bits that say "released"; None: the packet path's own
+    mask: int | None = None
+    reject: bool = False  # answer denied connections with RST instead of silence
+    svid_lifetime_s: int = 3600
+    clock_skew_s: int = 60
+    syn_rate: int = 2000  # inbound handshakes per second and source prefix
+    activation_timeout_s: int = 5  # how long a worker may take to switch the policy revision
+    socket_group: str | None = None  # group that may read over the local API; None: root only
+
+
+def _number(low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expected true or false")
+    return value
+
+
+def _networks(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise ValueError("expected a list of networks, such as [10.0.0.0/8, 'fd00::/8']")
+    try:
+        return tuple(str(ipaddress.ip_network(v)) for v in value)
+    except ValueError as error:
+        raise ValueError(f"not a network: {error}") from None
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a name")
+    return value
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "enforced_networks": _networks,
+    "queue": _number(0, 65000),
+    "workers": _number(1, 64),
+    "mark": _number(1, 0xFFFF_FFFF),
+    "mask": _number(1, 0xFFFF_FFFF),
+    "reject": _truth,
+    "svid_lifetime_s": _number(60, 86400),
+    "clock_skew_s": _number(0, 600),
+    "syn_rate": _number(1, 1_000_000),
+    "activation_timeout_s": _number(1, 60),
+    "socket_group": _name,
+}
+
+
+def load_settings(path: Path) -> Settings:
+    """Settings from `path`; defaults when there is no such file. Raises DocumentError with the place of any mistake."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}", "make it a UTF-8 file that root can read") from None
+    return parse_settings(text, str(path))
+
+
+def parse_settings(text: str, name: str = "sectool.yaml") -> Settings:
+    """Parse the settings document `text`; `name` is what errors call it."""
+    import yaml
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        problem = getattr(error, "problem", None) or str(error)
+        raise DocumentError(where, f"not YAML: {problem}") from None
+    if root is None or root.tag == "tag:yaml.org,2002:null":
+        return Settings()
+    if not isinstance(root, yaml.MappingNode):
+        raise DocumentError(_where(name, root), "expected `setting: value` lines")
+    loader = yaml.SafeLoader("")
+    values: dict[str, Any] = {}
+    for key_node, value_node in root.value:
+        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+        if key not in _READ:
+            known = ", ".join(sorted(_READ))
+            raise DocumentError(_where(name, key_node), f"unknown setting {key!r}", f"settings are: {known}")
+        if key in values:
+            raise DocumentError(_where(name, key_node), f"{key} is given twice")
+        try:
+            values[key] = _READ[key](loader.construct_object(value_node, deep=True))  # type: ignore[no-untyped-call]
+        except (ValueError, yaml.YAMLError) as error:
+            raise DocumentError(_where(name, value_node), f"{key}: {error}") from None
+    if ("mark" in values) != ("mask" in values):
+        raise DocumentError(_where(name, root), "mark and mask go together: give both or none")
+    if "mark" in values and values["mark"] & ~values["mask"]:
+        raise DocumentError(_where(name, root), "mark has bits outside mask")
+    return replace(Settings(), **values)
+
+
+def _where(name: str, node: Any) -> str:
+    return f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"

@@ -1,0 +1,236 @@
+"""The agent's end of one packet worker: spawn, configure, listen.
+
+Frames of sectool.api.wire over a socketpair, each with `t`:
+
+    to the worker    config, policy, credential, flush_workloads, bundle, stats, stop
+    from the worker  ready, identify, stats, policy_active, fatal
+
+A worker is configured from scratch at every start, so one that died comes back with the present policy revision
+and an empty memory of workloads; what it has to remember of flows is in its journal, not here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sectool.agent.children import Child, bound_to_parent
+from sectool.api import wire
+from sectool.errors import SectoolError
+
+log = logging.getLogger("sectool.agent")
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyText:
+    """What a worker compiles: the documents' text as stored, its revision number and hash."""
+
+    revision: int
+    hash: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """A worker's answer to a policy: how many live flows it cut, and the microseconds it took."""
+
+    revision: int
+    cut: int
+    us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every start of a worker needs, asked for anew each time."""
+
+    config: Callable[[], dict[str, Any]]
+    bundle: Callable[[], bytes]
+    policy: Callable[[], PolicyText]
+
+
+class Worker:
+    """One packet worker through all its lives."""
+
+    def __init__(
+        self,
+        number: int,
+        setup: Setup,
+        *,
+        identify: Callable[[Worker, Key, Mapping[str, Any]], None],
+        changed: Callable[[str], None],
+        output: int,
+    ) -> None:
+        """`identify` is called for each question; `changed` whenever enforcing starts or stops (with the reason)."""
+        self.number = number
+        self.stats: dict[str, Any] = {}
+        self.revision: int | None = None
+        self.ready = False
+        self.fatal: SectoolError | None = None
+        self.child = Child(f"worker {number}", self._start, self._died)
+        self._setup = setup
+        self._identify = identify
+        self._changed = changed
+        self._output = output
+        self._writer: asyncio.StreamWriter | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._activations: dict[int, asyncio.Future[Activation]] = {}
+        self._became_ready: asyncio.Event = asyncio.Event()
+        self._heard_stats: asyncio.Event = asyncio.Event()
+
+    @property
+    def enforcing(self) -> bool:
+        """Whether it takes packets under a policy revision."""
+        return self.ready and self.revision is not None
+
+    async def begin(self, timeout_s: float) -> None:
+        """Start it and wait until it enforces. Raises SectoolError when it cannot."""
+        await self.child.begin()
+        try:
+            await asyncio.wait_for(self._became_ready.wait(), timeout_s)
+        except TimeoutError:
+            raise SectoolError(
+                f"packet worker {self.number} was not ready within {timeout_s:.0f} s",
+                "see agent.log in the run folder",
+            ) from None
+        if self.fatal is not None:
+            raise self.fatal
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *bound_to_parent([sys.executable, "-m", "nfq", "--config-fd", str(theirs.fileno())]),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=self._output,
+                    stderr=self._output,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,  # a Ctrl-C at the terminal is for the agent to handle, in order
+                )
+            except OSError:
+                ours.close()
+                raise
+        reader, writer = await asyncio.open_connection(sock=ours)
+        self._writer = writer
+        self._pump = asyncio.create_task(self._listen(reader), name=f"listen to worker {self.number}")
+        self.send({"t": "config", **self._setup.config()}, self._setup.bundle())
+        self._send_policy(self._setup.policy())
+        return process
+
+    def _died(self, why: str) -> None:
+        self.ready = False
+        self.revision = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        for waiting in self._activations.values():
+            if not waiting.done():
+                waiting.set_exception(SectoolError(f"packet worker {self.number} {why}"))
+        self._activations.clear()
+        self._changed(f"packet worker {self.number} {why}")
+
+    def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
+        """Queue one frame; nothing happens while the worker is down (it is configured anew when it comes back)."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(wire.encode(header, payload))
+
+    def _send_policy(self, policy: PolicyText) -> None:
+        self.send({"t": "policy", "revision": policy.revision, "hash": policy.hash}, policy.text.encode())
+
+    async def activate(self, policy: PolicyText, timeout_s: float) -> Activation:
+        """Switch the worker to `policy`. Raises SectoolError when it refuses, dies, or takes too long."""
+        waiting = asyncio.get_running_loop().create_future()
+        self._activations[policy.revision] = waiting
+        self._send_policy(policy)
+        try:
+            return await asyncio.wait_for(waiting, timeout_s)
+        except TimeoutError:
+            raise SectoolError(
+                f"packet worker {self.number} did not switch to revision {policy.revision} within {timeout_s:.0f} s"
+            ) from None
+        finally:
+            self._activations.pop(policy.revision, None)
+
+    async def fresh_stats(self, timeout_s: float) -> dict[str, Any]:
+        """Counters as of now, or the last ones heard when the worker does not answer in time."""
+        if self.ready:
+            self._heard_stats.clear()
+            self.send({"t": "stats"})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._heard_stats.wait(), timeout_s)
+        return self.stats
+
+    async def stop(self, grace_s: float) -> None:
+        """Let it write its last events and end."""
+        self.send({"t": "stop"})
+        await self.child.stop(grace_s)
+        if self._pump is not None:
+            self._pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._pump
+        if self._writer is not None:
+            self._writer.close()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while (frame := await wire.read_async(reader)) is not None:
+                self._hear(frame.header)
+        except (SectoolError, OSError, EOFError) as error:
+            log.error("worker %d: unreadable message: %s", self.number, error)
+
+    def _hear(self, header: Mapping[str, Any]) -> None:
+        match header.get("t"):
+            case "ready":
+                self.ready = True
+                self._maybe_enforcing()
+            case "identify":
+                self._identify(self, _key(header.get("key")), header.get("facts") or {})
+            case "stats":
+                self.stats = {k: v for k, v in header.items() if k not in {"t", "payload"}}
+                self._heard_stats.set()
+            case "policy_active":
+                self._policy_active(header)
+            case "fatal":
+                self.fatal = SectoolError(
+                    str(header.get("error", "the packet worker failed")), str(header.get("hint", ""))
+                )
+                log.error("worker %d: %s", self.number, self.fatal.message)
+                self._became_ready.set()
+            case other:
+                log.warning("worker %d: message of unknown type %r ignored", self.number, other)
+
+    def _policy_active(self, header: Mapping[str, Any]) -> None:
+        revision = int(header.get("revision", 0))
+        waiting = self._activations.get(revision)
+        if error := header.get("error"):
+            log.error("worker %d refuses revision %d: %s", self.number, revision, error)
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(
+                    SectoolError(f"packet worker {self.number} refuses the policy: {error}")
+                )
+            return
+        self.revision = revision
+        if waiting is not None and not waiting.done():
+            waiting.set_result(Activation(revision, int(header.get("cut", 0)), int(header.get("us", 0))))
+        self._maybe_enforcing()
+
+    def _maybe_enforcing(self) -> None:
+        if self.enforcing:
+            self.fatal = None
+            self._became_ready.set()
+            self._changed("")
+
+
+def _key(value: Any) -> Key:
+    """JSON lists as tuples, so that a key can be looked up."""
+    return (
+        tuple(_key(v) if isinstance(v, list) else v for v in value) if isinstance(value, list) else (value,)
+    )

@@ -1,0 +1,1 @@
+"""The local API: framing, client, server, and where its sockets are."""

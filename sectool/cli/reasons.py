@@ -1,0 +1,48 @@
+"""Every drop reason in words: what happened, and where to look. Shown by `flows -o wide`, `explain` and the reference."""
+
+from __future__ import annotations
+
+from sectool.events import DropReason
+
+MEANING: dict[DropReason, str] = {
+    DropReason.NONE: "not dropped",
+    DropReason.DEFAULT_DENY: "no intent allows it; `sectool explain` shows the smallest rule that would",
+    DropReason.INTENT_DENY: "an intent's deny rule matched",
+    DropReason.GUARDRAIL_DENY: "a guardrail's deny rule matched; intents cannot override it",
+    DropReason.ENCRYPTION_UNAVAILABLE: "policy requires encryption and the peer cannot do it",
+    DropReason.PEER_DENIED: "the other side's enforcer refused; its reason and rule are in the event",
+    DropReason.POLICY_CHANGED: "a live connection that a later policy revision denies was cut",
+    DropReason.REVOKED_LIVE: "a live connection was cut because an identity was revoked",
+    DropReason.NO_IDENTITY: "a peer inside an enforced network presented no identity; is its enforcer up?",
+    DropReason.CREDENTIAL_MALFORMED: "the peer's credential could not be read",
+    DropReason.CREDENTIAL_OVERSIZED: "the peer's credential exceeds the size that fits a SYN",
+    DropReason.CREDENTIAL_EXPIRED: "the peer's credential has expired; compare clocks, look at its daemon",
+    DropReason.CREDENTIAL_NOT_YET_VALID: "the peer's credential is not valid yet; compare clocks",
+    DropReason.UNTRUSTED_DOMAIN: "the peer belongs to a trust domain this host does not trust",
+    DropReason.UNTRUSTED_CHAIN: "the peer's certificates do not lead to the trust domain's root",
+    DropReason.LABEL_NOT_PERMITTED: "the peer claims a label its host may not vouch for",
+    DropReason.DELEGATION_INVALID: "the peer's handshake key is not signed by its certificate",
+    DropReason.DELEGATION_EXPIRED: "the peer's handshake key was delegated for a time that has passed",
+    DropReason.CREDENTIAL_REVOKED: "the peer's credential was revoked",
+    DropReason.KEY_USAGE_INVALID: "a certificate is used for what it was not issued for",
+    DropReason.SPIFFE_ID_INVALID: "the peer's SPIFFE ID is not valid or not within what its host may issue",
+    DropReason.NO_LOCAL_IDENTITY: "this host's own workload could not be given an identity; see agent.log",
+    DropReason.NO_LISTENER: "nothing listens on the port, so there is no workload to decide for",
+    DropReason.HANDSHAKE_MALFORMED: "a handshake message could not be read",
+    DropReason.VERSION_UNSUPPORTED: "the peer speaks a protocol version this host does not",
+    DropReason.HANDSHAKE_FORGED: "a handshake answer does not decrypt: it was not made by the peer it names",
+    DropReason.PROOF_INVALID: "the connecting side failed to prove that it holds its key",
+    DropReason.PROOF_MISSING: "the connecting side sent data, or nothing, instead of a proof",
+    DropReason.SYN_REPLAYED: "a recorded handshake was played again",
+    DropReason.HANDSHAKE_STALE: "a handshake is older than the clock window allows; compare clocks",
+    DropReason.HANDSHAKE_TIMEOUT: "the handshake did not complete in time",
+    DropReason.SESSION_UNKNOWN: "the peer resumed a session this host does not have; its next attempt is a full handshake",
+    DropReason.PACKET_MALFORMED: "a packet could not be parsed",
+    DropReason.UNKNOWN_FLOW: "a packet belongs to no connection this enforcer knows",
+    DropReason.RATE_LIMITED: "too many handshakes from one source prefix",
+    DropReason.TABLE_FULL: "a table of bounded size is full",
+    DropReason.ENFORCER_STARTING: "the enforcer was not ready yet",
+    DropReason.RECORD_INVALID: "an encrypted record did not verify",
+    DropReason.RECORD_REPLAYED: "an encrypted record was played again",
+    DropReason.RECORD_MISSING: "an encrypted connection carried a packet without a record",
+}

@@ -1,0 +1,70 @@
+"""Settings are strict: every mistake is named with its place, nothing is ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sectool.agent.settings import Settings, load_settings, parse_settings
+from sectool.errors import DocumentError, SectoolError
+
+
+def test_no_file_means_defaults(tmp_path: Path) -> None:
+    assert load_settings(tmp_path / "sectool.yaml") == Settings()
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_empty_means_defaults(text: str) -> None:
+    assert parse_settings(text) == Settings()
+
+
+def test_everything_can_be_set() -> None:
+    settings = parse_settings(
+        "enforced_networks: [10.0.0.0/8, 'fd00::/8']\nqueue: 7\nworkers: 2\nmark: 0x100\nmask: 0xff00\n"
+        "reject: true\nsvid_lifetime_s: 600\nclock_skew_s: 0\nsyn_rate: 50\nactivation_timeout_s: 2\nsocket_group: adm\n"
+    )
+    assert settings == Settings(("10.0.0.0/8", "fd00::/8"), 7, 2, 0x100, 0xFF00, True, 600, 0, 50, 2, "adm")
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "says"),
+    [
+        ("rejct: true", "1:1", "unknown setting 'rejct'"),
+        ("reject: true\nreject: false", "2:1", "given twice"),
+        ("reject: 1", "1:9", "true or false"),
+        ("queue: true", "1:8", "whole number"),
+        ("queue: 70000", "1:8", "0 to 65000"),
+        ("\nenforced_networks: [10.0.0.1/8]", "2:20", "not a network"),
+        ("enforced_networks: 10.0.0.0/8", "1:20", "list of networks"),
+        ("- reject", "1:1", "setting: value"),
+        ("reject: [", "1:", "not YAML"),
+        ("? [a]\n: 1", "1:3", "unknown setting"),
+        ("mark: 1", "1:1", "go together"),
+        ("mark: 3\nmask: 1", "1:1", "outside mask"),
+        ("socket_group: ''", "1:15", "a name"),
+        ("reject: !!python/name:os.system", "1:9", ""),
+    ],
+)
+def test_mistakes_have_a_place(text: str, where: str, says: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        parse_settings(text, "s.yaml")
+    assert caught.value.where.startswith(f"s.yaml:{where}")
+    assert says in caught.value.message
+
+
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "sectool.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SectoolError, match=r"sectool\.yaml"):
+        load_settings(path)
+
+
+@given(st.text())
+def test_any_text_gives_settings_or_a_document_error(text: str) -> None:
+    try:
+        assert isinstance(parse_settings(text), Settings)
+    except DocumentError as error:
+        assert error.message
