@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric import x25519
@@ -50,14 +51,18 @@ class PeerIdentity:
     def of(
         cls,
         spiffe_id: SpiffeId,
-        labels: LabelSet,
+        labels: Mapping[str, str],
         x25519_public: bytes,
         validity: tuple[int, int],
         fingerprint: bytes,
         serial: int,
         host: str,
     ) -> PeerIdentity:
-        """Build one; raise CredentialError(LABEL_NOT_PERMITTED) if the labels cannot carry the domain's."""
+        """Build one, with the label `domain`.
+
+        Raises CredentialError: LABEL_NOT_PERMITTED for another value of that label, CREDENTIAL_MALFORMED for labels
+        outside the alphabet or too many of them.
+        """
         domain = spiffe_id.trust_domain
         if labels.get(DOMAIN_LABEL, domain) != domain:
             raise CredentialError(
@@ -66,13 +71,13 @@ class PeerIdentity:
                 f"remove the label {DOMAIN_LABEL}: it is always set to the trust domain",
             )
         try:
-            labels = labels.with_({DOMAIN_LABEL: domain})
+            label_set = LabelSet({**labels, DOMAIN_LABEL: domain})
         except LabelError as error:
-            raise CredentialError(DropReason.LABEL_NOT_PERMITTED, str(error)) from None
+            raise CredentialError(DropReason.CREDENTIAL_MALFORMED, str(error)) from None
         return cls(
             spiffe_id=str(spiffe_id),
             trust_domain=domain,
-            labels=labels,
+            labels=label_set,
             x25519=x25519_public,
             not_before_us=validity[0],
             not_after_us=validity[1],

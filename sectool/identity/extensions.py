@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from uuid import UUID
 
@@ -23,7 +23,7 @@ from cryptography.x509 import ObjectIdentifier
 from sectool.errors import CredentialError
 from sectool.events import DropReason
 from sectool.identity.spiffe import check_path
-from sectool.labels import MAX_LABELS, LabelError, LabelSet
+from sectool.labels import MAX_LABELS, LabelSet
 
 ARC = f"2.25.{UUID('fd579ee4-f553-47fc-a9a9-a2ec7ffea88f').int}"
 LABELS_OID = ObjectIdentifier(f"{ARC}.1")
@@ -74,20 +74,21 @@ def encode_labels(labels: LabelSet) -> bytes:
     return _der_text(str(labels))
 
 
-def decode_labels(data: bytes) -> LabelSet:
-    """Parse a labels extension's value; CredentialError(CREDENTIAL_MALFORMED) for anything not canonical."""
+def decode_labels(data: bytes) -> dict[str, str]:
+    """Parse a labels extension's value; CredentialError(CREDENTIAL_MALFORMED) for anything not canonical.
+
+    The keys come in order, each once; their alphabet is for LabelSet to check.
+    """
     text = _text_of_der(data, "labels")
-    try:
-        labels = LabelSet.parse(text)
-    except LabelError as error:
-        raise _malformed(f"the labels extension: {error}") from None
-    if str(labels) != text:
-        raise _malformed("the labels extension is not in its canonical order")
+    labels: dict[str, str] = {}
+    last = ""
+    for part in text.split(",") if text else ():
+        key, equals, value = part.partition("=")
+        if not equals or key <= last or "=" in value or len(labels) == MAX_LABELS:
+            raise _malformed("the labels extension is not in its canonical order")
+        labels[key] = value
+        last = key
     return labels
-
-
-def _matches(pattern: str, text: str) -> bool:
-    return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -103,6 +104,7 @@ class LabelConstraints:
 
     allow: Mapping[str, tuple[str, ...]]
     path_prefix: str
+    _prefixes: tuple[str, ...] = field(repr=False, compare=False)  # key patterns with *, longest first
 
     def __init__(self, allow: Mapping[str, Iterable[str]], path_prefix: str = "") -> None:
         """Raise CredentialError(CREDENTIAL_MALFORMED) for patterns outside the alphabet or beyond the limits."""
@@ -129,6 +131,8 @@ class LabelConstraints:
             check_path(path_prefix[:-1])
         object.__setattr__(self, "allow", MappingProxyType(clean))
         object.__setattr__(self, "path_prefix", path_prefix)
+        starred = sorted((key for key in clean if key.endswith("*")), key=len, reverse=True)
+        object.__setattr__(self, "_prefixes", tuple(starred))
 
     def __hash__(self) -> int:
         return hash(str(self))
@@ -139,13 +143,13 @@ class LabelConstraints:
 
     def permits(self, key: str, value: str) -> bool:
         """Whether a workload of this host may carry `key=value`."""
-        pattern = key if key in self.allow else ""
-        if not pattern:
-            prefixes = [p for p in self.allow if p.endswith("*") and key.startswith(p[:-1])]
-            if not prefixes:
+        values = self.allow.get(key)
+        if values is None:
+            pattern = next((p for p in self._prefixes if key.startswith(p[:-1])), None)
+            if pattern is None:
                 return False
-            pattern = max(prefixes, key=len)
-        return any(_matches(p, value) for p in self.allow[pattern])
+            values = self.allow[pattern]
+        return value in values or any(v.endswith("*") and value.startswith(v[:-1]) for v in values)
 
     def permits_path(self, path: str) -> bool:
         """Whether an SVID with this SPIFFE path may come from this host."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from sectool.clock import from_datetime
@@ -23,7 +23,12 @@ from sectool.identity.blob import VerifyingKey
 from sectool.identity.extensions import CONSTRAINTS_OID, LABELS_OID
 from sectool.identity.spiffe import SpiffeId
 
-_SIGNATURE_ALGORITHMS = frozenset((SignatureAlgorithmOID.ECDSA_WITH_SHA256, SignatureAlgorithmOID.ED25519))
+ECDSA_SHA256 = ec.ECDSA(SHA256())
+
+_SIGNATURE_ALGORITHMS = {  # and their AlgorithmIdentifier in DER (RFC 5758, 3.2; RFC 8410, 3)
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: bytes.fromhex("300a06082a8648ce3d040302"),
+    SignatureAlgorithmOID.ED25519: bytes.fromhex("300506032b6570"),
+}
 _UNDERSTOOD = frozenset(
     (
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -62,6 +67,7 @@ class Profile:
     issuer: bytes  # DER of the name
     subject: bytes
     public_key: VerifyingKey
+    algorithm: x509.ObjectIdentifier  # of the signature on it
     uris: tuple[str, ...]  # URI SANs
     is_ca: bool
     path_length: int | None
@@ -116,12 +122,32 @@ class Profile:
 
     def issued_by(self, issuer: Profile) -> None:
         """Raise CredentialError(UNTRUSTED_CHAIN) unless `issuer` signed this certificate (one public-key operation)."""
+        message, signature = self.certificate.tbs_certificate_bytes, self.certificate.signature
+        key = issuer.public_key
         try:
-            self.certificate.verify_directly_issued_by(issuer.certificate)
-        except (InvalidSignature, ValueError, TypeError):
+            if self.issuer != issuer.subject:
+                raise InvalidSignature
+            if isinstance(key, ed25519.Ed25519PublicKey) and self.algorithm == SignatureAlgorithmOID.ED25519:
+                key.verify(signature, message)
+                return
+            if isinstance(key, ec.EllipticCurvePublicKey) and self.algorithm != SignatureAlgorithmOID.ED25519:
+                key.verify(signature, message, ECDSA_SHA256)
+                return
+            raise InvalidSignature
+        except InvalidSignature:
             raise refusal(
                 DropReason.UNTRUSTED_CHAIN, f"the {self.role} was not signed by the {issuer.role} it names"
             ) from None
+
+
+def _inner_algorithm_is(tbs: bytes, algorithm: bytes) -> bool:
+    """Whether the signature algorithm inside a version 3 TBSCertificate is `algorithm` (RFC 5280, 4.1.2.3).
+
+    The TBSCertificate has been parsed: its header, version (5 bytes) and serial number are known to be well-formed.
+    """
+    serial_at = (2 if tbs[1] < 0x80 else 2 + (tbs[1] & 0x7F)) + 5
+    at = serial_at + 2 + tbs[serial_at + 1]
+    return tbs[at : at + len(algorithm)] == algorithm
 
 
 def _read_key(certificate: x509.Certificate) -> VerifyingKey | None:
@@ -133,7 +159,8 @@ def _read_key(certificate: x509.Certificate) -> VerifyingKey | None:
     return None
 
 
-def _read(certificate: x509.Certificate, role: str) -> Profile:
+def _read(der: bytes, role: str) -> Profile:
+    certificate = x509.load_der_x509_certificate(der)
     uris: tuple[str, ...] = ()
     is_ca = False
     path_length: int | None = None
@@ -158,7 +185,9 @@ def _read(certificate: x509.Certificate, role: str) -> Profile:
                 f"the {role} has the critical extension {extension.oid.dotted_string}, which is not understood here",
             )
     key = _read_key(certificate)
-    if key is None or certificate.signature_algorithm_oid not in _SIGNATURE_ALGORITHMS:
+    algorithm = certificate.signature_algorithm_oid
+    encoded = _SIGNATURE_ALGORITHMS.get(algorithm)
+    if key is None or encoded is None:
         raise refusal(
             DropReason.UNTRUSTED_CHAIN,
             f"the {role} uses an algorithm that is not accepted here",
@@ -171,13 +200,14 @@ def _read(certificate: x509.Certificate, role: str) -> Profile:
     return Profile(
         role=role,
         certificate=certificate,
-        fingerprint=hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest(),
+        fingerprint=hashlib.sha256(der).digest(),
         serial=certificate.serial_number,
         not_before_us=from_datetime(certificate.not_valid_before_utc),
         not_after_us=from_datetime(certificate.not_valid_after_utc),
         issuer=certificate.issuer.public_bytes(),
         subject=certificate.subject.public_bytes(),
         public_key=key,
+        algorithm=algorithm,
         uris=uris,
         is_ca=is_ca,
         path_length=path_length,
@@ -191,7 +221,7 @@ def _read(certificate: x509.Certificate, role: str) -> Profile:
 def read_profile(der: bytes, role: str) -> Profile:
     """Read a DER certificate; any bytes give a Profile or CredentialError (CREDENTIAL_MALFORMED, UNTRUSTED_CHAIN)."""
     try:
-        return _read(x509.load_der_x509_certificate(der), role)
+        return _read(der, role)
     except CredentialError:
         raise
     except (

@@ -33,7 +33,7 @@ from sectool.identity.extensions import LabelConstraints, decode_constraints, de
 from sectool.identity.profile import Profile, read_profile, refusal
 from sectool.identity.spiffe import SpiffeId
 from sectool.identity.trust import TrustBundle
-from sectool.labels import LabelError, LabelSet
+from sectool.labels import LabelSet
 
 NEGATIVE_TTL_S = 5
 NEGATIVE_SIZE = 4096
@@ -255,7 +255,7 @@ class Verifier:
         if not self._revoked.isdisjoint((profile.fingerprint.hex().lstrip("0"), f"{profile.serial:x}")):
             raise refusal(DropReason.CREDENTIAL_REVOKED, f"the {profile.role} {profile.serial:x} is revoked")
 
-    def _labels(self, leaf: Profile, spiffe_id: SpiffeId, host: _Host) -> LabelSet:
+    def _labels(self, leaf: Profile, spiffe_id: SpiffeId, host: _Host) -> Mapping[str, str]:
         constraints = host.constraints
         if constraints is not None and not constraints.permits_path(spiffe_id.path):
             raise refusal(
@@ -263,11 +263,7 @@ class Verifier:
                 f"{spiffe_id} is not below {constraints.path_prefix}, all that its host CA may issue",
             )
         if leaf.labels is None:
-            mapped = self._path_labels(spiffe_id) if self._path_labels else {}
-            try:
-                return LabelSet(mapped)
-            except LabelError as error:
-                raise refusal(DropReason.LABEL_NOT_PERMITTED, f"configured labels: {error}") from None
+            return self._path_labels(spiffe_id) if self._path_labels else {}
         labels = decode_labels(leaf.labels)
         for key, value in labels.items():
             if constraints is None or not constraints.permits(key, value):
