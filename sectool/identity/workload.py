@@ -1,0 +1,177 @@
+"""Which workload a process is: from attested facts to a name, a SPIFFE path and labels.
+
+Facts are what the kernel says of a process (SO_PEERCRED-like: uid, executable, cgroup), never what it says of
+itself. The order is the contract:
+
+    1 its cgroup, or one above it, was registered (`sectool run`)   /host/<host>/run/<name>   labels as registered
+    2 the first Workload document that matches                      /host/<host>/wl/<name>    the document's labels
+    3 nothing: an automatic identity                                /host/<host>/wl/<exe>-<8 hex of its facts>
+
+Labels are merged from the weakest to the strongest: host labels, then those of 1 or 2, then the attested labels
+`exe`, `user` and `unit`, which nothing overrides. A document that claims more than the host CA may vouch for is
+refused when the SVID is issued, not here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from sectool.labels import LabelSet
+
+ATTESTED = ("exe", "user", "unit")
+
+_NOT_VALUE = re.compile(r"[^A-Za-z0-9._/@:+-]")
+_NOT_SEGMENT = re.compile(r"[^A-Za-z0-9._-]")
+_VALUE_LIMIT = 128
+_SEGMENT_LIMIT = 63
+_UNIT_SUFFIXES = (".service", ".scope", ".socket", ".mount", ".swap")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is attested of one process. `executable` is its path, `sha256` its content (hexadecimal, '' if unread)."""
+
+    uid: int
+    user: str  # '' if the uid has no name
+    executable: str
+    sha256: str
+    cgroup: str  # v2 path, '/' for the root
+    unit: str  # see systemd_unit; '' if none
+    pid: int
+
+    def mapping(self) -> dict[str, str]:
+        """The keys a Workload document may match on."""
+        return {
+            "systemd.unit": self.unit,
+            "user": self.user,
+            "executable": self.executable,
+            "sha256": self.sha256,
+            "cgroup": self.cgroup,
+        }
+
+
+class WorkloadDocument(Protocol):
+    """What `resolve` needs of a policy document of kind Workload."""
+
+    @property
+    def name(self) -> str:
+        """The workload's name."""
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The labels it claims for what matches."""
+
+    def matches(self, facts: Mapping[str, str], /) -> bool:
+        """Whether these facts (`Facts.mapping`) are this workload's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A resolved workload; `path` is its SPIFFE path, `automatic` that no document and no operator named it."""
+
+    name: str
+    path: str
+    labels: LabelSet
+    automatic: bool
+
+
+def systemd_unit(cgroup: str) -> str:
+    """The systemd unit a cgroup v2 path belongs to, '' if none.
+
+    It is the first component that is not a slice (as in systemd's cg_path_get_unit): components below it may be
+    made by whoever the unit delegated its subtree to, so a process cannot put itself into a unit by naming a directory
+    `nginx.service`. A unit of a user's manager is told as `user@1000.service/app.service`: no system unit has a slash.
+    """
+    parts = iter(cgroup.strip("/").split("/"))
+    unit = _next_unit(parts)
+    if unit.startswith("user@") and unit.endswith(".service"):
+        inner = _next_unit(parts)
+        return f"{unit}/{inner}" if inner else unit
+    return unit
+
+
+def _next_unit(parts: Iterable[str]) -> str:
+    for part in parts:
+        if part.endswith(".slice"):
+            continue
+        name = part.removeprefix("_")  # systemd's escape for names that the kernel reserves
+        return name if name.endswith(_UNIT_SUFFIXES) and not name.startswith(".") else ""
+    return ""
+
+
+def label_value(text: str) -> str:
+    """`text` in the alphabet of label values, at most 128 characters; '' stays ''. What does not fit becomes `_`."""
+    value = _NOT_VALUE.sub("_", text)[:_VALUE_LIMIT]
+    if value and not re.match(r"[A-Za-z0-9_/]", value):
+        value = f"_{value[1:]}"
+    if value and not re.search(r"[A-Za-z0-9_]\Z", value):
+        value = f"{value[:-1]}_" if value != "/" else value
+    return value
+
+
+def path_segment(text: str) -> str:
+    """`text` as one SPIFFE path segment of at most 63 characters; never empty, `.` or `..`."""
+    segment = _NOT_SEGMENT.sub("_", text)[:_SEGMENT_LIMIT]
+    return "_" * max(len(segment), 1) if set(segment) <= {"."} else segment
+
+
+def attested_labels(facts: Facts) -> dict[str, str]:
+    """`exe`, `user` and `unit` of a process; a label that would be empty is left out."""
+    found = {
+        "exe": label_value(facts.executable.rsplit("/", 1)[-1]),
+        "user": label_value(facts.user or str(facts.uid)),
+        "unit": label_value(facts.unit),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _registered(
+    cgroup: str, registered: Mapping[str, Mapping[str, str]]
+) -> tuple[str, Mapping[str, str]] | None:
+    """The nearest registered cgroup at or above `cgroup`, and its labels."""
+    path = cgroup.rstrip("/")
+    while path:
+        if path in registered:
+            return path, registered[path]
+        path = path.rpartition("/")[0]
+    return None
+
+
+def _facts_digest(facts: Facts) -> str:
+    """8 hexadecimal digits that stay the same when the process restarts: no pid, no session scope."""
+    unit = facts.unit if facts.unit.endswith(".service") else ""
+    stable = (str(facts.uid), facts.executable, facts.sha256, unit)
+    return hashlib.sha256("\0".join(stable).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def resolve(
+    facts: Facts,
+    workload_docs: Iterable[WorkloadDocument],
+    registered: Mapping[str, Mapping[str, str]],
+    *,
+    host: str,
+    host_labels: Mapping[str, str] | None = None,
+) -> Workload:
+    """The workload behind `facts` on `host`; `registered` maps cgroup v2 paths to labels.
+
+    Raises LabelError only for host, document or registered labels outside the alphabet or the limits.
+    """
+    base = dict(host_labels or {})
+    attested = attested_labels(facts)
+    run = _registered(facts.cgroup, registered)
+    if run is not None:
+        path, labels = run
+        name = path_segment(path.rsplit("/", 1)[-1])
+        return Workload(name, f"/host/{host}/run/{name}", LabelSet({**base, **labels, **attested}), False)
+    mapping = facts.mapping()
+    for document in workload_docs:
+        if document.matches(mapping):
+            name = path_segment(document.name)
+            merged = LabelSet({**base, **document.labels, **attested})
+            return Workload(document.name, f"/host/{host}/wl/{name}", merged, False)
+    name = f"{path_segment(attested.get('exe', 'unknown'))[:54]}-{_facts_digest(facts)}"
+    return Workload(name, f"/host/{host}/wl/{name}", LabelSet({**base, **attested}), True)
