@@ -1,11 +1,13 @@
 """Who may issue what: the trust domain's root issues host CAs, a host CA issues its workloads' SVIDs.
 
-    root (self-signed, years)  --enrolment-->  host CA (pathlen 0, label constraints)  --hourly-->  leaf + delegation
+    root (self-signed, years)  --enrolment-->  host CA (pathlen 0, label constraints)  --hourly-->  leaf +
+    delegation
 
 Every certificate begins BACKDATE_S before the moment of issue, so that a host whose clock is that much behind
-still accepts it at once. Names are as short as they can be, because every byte of leaf and host CA rides in a SYN:
-the root is O=<trust domain>, a host CA is CN=<host name>, a leaf has no subject at all (its SAN is critical then, RFC
-5280, 4.2.1.6). CAs carry the SPIFFE ID of their trust domain without path (X509-SVID, 3.1).
+still accepts it at once. Names are as short as they can be, because every byte of leaf and host CA rides in a
+SYN: the root is O=<trust domain>, a host CA is CN=<host name>, a leaf has no subject at all (its SAN is
+critical then, RFC 5280, 4.2.1.6). CAs carry the SPIFFE ID of their trust domain without path (X509-SVID,
+3.1).
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def _serial() -> int:
 
 
 def _key_identifier(key: VerifyingKey) -> bytes:
-    """The 8-byte key identifier of RFC 5280, 4.2.1.2, method (2): 0100 and the last 60 bits of the key's SHA-1."""
+    """8 bytes (RFC 5280, 4.2.1.2, method 2): the bits 0100 and the last 60 bits of the key's SHA-1."""
     tail = x509.SubjectKeyIdentifier.from_public_key(key).digest[-8:]
     return bytes((0x40 | (tail[0] & 0x0F),)) + tail[1:]
 
@@ -102,8 +104,8 @@ def encode_key(key: SigningKey) -> bytes:
 def load_authority_files(cert_path: Path, key_path: Path, role: str, hint: str) -> tuple[Profile, SigningKey]:
     """Read a CA certificate (PEM) and its private key (PEM, mode 0600) and check that they belong together.
 
-    Raises UsageError for missing files, SectoolError for a key others can read, for content that is not what it
-    should be and for a pair that does not fit.
+    Raises UsageError for missing files, SectoolError for a key others can read, for content that is not what
+    it should be and for a pair that does not fit.
     """
     missing = f"there is no {role} here"
     cert_pem = read_file(cert_path, missing, hint)
@@ -147,7 +149,8 @@ class RootAuthority:
     ) -> RootAuthority:
         """Make a new P-256 root in `directory` (root.crt, root.key, trust-domain); all files or none.
 
-        UsageError if the directory exists and `force` is not given, or if the trust domain or years make no sense.
+        UsageError if the directory exists and `force` is not given, or if the trust domain or years make no
+        sense.
         """
         try:
             check_trust_domain(trust_domain)
@@ -189,7 +192,7 @@ class RootAuthority:
         trust_domain = profile.spiffe_id().trust_domain
         if named.strip() != trust_domain:
             raise SectoolError(
-                f"{directory}/trust-domain says {named.strip()[:100]!r}, but the root is for {trust_domain!r}",
+                f"{directory}/trust-domain says {named.strip()[:100]!r}, the root is for {trust_domain!r}",
                 "restore the directory from one backup",
             )
         return cls(trust_domain, profile.certificate, key)
@@ -202,7 +205,7 @@ class RootAuthority:
         now_us: int,
         days: int = DEFAULT_HOST_DAYS,
     ) -> x509.Certificate:
-        """A host CA for `host_name`, valid `days` but never longer than the root; UsageError for a bad name or time."""
+        """A host CA for `host_name`, valid `days` but no longer than the root; UsageError for bad values."""
         if not is_host_name(host_name):
             raise UsageError(
                 f"host name {host_name[:100]!r} is not valid",
@@ -316,11 +319,12 @@ class HostAuthority:
     def issue(
         self, spiffe_path: str, labels: LabelSet, now_us: int, ttl_s: int = DEFAULT_TTL_S
     ) -> Credential:
-        """A new SVID with fresh keys and its delegation, valid for `ttl_s` seconds but no longer than this CA.
+        """A new SVID with fresh keys and its delegation, valid for `ttl_s` seconds but no longer than this
+        CA.
 
         `labels` may not include `domain` (verifiers set it). Raises CredentialError: SPIFFE_ID_INVALID,
-        LABEL_NOT_PERMITTED, CREDENTIAL_EXPIRED or CREDENTIAL_NOT_YET_VALID (this CA's own), CREDENTIAL_OVERSIZED
-        for an identity that would not fit into a SYN.
+        LABEL_NOT_PERMITTED, CREDENTIAL_EXPIRED or CREDENTIAL_NOT_YET_VALID (this CA's own),
+        CREDENTIAL_OVERSIZED for an identity that would not fit into a SYN.
         """
         if ttl_s < 1:
             raise UsageError(f"an SVID cannot be valid for {ttl_s} seconds", "choose at least 1")
@@ -346,7 +350,7 @@ class HostAuthority:
             raise CredentialError(
                 DropReason.CREDENTIAL_OVERSIZED,
                 f"the credential of {spiffe_id} takes {size_with(stream)} bytes; a SYN holds {MAX_BLOB}",
-                f"its {len(labels)} labels or its path are too long, or the constraints of host {self.host_name}: shorten them",
+                f"shorten its {len(labels)} labels, its path, or the constraints of host {self.host_name}",
             )
         private = x25519.X25519PrivateKey.generate()
         public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)

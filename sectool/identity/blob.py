@@ -4,17 +4,18 @@
     bytes 1..33     X25519 public key (RFC 7748 encoding)
     bytes 33..41    not_after of the delegation, u64 big endian, UTC seconds, inclusive
     bytes 41..105   the leaf key's signature over the delegation
-    bytes 105..     raw deflate stream (RFC 1951) with the preset dictionary of sectool.identity.dictionary, of
+    bytes 105..     raw deflate stream (RFC 1951), preset dictionary of sectool.identity.dictionary, of
                         u16 big endian   length of the leaf
                         leaf certificate, DER
                         host CA certificate, DER
 
-The signature covers `DELEGATION_CONTEXT || X25519 public key || not_after || SHA-256(deflate stream)`. Deflate has many
-encodings of one text; signing the stream as sent means that nobody but the leaf's own key can make a second valid
-blob of a credential, so a listener cannot fill a verifier's cache with variants of what it overheard.
+The signature covers `DELEGATION_CONTEXT || X25519 public key || not_after || SHA-256(deflate stream)`.
+Deflate has many encodings of one text; signing the stream as sent means that nobody but the leaf's own key
+can make a second valid blob of a credential, so a listener cannot fill a verifier's cache with variants of
+what it overheard.
 
-P-256 signatures are 64 bytes, r || s big endian, with s in the lower half of the group order (else (r, n-s) would be
-a second valid signature); Ed25519 signatures are 64 bytes as RFC 8032 has them.
+P-256 signatures are 64 bytes, r || s big endian, with s in the lower half of the group order (else (r, n-s)
+would be a second valid signature); Ed25519 signatures are 64 bytes as RFC 8032 has them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _malformed(message: str) -> CredentialError:
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """A leaf key's statement: this X25519 key speaks for my SVID until `not_after_s` (UTC seconds, inclusive)."""
+    """A leaf key's word: this X25519 key speaks for my SVID until `not_after_s` (UTC seconds, inclusive)."""
 
     x25519: bytes
     not_after_s: int
@@ -74,7 +75,7 @@ class Delegation:
         return cls(x25519, not_after_s, r.to_bytes(32, "big") + s.to_bytes(32, "big"))
 
     def verify(self, key: VerifyingKey, stream: bytes) -> None:
-        """Raise CredentialError(DELEGATION_INVALID) unless the leaf's key signed this. Expiry is the caller's."""
+        """Raise CredentialError(DELEGATION_INVALID) unless `key` signed this; looks at no clock."""
         message = self._signed(self.x25519, self.not_after_s, stream)
         try:
             if isinstance(key, ed25519.Ed25519PublicKey):
@@ -93,7 +94,7 @@ class Delegation:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A blob taken apart: well-formed on the outside, nothing verified. `stream` is the deflate stream as it came."""
+    """A blob taken apart, nothing verified. `stream` is the deflate stream as it came."""
 
     delegation: Delegation
     stream: bytes
@@ -120,7 +121,8 @@ def size_with(stream: bytes) -> int:
 
 
 def unpack(blob: bytes) -> Blob:
-    """Take a blob apart; any bytes give a Blob or CredentialError (CREDENTIAL_OVERSIZED, CREDENTIAL_MALFORMED).
+    """Take a blob apart; any bytes give a Blob or CredentialError (CREDENTIAL_OVERSIZED,
+    CREDENTIAL_MALFORMED).
 
     Work and memory are bounded: at most MAX_BLOB bytes in, MAX_INFLATED bytes out.
     """

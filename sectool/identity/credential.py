@@ -1,12 +1,12 @@
 """A workload's credential, and what the other side learns from it.
 
 `PeerIdentity` is the verified content of a credential: the packet path, the policy engine and the events know
-peers by nothing else. `Credential` is our own workload's: the blob to present, the X25519 key behind it, and the
-`PeerIdentity` that every verifier will derive from it.
+peers by nothing else. `Credential` is our own workload's: the blob to present, the X25519 key behind it, and
+the `PeerIdentity` that every verifier will derive from it.
 
 `Credential.to_wire` is for one purpose: handing a credential from the agent to its packet worker over their
-private socketpair. It holds the X25519 private key in the clear, so it goes nowhere else: not to disk, not to a
-log, not into an argument list. It never holds the leaf's private key: a worker cannot issue or delegate.
+private socketpair. It holds the X25519 private key in the clear, so it goes nowhere else: not to disk, not to
+a log, not into an argument list. It never holds the leaf's private key: a worker cannot issue or delegate.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class PeerIdentity:
     ) -> PeerIdentity:
         """Build one, with the label `domain`.
 
-        Raises CredentialError: LABEL_NOT_PERMITTED for another value of that label, CREDENTIAL_MALFORMED for labels
-        outside the alphabet or too many of them.
+        Raises CredentialError: LABEL_NOT_PERMITTED for another value of that label, CREDENTIAL_MALFORMED for
+        labels outside the alphabet or too many of them.
         """
         domain = spiffe_id.trust_domain
         if labels.get(DOMAIN_LABEL, domain) != domain:
@@ -107,7 +107,7 @@ class Credential:
     renew_at_us: int  # half of the lifetime
 
     def to_wire(self) -> bytes:
-        """Serialise for the agent-to-worker socketpair only; holds the X25519 private key (module docstring)."""
+        """For the agent-to-worker socketpair only: holds the X25519 private key (module docstring)."""
         peer = self.peer
         private = self.x25519_private.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
         return json.dumps(
@@ -129,7 +129,8 @@ class Credential:
 
     @classmethod
     def from_wire(cls, data: bytes) -> Credential:
-        """Inverse of `to_wire`, without the leaf's key; CredentialError(CREDENTIAL_MALFORMED) for anything else.
+        """Inverse of `to_wire`, without the leaf's key; CredentialError(CREDENTIAL_MALFORMED) for anything
+        else.
 
         The sender is trusted (it is our own agent): nothing is verified beyond the shape and that the private
         key belongs to the blob.

@@ -1,9 +1,9 @@
 """The preset dictionary a credential's certificates are compressed with (wire version 1).
 
-Most of a certificate is the same in every certificate: tags, lengths, OIDs, flags. Deflate (RFC 1951) with this
-text in its window spends one or two bytes where plain deflate spends the whole thing. Each piece below is a run
-of bytes that stands in our certificates in just that order; deflate refers to what is near more cheaply, so the
-pieces every leaf needs come last.
+Most of a certificate is the same in every certificate: tags, lengths, OIDs, flags. Deflate (RFC 1951) with
+this text in its window spends one or two bytes where plain deflate spends the whole thing. Each piece below
+is a run of bytes that stands in our certificates in just that order; deflate refers to what is near more
+cheaply, so the pieces every leaf needs come last.
 
 The dictionary is part of the wire format: changing one byte of it needs a new version byte (`BLOB_VERSION` in
 sectool.identity.credential). A test pins its SHA-256.

@@ -83,17 +83,19 @@ def init_ca(
 
 
 def default_constraints(host_name: str, labels: LabelSet) -> LabelConstraints:
-    """What a host may vouch for unless told otherwise: its own labels as they are, any other key, its own paths.
+    """What a host may vouch for unless told otherwise: its own labels as they are, any other key, its own
+    paths.
 
     The host's labels are pinned, so a stolen host enrolled with env=dev can issue nothing for env=prod.
     """
-    allow: dict[str, tuple[str, ...]] = {"*": ("*",), DOMAIN_LABEL: ()}
+    allow: dict[str, tuple[str, ...]] = {"*": ("*",)}
     allow.update({key: (value,) for key, value in labels.items()})
     return LabelConstraints(allow, f"/host/{host_name}/")
 
 
 def _complete(constraints: LabelConstraints, host_name: str, labels: LabelSet) -> LabelConstraints:
-    """Given constraints with the host's path prefix where none is set, and room for what every workload carries.
+    """Given constraints with the host's path prefix where none is set, and room for what every workload
+    carries.
 
     Raises UsageError for host labels that the constraints forbid.
     """
@@ -138,8 +140,9 @@ def enroll_host(
     """Issue a host CA from the root in `ca_dir` and write the enrolment under `state_dir`.
 
     Without `constraints` those of `default_constraints` hold; without `enforced_networks` the private ranges.
-    UsageError for a missing CA, an existing enrolment (unless `force`, which starts it afresh: further trusted
-    domains have to be added again), bad names, labels or networks, and constraints too long for a SYN.
+    UsageError for a missing CA, an existing enrolment (unless `force`, which starts it afresh: further
+    trusted domains have to be added again), bad names, labels or networks, and constraints too long for a
+    SYN.
     """
     now = wall_clock() if now_us is None else now_us
     if not is_host_name(name):
@@ -207,7 +210,7 @@ def _read_host_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_host(state_dir: Path) -> HostIdentity:
-    """Load an enrolment; UsageError if there is none, SectoolError for files that are damaged or do not fit together."""
+    """Load an enrolment; UsageError if there is none, SectoolError for damaged or unfitting files."""
     directory = host_directory(state_dir)
     profile, key = load_authority_files(
         directory / "host.crt", directory / "host.key", "host CA", _ENROLL_HINT

@@ -4,8 +4,8 @@ Both values are one DER UTF8String (so that any ASN.1 tool prints them) of restr
 spelling: equal values have equal bytes, and every other spelling is refused. Both are non-critical: a SPIFFE
 verifier that does not know them still accepts the certificates, and simply learns no labels.
 
-    labels        env=prod,tier=web                     keys in order, LabelSet's canonical text
-    constraints   /host/web1/;*=*;env=dev|test;zone=eu* path prefix, then key patterns in order, values in order
+    labels        env=prod,tier=web                      keys in order: LabelSet's canonical text
+    constraints   /host/web1/;*=*;env=dev|test;zone=eu*  path prefix, key patterns and values in order
 
 The OIDs live below an arc made from a random UUID (ITU-T X.667, {2 25 uuid}), which needs no registry.
 """
@@ -54,7 +54,7 @@ def _der_text(text: str) -> bytes:
 
 
 def _text_of_der(data: bytes, what: str) -> str:
-    """The text inside exactly one DER UTF8String of ASCII; CredentialError(CREDENTIAL_MALFORMED) otherwise."""
+    """The text inside exactly one DER UTF8String of ASCII, or CredentialError(CREDENTIAL_MALFORMED)."""
     if len(data) > MAX_EXTENSION:
         raise _malformed(f"the {what} extension is longer than {MAX_EXTENSION} bytes")
     if len(data) < 2 or data[0] != 0x0C:
@@ -96,10 +96,10 @@ class LabelConstraints:
     """What a host's CA may vouch for.
 
     `allow` maps a key pattern to the value patterns allowed under it; a pattern is literal text, or a prefix
-    with a trailing `*`. Of the key patterns that match a label's key only the most specific one counts (a literal
-    key, then the longest prefix), so `{"*": ("*",), "env": ("dev",)}` means: anything, but env only dev. A key
-    that no pattern matches is not allowed; an empty tuple forbids its key. `path_prefix` is '' (any) or begins and
-    ends with '/': every SPIFFE path below this CA must begin with it.
+    with a trailing `*`. Of the key patterns that match a label's key only the most specific one counts (a
+    literal key, then the longest prefix), so `{"*": ("*",), "env": ("dev",)}` means: anything, but env only
+    dev. A key that no pattern matches is not allowed; an empty tuple forbids its key. `path_prefix` is ''
+    (any) or begins and ends with '/': every SPIFFE path below this CA must begin with it.
     """
 
     allow: Mapping[str, tuple[str, ...]]
@@ -107,7 +107,7 @@ class LabelConstraints:
     _prefixes: tuple[str, ...] = field(repr=False, compare=False)  # key patterns with *, longest first
 
     def __init__(self, allow: Mapping[str, Iterable[str]], path_prefix: str = "") -> None:
-        """Raise CredentialError(CREDENTIAL_MALFORMED) for patterns outside the alphabet or beyond the limits."""
+        """Raise CredentialError(CREDENTIAL_MALFORMED) for patterns outside alphabet or limits."""
         if len(allow) > MAX_LABELS:
             raise _malformed(f"{len(allow)} label constraints; at most {MAX_LABELS} are allowed")
         clean: dict[str, tuple[str, ...]] = {}

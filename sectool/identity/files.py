@@ -1,4 +1,4 @@
-"""Keys and certificates on disk: written atomically, secrets readable by their owner only, refused otherwise."""
+"""Keys and certificates on disk: written atomically; secrets readable by their owner only, or refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _explain(error: OSError, path: Path, doing: str) -> SectoolError:
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace `path` by `data`: a reader sees the old or the new file, and the new one survives a power cut."""
+    """Replace `path` by `data`: readers see the old or the new file; the new one survives a power cut."""
     try:
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -69,8 +69,8 @@ def read_file(path: Path, missing: str, hint: str, *, secret: bool = False) -> b
             raise SectoolError(f"{path} is not a regular file", "check the path")
         if secret and info.st_mode & 0o077:
             raise SectoolError(
-                f"{path} holds a private key but its mode is {stat.S_IMODE(info.st_mode):04o}: others may have read it",
-                f"if nobody else could have read it, run: chmod 600 {path}; otherwise make a new key",
+                f"{path} holds a private key but its mode is {stat.S_IMODE(info.st_mode):04o}",
+                f"others may have read it: make a new key; if that is impossible, run: chmod 600 {path}",
             )
         if secret and info.st_uid not in (0, os.geteuid()):
             raise SectoolError(
@@ -86,8 +86,8 @@ def read_file(path: Path, missing: str, hint: str, *, secret: bool = False) -> b
 def new_directory(path: Path, exists: str, hint: str, *, force: bool = False) -> Iterator[Path]:
     """Fill a directory all or nothing: yields a private temporary one that becomes `path` (0700) at the end.
 
-    An existing `path` raises UsageError with the message and hint given, unless `force`: then the old directory
-    is removed once the new one stands.
+    An existing `path` raises UsageError with the message and hint given, unless `force`: then the old
+    directory is removed once the new one stands.
     """
     try:
         if path.exists() and not force:

@@ -1,7 +1,7 @@
 """What we read out of one X.509 certificate, once, and the shape we demand of leaves and CAs.
 
-Sources: X509-SVID specification sections 2 to 5, RFC 5280 section 4. Reading proves nothing: signatures, trust and
-time are the business of sectool.identity.verify.
+Sources: X509-SVID specification sections 2 to 5, RFC 5280 section 4. Reading proves nothing: signatures,
+trust and time are the business of sectool.identity.verify.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def refusal(reason: DropReason, message: str, hint: str = "") -> CredentialError
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """One certificate, read. `role` ("leaf", "host CA", "root") is for messages; times are UTC microseconds."""
+    """One certificate, read. `role` (leaf, host CA, root) is for messages; times are UTC microseconds."""
 
     role: str
     certificate: x509.Certificate
@@ -77,7 +77,7 @@ class Profile:
     constraints: bytes | None
 
     def spiffe_id(self) -> SpiffeId:
-        """The one SPIFFE ID this certificate speaks of; CredentialError(SPIFFE_ID_INVALID) for none or several."""
+        """The one SPIFFE ID of this certificate; CredentialError(SPIFFE_ID_INVALID) for none or several."""
         if len(self.uris) != 1:
             raise refusal(
                 DropReason.SPIFFE_ID_INVALID,
@@ -121,7 +121,7 @@ class Profile:
             raise refusal(DropReason.KEY_USAGE_INVALID, f"the {self.role} may not sign certificates")
 
     def issued_by(self, issuer: Profile) -> None:
-        """Raise CredentialError(UNTRUSTED_CHAIN) unless `issuer` signed this certificate (one public-key operation)."""
+        """Raise CredentialError(UNTRUSTED_CHAIN) unless `issuer` signed this (one public-key operation)."""
         message, signature = self.certificate.tbs_certificate_bytes, self.certificate.signature
         key = issuer.public_key
         try:
@@ -143,7 +143,8 @@ class Profile:
 def _inner_algorithm_is(tbs: bytes, algorithm: bytes) -> bool:
     """Whether the signature algorithm inside a version 3 TBSCertificate is `algorithm` (RFC 5280, 4.1.2.3).
 
-    The TBSCertificate has been parsed: its header, version (5 bytes) and serial number are known to be well-formed.
+    The TBSCertificate has been parsed: its header, version (5 bytes) and serial number are known to be
+    well-formed.
     """
     serial_at = (2 if tbs[1] < 0x80 else 2 + (tbs[1] & 0x7F)) + 5
     at = serial_at + 2 + tbs[serial_at + 1]
@@ -182,7 +183,7 @@ def _read(der: bytes, role: str) -> Profile:
         if extension.critical and extension.oid not in _UNDERSTOOD:
             raise refusal(
                 DropReason.CREDENTIAL_MALFORMED,
-                f"the {role} has the critical extension {extension.oid.dotted_string}, which is not understood here",
+                f"the {role}'s critical extension {extension.oid.dotted_string} is not understood here",
             )
     key = _read_key(certificate)
     algorithm = certificate.signature_algorithm_oid
@@ -219,7 +220,7 @@ def _read(der: bytes, role: str) -> Profile:
 
 
 def read_profile(der: bytes, role: str) -> Profile:
-    """Read a DER certificate; any bytes give a Profile or CredentialError (CREDENTIAL_MALFORMED, UNTRUSTED_CHAIN)."""
+    """Read DER; any bytes give a Profile or CredentialError (CREDENTIAL_MALFORMED, UNTRUSTED_CHAIN)."""
     try:
         return _read(der, role)
     except CredentialError:

@@ -6,7 +6,8 @@ On disk it is one PEM file. A comment names the trust domain that the certificat
     -----BEGIN CERTIFICATE-----
     ...
 
-A root that carries a SPIFFE ID must carry that very domain's; one without (another PKI's) is bound by the comment.
+A root that carries a SPIFFE ID must carry that very domain's; one without (another PKI's) is bound by the
+comment.
 """
 
 from __future__ import annotations

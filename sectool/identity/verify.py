@@ -1,21 +1,23 @@
 """Verification of peers' credentials: arbitrary bytes in, a `PeerIdentity` or a named refusal out.
 
-The order is the contract, cheap checks before public-key operations, and nothing is remembered before all hold:
+The order is the contract, cheap checks before public-key operations, and nothing is remembered before all
+hold:
 
     1 size, cache                    CREDENTIAL_OVERSIZED
     2 decompress, parse              CREDENTIAL_OVERSIZED, CREDENTIAL_MALFORMED, UNTRUSTED_CHAIN (algorithm)
     3 SPIFFE ids, trust domain       SPIFFE_ID_INVALID, UNTRUSTED_DOMAIN, UNTRUSTED_CHAIN
     4 CA and key usage flags         KEY_USAGE_INVALID
-    5 validity, delegation's bound   CREDENTIAL_EXPIRED, CREDENTIAL_NOT_YET_VALID, DELEGATION_INVALID, DELEGATION_EXPIRED
+    5 validity, delegation's bound   CREDENTIAL_EXPIRED, CREDENTIAL_NOT_YET_VALID,
+                                     DELEGATION_INVALID, DELEGATION_EXPIRED
     6 revocation                     CREDENTIAL_REVOKED
     7 path and labels                SPIFFE_ID_INVALID, LABEL_NOT_PERMITTED
     8 host CA signed by a root       UNTRUSTED_CHAIN     (remembered per host CA)
     9 leaf signed by the host CA     UNTRUSTED_CHAIN
    10 delegation signed by the leaf  DELEGATION_INVALID
 
-The chain is leaf <- host CA <- root, never shorter or longer. Credentials that held are remembered by the SHA-256
-of their blob until they expire; refusals are remembered for NEGATIVE_TTL_S in a cache of their own, so that a flood of
-garbage evicts no good one. One Verifier belongs to one thread.
+The chain is leaf <- host CA <- root, never shorter or longer. Credentials that held are remembered by the
+SHA-256 of their blob until they expire; refusals are remembered for NEGATIVE_TTL_S in a cache of their own,
+so that a flood of garbage evicts no good one. One Verifier belongs to one thread.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ from sectool.labels import LabelSet
 NEGATIVE_TTL_S = 5
 NEGATIVE_SIZE = 4096
 HOST_SIZE = 4096
+
+__all__ = ["PathLabels", "PathRule", "PeerIdentity", "TrustBundle", "Verifier", "path_labels"]
 
 PathLabels = Callable[[SpiffeId], Mapping[str, str]]
 
@@ -104,7 +108,8 @@ class Verifier:
         cache_size: int = 65536,
         path_labels: PathLabels | None = None,
     ) -> None:
-        """`clock_skew_s` is how long before its beginning a credential is accepted; its end is never stretched.
+        """`clock_skew_s` is how long before its beginning a credential is accepted; its end is never
+        stretched.
 
         `path_labels` gives labels to SVIDs without the labels extension (see `path_labels` above).
         """
@@ -113,7 +118,7 @@ class Verifier:
         self._good_size = cache_size
         self._path_labels = path_labels
         self._good: dict[bytes, PeerIdentity] = {}
-        self._refused: dict[bytes, tuple[int, CredentialError]] = {}
+        self._refused: dict[bytes, tuple[int, int, str, str]] = {}
         self._hosts: dict[bytes, tuple[_Host, Profile]] = {}
         self._revoked: frozenset[str] = frozenset()
 
@@ -134,8 +139,11 @@ class Verifier:
         self.forget()
 
     def set_revoked(self, revoked: Iterable[str]) -> None:
-        """Refuse these from now on: hexadecimal SHA-256 fingerprints or serial numbers, of leaves or host CAs."""
-        self._revoked = frozenset(item.lower().lstrip("0") for item in revoked)
+        """Refuse exactly these from now on: SHA-256 fingerprints or serial numbers, of leaves or host CAs.
+
+        In hexadecimal; case, colons and leading zeros do not matter.
+        """
+        self._revoked = frozenset(item.replace(":", "").lower().lstrip("0") for item in revoked)
         self.forget()
 
     def revoke(self, item: str | bytes) -> None:
@@ -149,8 +157,8 @@ class Verifier:
         Proves what the CAs say, not that the sender holds the X25519 key: the handshake does that.
         """
         if len(blob) > MAX_BLOB:
-            reason = DropReason.CREDENTIAL_OVERSIZED
-            raise refusal(reason, f"the credential has {len(blob)} bytes, more than {MAX_BLOB}")
+            message = f"the credential has {len(blob)} bytes, more than {MAX_BLOB}"
+            raise refusal(DropReason.CREDENTIAL_OVERSIZED, message)
         key = sha256(blob).digest()
         peer = self._good.get(key)
         if peer is not None:
@@ -159,16 +167,17 @@ class Verifier:
             del self._good[key]
         known = self._refused.get(key)
         if known is not None:
-            until_us, error = known
+            until_us, reason, message, hint = known
             if until_us - NEGATIVE_TTL_S * SECOND <= now_us < until_us:
-                raise CredentialError(error.reason, error.message, error.hint)
+                raise CredentialError(reason, message, hint)
             del self._refused[key]
         try:
             peer = self._verify(unpack(blob), now_us)
         except CredentialError as error:
             if len(self._refused) >= NEGATIVE_SIZE:
                 del self._refused[next(iter(self._refused))]
-            self._refused[key] = (now_us + NEGATIVE_TTL_S * SECOND, error.with_traceback(None))
+            until_us = now_us + NEGATIVE_TTL_S * SECOND  # the error itself would keep its frames alive
+            self._refused[key] = (until_us, error.reason, error.message, error.hint)
             raise
         if len(self._good) >= self._good_size:
             del self._good[next(iter(self._good))]

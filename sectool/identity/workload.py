@@ -3,13 +3,13 @@
 Facts are what the kernel says of a process (SO_PEERCRED-like: uid, executable, cgroup), never what it says of
 itself. The order is the contract:
 
-    1 its cgroup, or one above it, was registered (`sectool run`)   /host/<host>/run/<name>   labels as registered
-    2 the first Workload document that matches                      /host/<host>/wl/<name>    the document's labels
-    3 nothing: an automatic identity                                /host/<host>/wl/<exe>-<8 hex of its facts>
+    1 its cgroup, or one above it, was registered    /host/<host>/run/<name>   labels as registered
+    2 the first Workload document that matches       /host/<host>/wl/<name>    the document's labels
+    3 nothing: an automatic identity                 /host/<host>/wl/<exe>-<8 hex of its facts>
 
-Labels are merged from the weakest to the strongest: host labels, then those of 1 or 2, then the attested labels
-`exe`, `user` and `unit`, which nothing overrides. A document that claims more than the host CA may vouch for is
-refused when the SVID is issued, not here.
+Labels are merged from the weakest to the strongest: host labels, then those of 1 or 2, then the attested
+labels `exe`, `user` and `unit`, which nothing overrides. A document that claims more than the host CA may
+vouch for is refused when the SVID is issued, not here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from sectool.labels import LabelSet
+from sectool.errors import CredentialError
+from sectool.events import DropReason
+from sectool.labels import LabelError, LabelSet, stable_id
 
 ATTESTED = ("exe", "user", "unit")
 
@@ -33,7 +35,7 @@ _UNIT_SUFFIXES = (".service", ".scope", ".socket", ".mount", ".swap")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is attested of one process. `executable` is its path, `sha256` its content (hexadecimal, '' if unread)."""
+    """What is attested of one process; `sha256` (hexadecimal, '' if unread) is of `executable`'s content."""
 
     uid: int
     user: str  # '' if the uid has no name
@@ -71,20 +73,26 @@ class WorkloadDocument(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A resolved workload; `path` is its SPIFFE path, `automatic` that no document and no operator named it."""
+    """A resolved workload; `path` is its SPIFFE path, `automatic`: no document or operator named it."""
 
     name: str
     path: str
     labels: LabelSet
     automatic: bool
 
+    @property
+    def id(self) -> int:
+        """Content id: equal for equal paths and labels, on every host and after every restart."""
+        return stable_id(f"{self.path}\0{self.labels}".encode())
+
 
 def systemd_unit(cgroup: str) -> str:
     """The systemd unit a cgroup v2 path belongs to, '' if none.
 
-    It is the first component that is not a slice (as in systemd's cg_path_get_unit): components below it may be
-    made by whoever the unit delegated its subtree to, so a process cannot put itself into a unit by naming a directory
-    `nginx.service`. A unit of a user's manager is told as `user@1000.service/app.service`: no system unit has a slash.
+    It is the first component that is not a slice (as in systemd's cg_path_get_unit): components below it may
+    be made by whoever the unit delegated its subtree to, so a process cannot put itself into a unit by naming
+    a directory `nginx.service`. A unit of a user's manager is told as `user@1000.service/app.service`: no
+    system unit has a slash.
     """
     parts = iter(cgroup.strip("/").split("/"))
     unit = _next_unit(parts)
@@ -104,7 +112,7 @@ def _next_unit(parts: Iterable[str]) -> str:
 
 
 def label_value(text: str) -> str:
-    """`text` in the alphabet of label values, at most 128 characters; '' stays ''. What does not fit becomes `_`."""
+    """`text` as a label value of at most 128 characters; '' stays '', what does not fit becomes `_`."""
     value = _NOT_VALUE.sub("_", text)[:_VALUE_LIMIT]
     if value and not re.match(r"[A-Za-z0-9_/]", value):
         value = f"_{value[1:]}"
@@ -145,7 +153,12 @@ def _facts_digest(facts: Facts) -> str:
     """8 hexadecimal digits that stay the same when the process restarts: no pid, no session scope."""
     unit = facts.unit if facts.unit.endswith(".service") else ""
     stable = (str(facts.uid), facts.executable, facts.sha256, unit)
-    return hashlib.sha256("\0".join(stable).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return hashlib.sha256("\0".join(stable).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _first_match(facts: Facts, documents: Iterable[WorkloadDocument]) -> WorkloadDocument | None:
+    mapping = facts.mapping()
+    return next((document for document in documents if document.matches(mapping)), None)
 
 
 def resolve(
@@ -158,20 +171,30 @@ def resolve(
 ) -> Workload:
     """The workload behind `facts` on `host`; `registered` maps cgroup v2 paths to labels.
 
-    Raises LabelError only for host, document or registered labels outside the alphabet or the limits.
+    CredentialError(NO_LOCAL_IDENTITY) for host, document or registered labels outside the alphabet or the
+    limits.
     """
-    base = dict(host_labels or {})
     attested = attested_labels(facts)
+    document: WorkloadDocument | None = None
+    claimed: Mapping[str, str] = {}
     run = _registered(facts.cgroup, registered)
     if run is not None:
-        path, labels = run
-        name = path_segment(path.rsplit("/", 1)[-1])
-        return Workload(name, f"/host/{host}/run/{name}", LabelSet({**base, **labels, **attested}), False)
-    mapping = facts.mapping()
-    for document in workload_docs:
-        if document.matches(mapping):
-            name = path_segment(document.name)
-            merged = LabelSet({**base, **document.labels, **attested})
-            return Workload(document.name, f"/host/{host}/wl/{name}", merged, False)
-    name = f"{path_segment(attested.get('exe', 'unknown'))[:54]}-{_facts_digest(facts)}"
-    return Workload(name, f"/host/{host}/wl/{name}", LabelSet({**base, **attested}), True)
+        name = path_segment(run[0].rsplit("/", 1)[-1])
+        path = f"/host/{host}/run/{name}"
+        claimed = run[1]
+    elif (document := _first_match(facts, workload_docs)) is not None:
+        name = document.name
+        path = f"/host/{host}/wl/{path_segment(name)}"
+        claimed = document.labels
+    else:
+        name = f"{path_segment(attested.get('exe', 'unknown'))[:54]}-{_facts_digest(facts)}"
+        path = f"/host/{host}/wl/{name}"
+    try:
+        labels = LabelSet({**(host_labels or {}), **claimed, **attested})
+    except LabelError as error:
+        raise CredentialError(
+            DropReason.NO_LOCAL_IDENTITY,
+            f"workload {name}: {error}",
+            "correct the labels of its Workload document, of the run command or of the host",
+        ) from None
+    return Workload(name, path, labels, run is None and document is None)
