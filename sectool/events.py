@@ -135,6 +135,7 @@ class DropReason(IntEnum):
     KEY_USAGE_INVALID = 31
     SPIFFE_ID_INVALID = 32
     NO_LOCAL_IDENTITY = 33  # our own workload could not be identified
+    NO_LISTENER = 34  # nothing listens on the port: there is no workload to decide for
     # handshake
     HANDSHAKE_MALFORMED = 40
     VERSION_UNSUPPORTED = 41
@@ -151,6 +152,7 @@ class DropReason(IntEnum):
     RATE_LIMITED = 62
     TABLE_FULL = 63
     ENFORCER_STARTING = 64
+    DENIED_BEFORE = 65  # retransmission of a SYN whose denial is recorded already
     # records (encrypted flows)
     RECORD_INVALID = 80
     RECORD_REPLAYED = 81

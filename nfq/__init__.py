@@ -1,0 +1,1 @@
+"""The packet path: queues, packet headers, handshake, verdicts."""

@@ -1,0 +1,128 @@
+"""The packet path's front door: one packet in, one verdict out; policy changes, flow ends and timers.
+
+Order of checks on every packet: header, known half-open flow, known live flow, then what its flags make of it.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from nfq import initiator, loopback, responder
+from nfq.core import ACCEPT, RELEASE, Core, Result, Verdict
+from nfq.flow import Flow, State
+from nfq.packet import RST, SYN, SYN_ACK, PacketError, Segment, as_reset, parse
+from nfq.recorder import Counts
+from sectool.events import Action, ConnState, DropReason, Phase, Point
+from sectool.policy import Engine
+
+_CARRIED = (State.AUTHORISED, State.PROVING)
+
+
+def handle(core: Core, data: bytes, outbound: bool, local: bool, now_us: int) -> Result:
+    """Judge one IP packet. `local`: it leaves through the loopback device."""
+    try:
+        seg = parse(data, outbound)
+        if local:
+            return loopback.segment(core, seg, now_us)
+        kind = seg.flags & SYN_ACK
+        if kind == SYN:
+            if seg.flags & RST:
+                return core.drop(DropReason.PACKET_MALFORMED)
+            return (initiator.out_syn if outbound else responder.in_syn)(core, seg, now_us)
+        if kind == SYN_ACK:
+            return (responder.out_synack if outbound else initiator.in_synack)(core, seg, now_us)
+        return _segment(core, seg, now_us)
+    except PacketError:
+        return core.drop(DropReason.PACKET_MALFORMED)
+
+
+def _segment(core: Core, seg: Segment, now_us: int) -> Result:
+    flow = core.pending(seg.key)
+    if flow is not None:
+        if flow.point is Point.INITIATOR:
+            if seg.outbound:
+                return initiator.out_segment(core, seg, flow)
+            return initiator.in_segment(core, seg, flow, now_us)
+        if seg.outbound:
+            return responder.out_segment(core, seg)
+        return responder.in_segment(core, seg, flow, now_us)
+    flow = core.live.get(seg.key)
+    if flow is None:
+        return core.drop(DropReason.UNKNOWN_FLOW)
+    if flow.state is State.CUT:
+        return ACCEPT if seg.flags & RST else Result(Verdict.ACCEPT, as_reset(seg))
+    return RELEASE  # the kernel has lost the mark, or had not yet set it
+
+
+def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us: int) -> int:
+    """Switch to another policy revision at once and cut every live flow it denies. Returns how many were cut."""
+    core.engine, core.revision = engine, revision
+    core.recorder.policy_hash = policy_hash
+    core.denials.clear()
+    for flow in core.half_open:
+        # Nothing has passed yet. Where a decision was made already, the next transmission makes a new one.
+        if flow.request is not None and not core.permitted(core.decide(flow, now_us)):
+            core.half_open.remove(flow)
+            core.recorder.denied(flow, DropReason.POLICY_CHANGED, now_us)
+    core.expiring.clear()
+    cut = 0
+    for flow in core.live:
+        if flow.state in _CARRIED and flow.request is not None:
+            if core.permitted(core.decide(flow, now_us)):
+                core.settle(flow, now_us)
+            else:
+                _cut(core, flow, now_us)
+                cut += 1
+    return cut
+
+
+def _cut(core: Core, flow: Flow, now_us: int) -> None:
+    flow.state = State.CUT
+    flow.forget_handshake()
+    flow.reason = DropReason.POLICY_CHANGED
+    flow.conn_state = ConnState.RSTO
+    counts = core.ports.cut(flow)
+    core.recorder.count(DropReason.POLICY_CHANGED)
+    core.recorder.flow(flow, Phase.END, Action.DENY, now_us, counts=counts)
+    core.ports.unjournal(flow)
+
+
+def expired_rules(core: Core, now_us: int) -> int:
+    """Re-judge live flows whose decision was valid only until now (`until`, ages). Returns how many were cut."""
+    cut = 0
+    while core.expiring and core.expiring[0][0] <= now_us:
+        _, _, flow = heapq.heappop(core.expiring)
+        if core.live.get(flow.key) is not flow or flow.state not in _CARRIED or flow.request is None:
+            continue
+        if core.permitted(core.decide(flow, now_us)):
+            core.settle(flow, now_us)
+        else:
+            _cut(core, flow, now_us)
+            cut += 1
+    return cut
+
+
+def ended(core: Core, key: bytes, counts: Counts, conn_state: ConnState, now_us: int) -> None:
+    """The kernel says that a connection is over."""
+    flow = core.live.get(key)
+    if flow is None:
+        return
+    if flow.state is State.CUT:
+        core.live.remove(flow)
+        return
+    flow.conn_state = conn_state
+    core.finish(flow, counts, now_us)
+
+
+def tick(core: Core, now_us: int) -> None:
+    """Once a second: give up half-open flows, flush coalesced denials, re-judge what has an end date."""
+    for flow in core.half_open.expired(now_us):
+        core.half_open.remove(flow)
+        if not flow.recorded:
+            if flow.point is Point.RESPONDER:
+                flow.conn_state = ConnState.SH
+                core.recorder.denied(flow, DropReason.PROOF_MISSING, now_us, Action.ERROR)
+            else:
+                core.recorder.denied(flow, DropReason.HANDSHAKE_TIMEOUT, now_us, Action.ERROR)
+    core.recorder.tick(now_us)
+    expired_rules(core, now_us)

@@ -1,0 +1,220 @@
+"""One TCP connection as the enforcer sees it, and the table of them.
+
+    initiator:  SYN out ─► SYN_SENT ─► SYN-ACK proven, egress allowed ─► PROVING ─► peer's first packet ─► AUTHORISED
+    responder:  SYN in, ingress allowed ─► SYN_RECEIVED ─► proof ─► AUTHORISED
+    both:       denied ─► DENIED (a memory of the denial: retransmissions are dropped without a new event)
+                AUTHORISED ─► later policy denies ─► CUT (every further packet becomes a RST)
+    no peer enforcer, loopback:  allowed ─► AUTHORISED at the SYN
+
+AUTHORISED means released: the kernel carries the packets by connmark and the table only remembers, for policy
+changes and for the END record.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from nfq.handshake import Greeting, Hello
+from nfq.noise import KeyPair, TransportKeys
+from sectool.events import Auth, AuthResult, ConnState, Decider, DropReason, Point
+from sectool.identity.verify import PeerIdentity
+from sectool.policy import Decision, Request
+
+
+class State(IntEnum):
+    """See the diagram at the top of this module."""
+
+    SYN_SENT = 1
+    PROVING = 2
+    SYN_RECEIVED = 3
+    AUTHORISED = 4
+    DENIED = 5
+    CUT = 6
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWorkload:
+    """A workload of this host with what the packet path needs to speak for it."""
+
+    id: int
+    name: str
+    static: KeyPair
+    blob: bytes
+    identity: PeerIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process the kernel names for a local socket, as recorded in events."""
+
+    pid: int
+    uid: int
+    cgroup: int
+
+
+NOBODY = Owner(0, 0xFFFFFFFF, 0)
+
+
+class Flow:
+    """Mutable state of one connection; a plain record, changed only by the packet path of its worker."""
+
+    __slots__ = (
+        "answer_wire",
+        "auth",
+        "auth_result",
+        "conn_state",
+        "deadline_us",
+        "decider",
+        "decision",
+        "event_id",
+        "greeting",
+        "hello",
+        "history",
+        "isn",
+        "journal_slot",
+        "key",
+        "keys",
+        "local",
+        "owner",
+        "peer",
+        "peer_isn",
+        "peer_local",
+        "peer_reason",
+        "peer_rule",
+        "point",
+        "proof",
+        "reason",
+        "recorded",
+        "request",
+        "revision",
+        "start_us",
+        "state",
+        "v6",
+    )
+
+    def __init__(self, key: bytes, v6: bool, point: Point, state: State, isn: int, now_us: int) -> None:
+        self.key = key
+        self.v6 = v6
+        self.point = point
+        self.state = state
+        self.isn = isn  # initiator's initial sequence number
+        self.start_us = now_us
+        self.deadline_us = 0
+        self.event_id = b""
+        self.local: LocalWorkload | None = None
+        self.peer_local: LocalWorkload | None = None  # loopback: the accepting workload
+        self.owner: Owner = NOBODY
+        self.peer: PeerIdentity | None = None
+        self.peer_isn = 0
+        self.request: Request | None = None
+        self.decision: Decision | None = None
+        self.revision = 0
+        self.hello: Hello | None = None
+        self.greeting: Greeting | None = None
+        self.answer_wire = b""  # message 2, kept for retransmitted SYN-ACKs
+        self.keys: TransportKeys | None = None
+        self.proof = b""
+        self.auth = Auth.NONE
+        self.auth_result = AuthResult.NONE
+        self.conn_state = ConnState.NONE
+        self.decider = Decider.LOCAL
+        self.reason = DropReason.NONE
+        self.peer_reason = DropReason.NONE
+        self.peer_rule = 0
+        self.history = b""
+        self.recorded = False
+        self.journal_slot = -1
+
+    def forget_handshake(self) -> None:
+        """Drop what only the handshake needed: keys must not outlive their use."""
+        self.hello = None
+        self.greeting = None
+        self.keys = None
+        self.proof = b""
+        self.answer_wire = b""
+
+    @property
+    def address_size(self) -> int:
+        """Bytes of one address in `key`."""
+        return 16 if self.v6 else 4
+
+    @property
+    def local_address(self) -> bytes:
+        """4 or 16 bytes."""
+        return self.key[: self.address_size]
+
+    @property
+    def remote_address(self) -> bytes:
+        """4 or 16 bytes."""
+        return self.key[self.address_size : 2 * self.address_size]
+
+    @property
+    def local_port(self) -> int:
+        """TCP port on this host."""
+        return int.from_bytes(self.key[-4:-2], "big")
+
+    @property
+    def remote_port(self) -> int:
+        """TCP port on the other host."""
+        return int.from_bytes(self.key[-2:], "big")
+
+
+def reverse_key(key: bytes) -> bytes:
+    """The key under which the other end of a loopback flow is seen."""
+    n = (len(key) - 4) // 2
+    return key[n : 2 * n] + key[:n] + key[-2:] + key[-4:-2]
+
+
+class FlowTable:
+    """Flows by key, bounded; half-open and denied ones expire, oldest deadline first.
+
+    All timeouts handed in are one of a few constants, so one FIFO per constant keeps deadlines in order.
+    """
+
+    def __init__(self, limit: int = 262_144) -> None:
+        self._flows: dict[bytes, Flow] = {}
+        self._expiry: dict[int, deque[tuple[int, Flow]]] = {}
+        self.limit = limit
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(list(self._flows.values()))
+
+    def get(self, key: bytes) -> Flow | None:
+        """The flow of that key."""
+        return self._flows.get(key)
+
+    @property
+    def full(self) -> bool:
+        """No room for another flow."""
+        return len(self._flows) >= self.limit
+
+    def add(self, flow: Flow) -> None:
+        """Insert or replace."""
+        self._flows[flow.key] = flow
+
+    def remove(self, flow: Flow) -> None:
+        """Forget, unless another flow has taken the key."""
+        if self._flows.get(flow.key) is flow:
+            del self._flows[flow.key]
+
+    def expire_after(self, flow: Flow, now_us: int, timeout_us: int) -> None:
+        """(Re)arm the flow's deadline."""
+        flow.deadline_us = now_us + timeout_us
+        self._expiry.setdefault(timeout_us, deque()).append((flow.deadline_us, flow))
+
+    def expired(self, now_us: int) -> list[Flow]:
+        """Flows whose deadline has passed, taken off the clock but not out of the table."""
+        out: list[Flow] = []
+        for queue in self._expiry.values():
+            while queue and queue[0][0] <= now_us:
+                deadline, flow = queue.popleft()
+                if flow.deadline_us == deadline and self._flows.get(flow.key) is flow:
+                    flow.deadline_us = 0
+                    out.append(flow)
+        return out

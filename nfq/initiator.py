@@ -1,0 +1,240 @@
+"""The connecting side: SYN out, SYN-ACK in, proof out, release."""
+
+from __future__ import annotations
+
+from nfq.core import (
+    ACCEPT,
+    DROP,
+    RELEASE,
+    SYN_SENT_TIMEOUT_US,
+    Core,
+    Result,
+    Verdict,
+    address,
+    party,
+    request,
+)
+from nfq.flow import Flow, State
+from nfq.handshake import Decision, HandshakeError, Hello, Refusal, proof_option, seal_refusal
+from nfq.packet import (
+    HANDSHAKE_OPTION,
+    RST,
+    Segment,
+    as_reset,
+    has_handshake,
+    rebuild,
+    reply_reset,
+    syn_options,
+    with_option,
+    without_ours,
+)
+from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
+from sectool.policy import Party
+
+
+def out_syn(core: Core, seg: Segment, now_us: int) -> Result:
+    """A local program connects."""
+    flow = core.half_open.get(seg.key)
+    if flow is not None and flow.point is Point.INITIATOR and flow.isn == seg.seq and flow.hello is not None:
+        return _with_hello(seg, flow)
+    live = core.live.get(seg.key)
+    if live is not None and live.auth is Auth.NONE and live.isn == seg.seq and live.state is State.AUTHORISED:
+        return RELEASE  # retransmitted towards a peer without an enforcer
+    if core.denials.knows(seg.key, seg.seq, now_us):
+        return core.drop(DropReason.DENIED_BEFORE)
+    found = core.ports.attribute(seg, listener=False)
+    flow = Flow(seg.key, seg.v6, Point.INITIATOR, State.SYN_SENT, seg.seq, now_us)
+    if found is None:
+        return deny_syn(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
+    local = core.credentials.get(found.key, now_us)
+    if local is None:
+        return Result(Verdict.HOLD, hold=found.key)
+    flow.owner = found.owner
+    if isinstance(local, str):
+        return deny_syn(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
+    flow.local = local
+    if not core.enforced(seg.destination):
+        return _outside(core, seg, flow, now_us)
+    if core.half_open.full:
+        return core.drop(DropReason.TABLE_FULL)
+    flow.hello = Hello(local.static, local.blob, now_us)
+    core.half_open.add(flow)
+    core.half_open.expire_after(flow, now_us, SYN_SENT_TIMEOUT_US)
+    return _with_hello(seg, flow)
+
+
+def _with_hello(seg: Segment, flow: Flow) -> Result:
+    assert flow.hello is not None
+    options = syn_options(seg.options, lower_mss=True, add=HANDSHAKE_OPTION)
+    return Result(Verdict.ACCEPT, rebuild(seg, options, flow.hello.payload))
+
+
+def _outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
+    """Towards a network that is not enforced: only network rules can allow it, and no identity leaves."""
+    flow.request = request(
+        party(flow.local, flow.local_address),
+        Party(None, None, address(flow.remote_address)),
+        flow.remote_port,
+    )
+    decision = core.decide(flow, now_us)
+    if not core.permitted(decision):
+        return deny_syn(core, seg, flow, decision.reason, now_us)
+    if core.live.full:
+        return core.drop(DropReason.TABLE_FULL)
+    core.recorder.allowed(flow, now_us)
+    core.release(flow, now_us)
+    return RELEASE
+
+
+def deny_syn(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:
+    """A local SYN is denied before it leaves."""
+    flow.state = State.DENIED
+    flow.revision = core.revision
+    if core.config.reject:
+        flow.conn_state = ConnState.REJ
+        core.ports.reset_local(seg)
+    core.recorder.denied(flow, reason, now_us)
+    core.denials.add(seg.key, seg.seq, now_us)
+    return DROP
+
+
+def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
+    """The peer answers."""
+    flow = core.pending(seg.key)
+    if flow is None or flow.point is not Point.INITIATOR:
+        live = core.live.get(seg.key)
+        if live is not None and live.state is State.AUTHORISED and live.auth is Auth.NONE:
+            return RELEASE
+        return core.drop(DropReason.UNKNOWN_FLOW)
+    if seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
+        return core.drop(DropReason.HANDSHAKE_FORGED)
+    if (
+        flow.state is State.PROVING
+    ):  # retransmitted: our ACK was lost, the stack will send (and we prove) again
+        if seg.payload != flow.answer_wire:
+            return core.drop(DropReason.HANDSHAKE_FORGED)
+        return _stripped(seg)
+    if not has_handshake(seg):
+        return _deny_answer(core, seg, flow, DropReason.NO_IDENTITY, now_us)
+    assert flow.hello is not None
+    try:
+        answer = flow.hello.read(seg.payload, core.verifier, now_us)
+    except HandshakeError as e:
+        return _bad_answer(core, seg, flow, e.reason, now_us)
+    flow.auth, flow.auth_result, flow.peer = Auth.NOISE_IX, AuthResult.PROVEN, answer.peer
+    if answer.decision is not Decision.PLAIN:
+        return _deny_answer(core, seg, flow, DropReason.HANDSHAKE_MALFORMED, now_us)
+    flow.request = request(
+        party(flow.local, flow.local_address),
+        Party(answer.peer.labels, answer.peer.spiffe_id, address(flow.remote_address)),
+        flow.remote_port,
+    )
+    decision = core.decide(flow, now_us)
+    flow.peer_rule = answer.rule
+    if core.live.full:
+        return core.drop(DropReason.TABLE_FULL)
+    if not core.permitted(decision):
+        refusal = Refusal(decision.reason, core.revision, decision.rule.id if decision.rule else 0)
+        core.ports.inject(
+            reply_reset(seg, options=HANDSHAKE_OPTION, payload=seal_refusal(answer.keys, refusal))
+        )
+        return _deny_answer(core, seg, flow, decision.reason, now_us)
+    flow.keys = answer.keys
+    flow.proof = proof_option(answer.keys)
+    flow.answer_wire = seg.payload
+    flow.peer_isn = seg.seq
+    flow.state = State.PROVING
+    flow.event_id = b""  # a refusal of an earlier transmission, if any, was an event of its own
+    core.recorder.allowed(flow, now_us)
+    core.settle(flow, now_us)
+    return _stripped(seg)
+
+
+def _stripped(seg: Segment) -> Result:
+    return Result(Verdict.ACCEPT, rebuild(seg, syn_options(seg.options, lower_mss=False), b""))
+
+
+def _bad_answer(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:
+    """An answer that does not authenticate may be an attacker's: the true one may still come.
+
+    A credential that is refused inside an answer that does authenticate is the peer's own: that is final.
+    """
+    if reason in (
+        DropReason.HANDSHAKE_FORGED,
+        DropReason.HANDSHAKE_MALFORMED,
+        DropReason.VERSION_UNSUPPORTED,
+    ):
+        if not flow.recorded:
+            flow.auth, flow.auth_result = Auth.NOISE_IX, AuthResult.FAILED
+            core.recorder.denied(flow, reason, now_us, Action.ERROR)
+            return DROP
+        return core.drop(reason)
+    flow.auth, flow.auth_result = Auth.NOISE_IX, AuthResult.FAILED
+    return _deny_answer(core, seg, flow, reason, now_us)
+
+
+def _deny_answer(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:
+    flow.state = State.DENIED
+    flow.revision = core.revision
+    flow.conn_state = ConnState.REJ
+    core.recorder.denied(flow, reason, now_us)
+    core.half_open.remove(flow)
+    core.denials.add(seg.key, flow.isn, now_us)
+    # The SYN-ACK itself becomes the RST that the local program is told with.
+    return Result(Verdict.ACCEPT, as_reset(seg)) if core.config.reject else DROP
+
+
+def in_reset(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
+    """A RST answers our SYN: the other enforcer's refusal if it says so and proves it."""
+    if seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
+        return core.drop(DropReason.HANDSHAKE_FORGED)
+    if not has_handshake(seg):
+        # The peer, or a router, refuses without an enforcer. It gives no access, so the program may know.
+        flow.conn_state = ConnState.REJ
+        if not flow.recorded:
+            core.recorder.denied(flow, DropReason.NO_IDENTITY, now_us, Action.ERROR)
+        core.half_open.remove(flow)
+        return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b""))
+    assert flow.hello is not None
+    try:
+        answer = flow.hello.read(seg.payload, core.verifier, now_us)
+    except HandshakeError as e:
+        return core.drop(e.reason)
+    if answer.decision is not Decision.REFUSE:
+        return core.drop(DropReason.HANDSHAKE_MALFORMED)
+    if not flow.recorded:
+        flow.auth, flow.auth_result, flow.peer = Auth.NOISE_IX, AuthResult.PROVEN, answer.peer
+        flow.decider, flow.peer_reason, flow.peer_rule = Decider.PEER, answer.reason, answer.rule
+        flow.conn_state = ConnState.REJ
+        flow.revision = core.revision
+        core.recorder.denied(flow, DropReason.PEER_DENIED, now_us)
+    if not core.config.reject:
+        return DROP  # the SYN will be retransmitted, and may be let in by then
+    core.half_open.remove(flow)
+    return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b""))
+
+
+def out_segment(core: Core, seg: Segment, flow: Flow) -> Result:
+    """Anything but a SYN of a connection that is not released yet."""
+    if flow.state is not State.PROVING:
+        # The stack answers something odd with a RST; nothing else can leave before the peer is known.
+        return ACCEPT if seg.flags & RST and not seg.payload else core.drop(DropReason.PROOF_MISSING)
+    options = with_option(seg.options, flow.proof)
+    if options is None:
+        return core.drop(DropReason.PACKET_MALFORMED)
+    return Result(Verdict.ACCEPT, rebuild(seg, options, seg.payload))
+
+
+def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
+    """The responder's first packet after the handshake says that it has seen the proof."""
+    if seg.flags & RST and flow.state is State.SYN_SENT:
+        return in_reset(core, seg, flow, now_us)
+    if flow.state is State.SYN_SENT:
+        # A bare ACK makes the stack reset an old connection of the peer's (RFC 9293 3.5.1); data never passes.
+        return core.drop(DropReason.PROOF_MISSING) if seg.payload else ACCEPT
+    behind = (seg.seq - flow.peer_isn - 1) & 0xFFFFFFFF
+    acked = (seg.ack - flow.isn - 1) & 0xFFFFFFFF
+    if behind >= 1 << 30 or acked >= 1 << 30:
+        return core.drop(DropReason.HANDSHAKE_FORGED)
+    core.release(flow, now_us)
+    return RELEASE

@@ -1,0 +1,70 @@
+"""Connections within the host. Both sockets belong to this kernel, which attests them: no handshake is needed.
+
+Judged once, where the packet leaves (the input chain lets the loopback device pass). Both workloads' SVIDs are
+the ones the network would see, so the same rules apply; docs/decisions/0002 says why no Noise runs here.
+"""
+
+from __future__ import annotations
+
+from nfq.core import ACCEPT, DROP, RELEASE, Core, Result, Verdict, party, request
+from nfq.flow import Flow, State, reverse_key
+from nfq.packet import RST, SYN, SYN_ACK, Segment, as_reset
+from sectool.events import Auth, AuthResult, ConnState, DropReason, Point
+
+
+def segment(core: Core, seg: Segment, now_us: int) -> Result:
+    """Any queued TCP segment that leaves through the loopback device."""
+    if seg.flags & SYN_ACK == SYN:
+        return _syn(core, seg, now_us)
+    flow = core.live.get(seg.key) or core.live.get(reverse_key(seg.key))
+    if flow is None:
+        # The kernel's own answer to a closed port; carries nothing.
+        return ACCEPT if seg.flags & RST and not seg.payload else core.drop(DropReason.UNKNOWN_FLOW)
+    if flow.state is State.CUT:
+        return Result(Verdict.ACCEPT, as_reset(seg))
+    return RELEASE
+
+
+def _syn(core: Core, seg: Segment, now_us: int) -> Result:
+    if core.denials.knows(seg.key, seg.seq, now_us):
+        return core.drop(DropReason.DENIED_BEFORE)
+    source = core.ports.attribute(seg, listener=False)
+    target = core.ports.attribute(seg, listener=True)
+    if target is None:
+        return ACCEPT  # nothing listens: the kernel refuses by itself
+    flow = Flow(seg.key, seg.v6, Point.LOCAL, State.AUTHORISED, seg.seq, now_us)
+    flow.auth = Auth.KERNEL
+    if source is None:
+        return _deny(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
+    local = core.credentials.get(source.key, now_us)
+    if local is None:
+        return Result(Verdict.HOLD, hold=source.key)
+    peer = core.credentials.get(target.key, now_us)
+    if peer is None:
+        return Result(Verdict.HOLD, hold=target.key)
+    flow.owner = source.owner
+    if isinstance(local, str) or isinstance(peer, str):
+        return _deny(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
+    flow.local, flow.peer_local, flow.auth_result = local, peer, AuthResult.PROVEN
+    flow.request = request(
+        party(local, flow.local_address), party(peer, flow.remote_address), flow.remote_port
+    )
+    decision = core.decide(flow, now_us)
+    if not core.permitted(decision):
+        return _deny(core, seg, flow, decision.reason, now_us)
+    if core.live.full:
+        return core.drop(DropReason.TABLE_FULL)
+    core.recorder.allowed(flow, now_us)
+    core.release(flow, now_us)
+    return RELEASE
+
+
+def _deny(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:
+    flow.state = State.DENIED
+    flow.revision = core.revision
+    if core.config.reject:
+        flow.conn_state = ConnState.REJ
+        core.ports.reset_local(seg)
+    core.recorder.denied(flow, reason, now_us)
+    core.denials.add(seg.key, seg.seq, now_us)
+    return DROP

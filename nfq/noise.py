@@ -1,0 +1,154 @@
+"""Noise_IX_25519_AESGCM_SHA256 (Noise Protocol Framework, revision 34), written out for this one pattern.
+
+    -> e, s
+    <- e, ee, se, s, es
+
+One class a side; each message is one call, so there is no state in which a caller can use it wrongly. A call
+that fails leaves nothing behind that later calls use: all results are computed on locals and returned.
+Handshake payloads of message 1 travel in clear (IX has no key yet); message 2 is bound to all of message 1.
+"""
+
+from __future__ import annotations
+
+import hmac
+from hashlib import sha256
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+PROTOCOL = b"Noise_IX_25519_AESGCM_SHA256"
+DHLEN = 32
+TAGLEN = 16
+MESSAGE_1_OVERHEAD = 2 * DHLEN
+MESSAGE_2_OVERHEAD = DHLEN + DHLEN + TAGLEN + TAGLEN
+
+_H0 = PROTOCOL.ljust(32, b"\0")  # the name is shorter than HASHLEN: padded, not hashed
+_NONCE = bytes(12)  # counter 0: in this pattern every handshake key seals once
+
+_digest = hmac.digest
+_from_public = X25519PublicKey.from_public_bytes
+
+
+class NoiseError(ValueError):
+    """A message that is too short, holds an unusable public key, or does not authenticate."""
+
+
+class TransportKeys(NamedTuple):
+    """Result of Split(): 32-byte AES-256 keys, by direction, and the handshake hash."""
+
+    initiator_to_responder: bytes
+    responder_to_initiator: bytes
+    handshake_hash: bytes
+
+
+class KeyPair(NamedTuple):
+    """An X25519 key with its 32-byte public value, computed once."""
+
+    private: X25519PrivateKey
+    public: bytes
+
+    @classmethod
+    def generate(cls) -> KeyPair:
+        """A fresh key (about 45 µs)."""
+        private = X25519PrivateKey.generate()
+        return cls(private, private.public_key().public_bytes_raw())
+
+    @classmethod
+    def of(cls, raw: bytes) -> KeyPair:
+        """The pair of a raw 32-byte private key."""
+        private = X25519PrivateKey.from_private_bytes(raw)
+        return cls(private, private.public_key().public_bytes_raw())
+
+
+def _dh(private: X25519PrivateKey, public: bytes) -> bytes:
+    try:
+        return private.exchange(_from_public(public))
+    except ValueError as e:  # all-zero result: a low-order point
+        raise NoiseError("unusable public key") from e
+
+
+def _mix_key(ck: bytes, ikm: bytes) -> tuple[bytes, bytes]:
+    """HKDF with two outputs: new chaining key, cipher key (section 4.3)."""
+    temp = _digest(ck, ikm, "sha256")
+    out1 = _digest(temp, b"\x01", "sha256")
+    return out1, _digest(temp, out1 + b"\x02", "sha256")
+
+
+def _split(ck: bytes, h: bytes) -> TransportKeys:
+    a, b = _mix_key(ck, b"")
+    return TransportKeys(a, b, h)
+
+
+class Initiator:
+    """The connecting side: send `message`, then `read` each candidate answer until one authenticates.
+
+    `ephemeral` is for test vectors only. Messages are one packet's payload, far below Noise's 65,535 bytes.
+    """
+
+    __slots__ = ("_e", "_h", "_s", "message")
+
+    def __init__(
+        self, static: KeyPair, prologue: bytes, payload: bytes, ephemeral: KeyPair | None = None
+    ) -> None:
+        e = ephemeral or KeyPair.generate()
+        h = sha256(_H0 + prologue).digest()
+        h = sha256(h + e.public).digest()
+        h = sha256(h + static.public).digest()
+        self._h = sha256(h + payload).digest()
+        self._e = e
+        self._s = static
+        self.message = e.public + static.public + payload
+
+    def read(self, message: bytes) -> tuple[bytes, bytes, TransportKeys]:
+        """Message 2 → (responder's static public key, its payload, keys). Raises NoiseError; may be tried again."""
+        if len(message) < MESSAGE_2_OVERHEAD:
+            raise NoiseError("message 2 is too short")
+        re, enc_s, enc_payload = message[:32], message[32:80], message[80:]
+        h = sha256(self._h + re).digest()
+        ck, _ = _mix_key(_H0, _dh(self._e.private, re))
+        ck, k = _mix_key(ck, _dh(self._s.private, re))
+        try:
+            rs = AESGCM(k).decrypt(_NONCE, enc_s, h)
+            h = sha256(h + enc_s).digest()
+            ck, k = _mix_key(ck, _dh(self._e.private, rs))
+            payload = AESGCM(k).decrypt(_NONCE, enc_payload, h)
+        except InvalidTag as e:
+            raise NoiseError("message 2 does not authenticate") from e
+        return rs, payload, _split(ck, sha256(h + enc_payload).digest())
+
+
+class Responder:
+    """The accepting side. Reading message 1 costs no public-key work; `write` answers it.
+
+    `ephemeral` is for test vectors only: the same one with another payload would reuse a nonce.
+    """
+
+    __slots__ = ("_h", "payload", "remote_ephemeral", "remote_static")
+
+    def __init__(self, prologue: bytes, message: bytes) -> None:
+        if len(message) < MESSAGE_1_OVERHEAD:
+            raise NoiseError("message 1 is too short")
+        self.remote_ephemeral = message[:32]
+        self.remote_static = message[32:64]
+        self.payload = message[64:]
+        h = sha256(_H0 + prologue).digest()
+        h = sha256(h + self.remote_ephemeral).digest()
+        h = sha256(h + self.remote_static).digest()
+        self._h = sha256(h + self.payload).digest()
+
+    def write(
+        self, static: KeyPair, payload: bytes, ephemeral: KeyPair | None = None
+    ) -> tuple[bytes, TransportKeys]:
+        """Message 2 with `payload`, and the keys. Raises NoiseError when the initiator's keys are unusable."""
+        e = ephemeral or KeyPair.generate()
+        h = sha256(self._h + e.public).digest()
+        ck, _ = _mix_key(_H0, _dh(e.private, self.remote_ephemeral))
+        ck, k = _mix_key(ck, _dh(e.private, self.remote_static))
+        enc_s = AESGCM(k).encrypt(_NONCE, static.public, h)
+        h = sha256(h + enc_s).digest()
+        ck, k = _mix_key(ck, _dh(static.private, self.remote_ephemeral))
+        enc_payload = AESGCM(k).encrypt(_NONCE, payload, h)
+        h = sha256(h + enc_payload).digest()
+        return e.public + enc_s + enc_payload, _split(ck, h)

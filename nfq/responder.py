@@ -1,0 +1,236 @@
+"""The accepting side: SYN in, SYN-ACK out, proof in, release. Cheap checks first, state last."""
+
+from __future__ import annotations
+
+from nfq.core import (
+    DROP,
+    RELEASE,
+    SYN_RECEIVED_TIMEOUT_US,
+    Core,
+    Result,
+    Verdict,
+    address,
+    party,
+    request,
+)
+from nfq.flow import Flow, LocalWorkload, State
+from nfq.handshake import Decision, Greeting, HandshakeError, check_proof, open_refusal
+from nfq.packet import (
+    HANDSHAKE_OPTION,
+    RST,
+    Segment,
+    has_handshake,
+    rebuild,
+    record_option,
+    reply_reset,
+    syn_options,
+    without_ours,
+)
+from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
+from sectool.policy import Party
+
+
+def in_syn(core: Core, seg: Segment, now_us: int) -> Result:
+    """Somebody connects to this host."""
+    flow = core.half_open.get(seg.key)
+    ours = has_handshake(seg)
+    if flow is not None and flow.point is Point.RESPONDER and flow.isn == seg.seq:
+        if flow.greeting is not None and ours and flow.greeting.ephemeral == seg.payload[12:44]:
+            return _stripped(seg)  # retransmitted
+        return core.drop(DropReason.SYN_REPLAYED)
+    if flow is not None and flow.point is Point.INITIATOR:
+        return core.drop(DropReason.UNKNOWN_FLOW)  # simultaneous open has no initiator to prove
+    if core.denials.knows(seg.key, seg.seq, now_us):
+        return core.drop(DropReason.DENIED_BEFORE)
+    if ours:
+        return _greeted(core, seg, now_us)
+    live = core.live.get(seg.key)
+    if live is not None and live.auth is Auth.NONE and live.isn == seg.seq and live.state is State.AUTHORISED:
+        return RELEASE
+    flow = Flow(seg.key, seg.v6, Point.RESPONDER, State.SYN_RECEIVED, seg.seq, now_us)
+    if core.enforced(seg.source):
+        return _deny(core, seg, flow, DropReason.NO_IDENTITY, now_us)
+    return _from_outside(core, seg, flow, now_us)
+
+
+def _stripped(seg: Segment) -> Result:
+    return Result(Verdict.ACCEPT, rebuild(seg, syn_options(seg.options, lower_mss=False), b""))
+
+
+def _greeted(core: Core, seg: Segment, now_us: int) -> Result:
+    """A SYN that presents a credential."""
+    flow = Flow(seg.key, seg.v6, Point.RESPONDER, State.SYN_RECEIVED, seg.seq, now_us)
+    flow.auth, flow.auth_result = Auth.NOISE_IX, AuthResult.FAILED
+    if not core.syn_limit.take(seg.source, now_us):
+        return _deny(core, seg, flow, DropReason.RATE_LIMITED, now_us)
+    try:
+        greeting = Greeting(seg.payload, now_us)
+        if greeting.ephemeral in core.seen:
+            raise HandshakeError(DropReason.SYN_REPLAYED, "handshake seen before")
+        flow.peer = greeting.peer(core.verifier, now_us)
+    except HandshakeError as e:
+        return _deny(core, seg, flow, e.reason, now_us)
+    flow.auth_result = AuthResult.CLAIMED
+    found = core.ports.attribute(seg, listener=True)
+    if found is None:
+        core.seen.add(greeting.ephemeral, now_us)
+        return _deny(core, seg, flow, DropReason.NO_LISTENER, now_us)
+    local = core.credentials.get(found.key, now_us)
+    if local is None:
+        return Result(Verdict.HOLD, hold=found.key)
+    core.seen.add(greeting.ephemeral, now_us)
+    flow.owner = found.owner
+    if isinstance(local, str):
+        return _deny(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
+    flow.local = local
+    flow.request = request(
+        Party(flow.peer.labels, flow.peer.spiffe_id, address(flow.remote_address)),
+        party(local, flow.local_address),
+        flow.local_port,
+    )
+    decision = core.decide(flow, now_us)
+    if not core.permitted(decision):
+        _refuse(core, seg, flow, greeting, local, now_us)
+        return _deny(core, seg, flow, decision.reason, now_us)
+    if core.half_open.full:
+        return core.drop(DropReason.TABLE_FULL)
+    flow.greeting = greeting
+    core.half_open.add(flow)
+    core.half_open.expire_after(flow, now_us, SYN_RECEIVED_TIMEOUT_US)
+    return _stripped(seg)
+
+
+def _refuse(
+    core: Core, seg: Segment, flow: Flow, greeting: Greeting, local: LocalWorkload, now_us: int
+) -> None:
+    """Tell the initiator's enforcer, readable only to the credential's owner, who denies and by which rule.
+
+    Costs three exchanges, so it is limited in rate; without it the initiator records an unanswered SYN.
+    """
+    if not core.refusal_limit.take(seg.source, now_us):
+        return
+    assert flow.decision is not None
+    rule = flow.decision.rule
+    try:
+        payload, _ = greeting.answer(
+            local.static,
+            local.blob,
+            Decision.REFUSE,
+            reason=flow.decision.reason,
+            revision=core.revision,
+            rule=rule.id if rule is not None else 0,
+        )
+    except HandshakeError:
+        return
+    flow.conn_state = ConnState.REJ
+    core.ports.inject(reply_reset(seg, options=HANDSHAKE_OPTION, payload=payload))
+
+
+def _deny(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:
+    flow.state = State.DENIED
+    flow.revision = core.revision
+    if core.config.reject and flow.auth is Auth.NONE:
+        flow.conn_state = ConnState.REJ
+        core.ports.inject(reply_reset(seg))
+    core.recorder.denied(flow, reason, now_us)
+    core.denials.add(seg.key, seg.seq, now_us)
+    return DROP
+
+
+def _from_outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
+    """From a network that is not enforced: only network rules can allow it."""
+    found = core.ports.attribute(seg, listener=True)
+    if found is None:
+        return _deny(core, seg, flow, DropReason.NO_LISTENER, now_us)
+    local = core.credentials.get(found.key, now_us)
+    if local is None:
+        return Result(Verdict.HOLD, hold=found.key)
+    flow.owner = found.owner
+    if isinstance(local, str):
+        return _deny(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
+    flow.local = local
+    flow.request = request(
+        Party(None, None, address(flow.remote_address)), party(local, flow.local_address), flow.local_port
+    )
+    decision = core.decide(flow, now_us)
+    if not core.permitted(decision):
+        return _deny(core, seg, flow, decision.reason, now_us)
+    if core.live.full:
+        return core.drop(DropReason.TABLE_FULL)
+    core.recorder.allowed(flow, now_us)
+    core.release(flow, now_us)
+    return RELEASE
+
+
+def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
+    """Our stack answers a SYN that was let in."""
+    flow = core.half_open.get(seg.key)
+    if flow is None or flow.point is not Point.RESPONDER or flow.greeting is None:
+        live = core.live.get(seg.key)
+        if live is not None and live.state is State.AUTHORISED and live.auth is Auth.NONE:
+            return RELEASE
+        return core.drop(DropReason.UNKNOWN_FLOW)
+    if not flow.answer_wire:
+        assert flow.local is not None
+        assert flow.decision is not None
+        rule = flow.decision.rule
+        try:
+            flow.answer_wire, flow.keys = flow.greeting.answer(
+                flow.local.static,
+                flow.local.blob,
+                Decision.PLAIN,
+                revision=core.revision,
+                rule=rule.id if rule is not None else 0,
+            )
+        except HandshakeError as e:
+            core.recorder.denied(flow, e.reason, now_us, Action.ERROR)
+            core.half_open.remove(flow)
+            return DROP
+    options = syn_options(seg.options, lower_mss=True, add=HANDSHAKE_OPTION)
+    return Result(Verdict.ACCEPT, rebuild(seg, options, flow.answer_wire))
+
+
+def out_segment(core: Core, seg: Segment) -> Result:
+    """Before the proof only a RST leaves (the listener went away)."""
+    if seg.flags & RST and not seg.payload:
+        return Result(Verdict.ACCEPT)
+    return core.drop(DropReason.PROOF_MISSING)
+
+
+def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
+    """The initiator's proof, on its ACK or whatever segment arrives first. Nothing else reaches the program."""
+    if seg.flags & RST:
+        return _in_reset(core, seg, flow, now_us)
+    option = record_option(seg)
+    if flow.keys is None or option is None:
+        return core.drop(DropReason.PROOF_MISSING)
+    if not check_proof(flow.keys, option):
+        if not flow.recorded:
+            flow.auth_result = AuthResult.FAILED
+            core.recorder.denied(flow, DropReason.PROOF_INVALID, now_us, Action.ERROR)
+            return DROP
+        return core.drop(DropReason.PROOF_INVALID)
+    if core.live.full:
+        return core.drop(DropReason.TABLE_FULL)
+    flow.auth_result = AuthResult.PROVEN
+    flow.event_id = b""  # a forged proof seen before, if any, was an event of its own
+    assert flow.decision is not None
+    flow.reason = flow.decision.reason
+    core.recorder.allowed(flow, now_us)
+    core.release(flow, now_us)
+    return Result(Verdict.RELEASE, rebuild(seg, without_ours(seg.options), seg.payload))
+
+
+def _in_reset(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
+    """The initiator gives up, or its enforcer refuses. The stack checks the sequence number; no data passes."""
+    if has_handshake(seg) and flow.keys is not None:
+        try:
+            refusal = open_refusal(flow.keys, seg.payload)
+        except HandshakeError as e:
+            return core.drop(e.reason)
+        flow.auth_result = AuthResult.PROVEN
+        flow.decider, flow.peer_reason, flow.peer_rule = Decider.PEER, refusal.reason, refusal.rule
+        flow.conn_state = ConnState.REJ
+        core.recorder.denied(flow, DropReason.PEER_DENIED, now_us)
+        core.half_open.remove(flow)
+    return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b""))
