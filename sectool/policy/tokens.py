@@ -15,7 +15,6 @@ from sectool.policy.yamlpos import Scalar, bad_character, closest
 
 MAX_SENTENCE: Final = 4096  # characters
 RESERVED: Final = frozenset(
-    # fmt: off
     (
         "allow",
         "deny",
@@ -35,7 +34,6 @@ RESERVED: Final = frozenset(
         "in",
         "notin",
     )
-    # fmt: on
 )
 
 _TOKEN = re.compile(
