@@ -1,14 +1,14 @@
 """Hosts as network namespaces: each joined by a veth to a bridge that lives in a namespace of its own.
 
-Nothing is added to the namespace the lab is started from: no interface, no address, no rule, no sysctl. Every name
-follows from the lab's name alone, so that `destroy` works after a crash, with nothing but that name.
+Nothing is added to the namespace the lab is started from: no interface, no address, no rule, no sysctl. Every
+name follows from the lab's name alone, so that `destroy` works after a crash, with nothing but that name.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterable
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 from labs.topology import Host, Topology
@@ -56,7 +56,11 @@ def run(*argv: str, netns: Path | None = None) -> str:
 def _batch(netns: Path, commands: Iterable[str]) -> None:
     text = "\n".join(commands) + "\n"
     done = subprocess.run(
-        ["nsenter", f"--net={netns}", "ip", "-batch", "-"], input=text, capture_output=True, text=True, check=False
+        ["nsenter", f"--net={netns}", "ip", "-batch", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SectoolError(f"cannot configure {netns.name}: {done.stderr.strip()}")
@@ -66,7 +70,10 @@ def create(topology: Topology, lab: str) -> None:
     """Build all namespaces, links, addresses and routes. A namespace that exists already is an error."""
     run("ip", "netns", "add", namespace(lab, BRIDGE))
     middle = path(lab, BRIDGE)
-    _batch(middle, ["link set lo up", "link add br0 type bridge forward_delay 0 mcast_snooping 0", "link set br0 up"])
+    _batch(
+        middle,
+        ["link set lo up", "link add br0 type bridge forward_delay 0 mcast_snooping 0", "link set br0 up"],
+    )
     for host in topology.hosts:
         run("ip", "netns", "add", namespace(lab, host.name))
         _batch(
@@ -82,7 +89,7 @@ def create(topology: Topology, lab: str) -> None:
 
 
 def _configure(topology: Topology, lab: str, host: Host) -> None:
-    addresses = [*host.v4, *host.v6]
+    addresses: list[IPv4Interface | IPv6Interface] = [*host.v4, *host.v6]
     routes = [
         f"route replace {route} dev eth0"
         for route in topology.routes
@@ -92,7 +99,10 @@ def _configure(topology: Topology, lab: str, host: Host) -> None:
         path(lab, host.name),
         [
             "link set lo up",
-            *(f"addr add {address} dev eth0 {'nodad' if address.version == 6 else ''}" for address in addresses),
+            *(
+                f"addr add {address} dev eth0 {'nodad' if address.version == 6 else ''}"
+                for address in addresses
+            ),
             "link set eth0 up",
             *routes,
         ],
@@ -100,7 +110,9 @@ def _configure(topology: Topology, lab: str, host: Host) -> None:
     for setting in SYSCTLS:
         # Some exist only with their module loaded, or cannot be set here; none is needed for being correct.
         subprocess.run(
-            ["nsenter", f"--net={path(lab, host.name)}", "sysctl", "-qw", setting], capture_output=True, check=False
+            ["nsenter", f"--net={path(lab, host.name)}", "sysctl", "-qw", setting],
+            capture_output=True,
+            check=False,
         )
 
 
@@ -138,10 +150,10 @@ def destroy(lab: str) -> None:
 
 
 def tidy_mount() -> None:
-    """Undo what the very first `ip netns add` of a machine does: /run/netns, mounted on itself. Only when empty."""
+    """Undo what the first `ip netns add` of a machine does (/run/netns, mounted on itself), when empty."""
     if NETNS.is_dir() and not any(NETNS.iterdir()):
         subprocess.run(["umount", str(NETNS)], capture_output=True, check=False)
         try:
-            os.rmdir(NETNS)
+            NETNS.rmdir()
         except OSError:
             return

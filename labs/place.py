@@ -1,4 +1,4 @@
-"""Where a process of the lab runs: network namespace, cgroup v2 and user; and how all of them are found and ended."""
+"""Where a process of the lab runs (network namespace, cgroup v2, user), and how all of them are ended."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 from labs import netns
 from sectool.errors import SectoolError
 
-MARK = "SECTOOL_LAB"  # environment variable of everything the lab starts: descendants keep it wherever they move
+MARK = (
+    "SECTOOL_LAB"  # environment variable of everything the lab starts: descendants keep it wherever they move
+)
 
 
 @cache
 def cgroup_mount() -> Path:
-    """Where cgroup v2 is mounted: /sys/fs/cgroup on current systems, /sys/fs/cgroup/unified on hybrid ones."""
+    """Where cgroup v2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified on hybrid systems."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, where, kind, *_ = line.split()
         if kind == "cgroup2":
@@ -41,17 +43,21 @@ class Place:
     own_ipc: bool = False  # System V shared memory of its own, gone with the last process
 
     def argv(self, command: list[str]) -> list[str]:
-        """The command line that runs `command` there. The shell moves itself into the cgroup, then becomes the command."""
+        """The command line that runs `command` there: a shell joins the cgroup, then becomes the command."""
         folder = cgroup_of(self.lab, self.host, self.group)
         folder.mkdir(parents=True, exist_ok=True)
-        user = [] if self.user == "root" else ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups"]
+        user = (
+            []
+            if self.user == "root"
+            else ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups"]
+        )
         ipc = ["unshare", "--ipc"] if self.own_ipc else []
         join = 'echo $$ >"$0"/cgroup.procs && exec "$@"'
         inside = ["nsenter", f"--net={netns.path(self.lab, self.host)}", *ipc, *user]
         return ["sh", "-c", join, str(folder), *inside, *command]
 
     def environment(self, **more: str) -> dict[str, str]:
-        """A small environment of the lab's own: nothing of the caller's leaks into its hosts, but the locale and path."""
+        """A small environment of the lab's own; of the caller's, only path and terminal come along."""
         kept = {name: os.environ[name] for name in ("PATH", "TERM", "NO_COLOR") if name in os.environ}
         return {**kept, "LC_ALL": "C.UTF-8", "HOME": "/", MARK: self.lab, **more}
 
@@ -63,7 +69,7 @@ def _groups(lab: str) -> list[Path]:
 
 
 def processes(lab: str) -> set[int]:
-    """Every process of the lab: in its cgroups, in its namespaces, or carrying its mark. Never this very process."""
+    """Every process of the lab: in its cgroups, in its namespaces, or carrying its mark. Never this one."""
     found = netns.processes(netns.inodes(lab))
     for group in _groups(lab):
         try:
@@ -110,7 +116,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def remove_cgroups(lab: str) -> None:
-    """Remove the lab's cgroup folders, and the one of all labs when this was the last. Processes must be gone."""
+    """Remove the lab's cgroup folders, and that of all labs when it was the last. Processes must be gone."""
     end = time.monotonic() + 5.0
     while groups := _groups(lab):
         for group in groups:

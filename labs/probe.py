@@ -18,7 +18,20 @@ DEADLINE = 5.0
 
 def _prepare() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    rule = ["-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "--dport", str(PORT), "-j", "NFQUEUE", "--queue-num", str(QUEUE)]
+    rule = [
+        "-t",
+        "mangle",
+        "-A",
+        "OUTPUT",
+        "-p",
+        "tcp",
+        "--dport",
+        str(PORT),
+        "-j",
+        "NFQUEUE",
+        "--queue-num",
+        str(QUEUE),
+    ]
     subprocess.run(["iptables", "-w", "5", *rule], check=True)
 
 
@@ -63,7 +76,10 @@ def main() -> int:
     try:
         if queued_packets():
             return 0
-        print("NFQUEUE takes packets but hands none to a program: is another queue listener in the way?", file=sys.stderr)
+        print(
+            "NFQUEUE takes packets but hands none to a program: is another queue listener in the way?",
+            file=sys.stderr,
+        )
     except OSError as error:
         print(f"NFQUEUE cannot be opened ({error}): the kernel lacks nfnetlink_queue", file=sys.stderr)
     except subprocess.CalledProcessError as error:

@@ -1,6 +1,7 @@
-"""The real programs of the lab: nginx, PostgreSQL, iperf3. Each in its own cgroup and, where it serves, as its own user.
+"""The real programs of the lab: nginx, PostgreSQL, iperf3. Each in its own cgroup and as its own user.
 
-Nothing of the machine's own nginx or PostgreSQL is touched: configuration, data and logs live in the lab's folder.
+Nothing of the machine's own nginx or PostgreSQL is touched: configuration, data and logs live in the lab's
+folder.
 """
 
 from __future__ import annotations
@@ -86,9 +87,14 @@ def start(place: Place, command: list[str], log: Path, ready: Callable[[], bool]
     """Start `command` at `place`, its output going to `log`."""
     with log.open("ab") as out:
         process = subprocess.Popen(
-            place.argv(command), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=place.environment(), cwd="/",
+            place.argv(command),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=place.environment(),
+            cwd="/",
             start_new_session=True,
-        )  # fmt: skip
+        )
     return Service(place.group, process, log, ready)
 
 
@@ -116,7 +122,7 @@ def _postgres_program(name: str) -> str:
 
 
 def postgres(lab: str, host: Host, folder: Path, networks: Sequence[str]) -> Service:
-    """PostgreSQL with a data folder of its own; anybody who gets through the network may log in, so policy alone decides."""
+    """PostgreSQL with data of its own. Whoever gets through the network may log in: policy alone decides."""
     folder.mkdir(parents=True)
     _give(folder, "postgres")
     data = folder / "data"
@@ -125,12 +131,29 @@ def postgres(lab: str, host: Host, folder: Path, networks: Sequence[str]) -> Ser
 
     def once(what: str, command: list[str], text: str | None = None) -> None:
         done = subprocess.run(
-            place.argv(command), input=text, capture_output=True, text=True, env=place.environment(), cwd="/", check=False
+            place.argv(command),
+            input=text,
+            capture_output=True,
+            text=True,
+            env=place.environment(),
+            cwd="/",
+            check=False,
         )
         if done.returncode:
             raise SectoolError(f"{what} failed: {done.stderr.strip()[-800:]}")
 
-    initdb = [_postgres_program("initdb"), "-D", str(data), "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale"]
+    initdb = [
+        _postgres_program("initdb"),
+        "-D",
+        str(data),
+        "-A",
+        "trust",
+        "-U",
+        "postgres",
+        "-E",
+        "UTF8",
+        "--no-locale",
+    ]
     once("initdb", [*initdb, "--no-sync", "--no-instructions"])
     (data / "postgresql.auto.conf").write_text(POSTGRES.format(folder=folder))
     (data / "pg_hba.conf").write_text(

@@ -1,11 +1,11 @@
 """What the lab looks like, as data. `labs.netns` builds it, `labs.lab` starts daemons on it.
 
-                    bridge namespace (no addresses, no rules)
-        ┌──────────┬──────────┬──────────┬──────────┐
-       web         db       batch      rogue      plain
-     enforcer   enforcer   enforcer   enforcer   no enforcer
-    lab.example lab.example lab.example rogue.example
-    10.77.0.10  10.77.0.20 10.77.0.30 10.77.0.66 10.77.0.99 and, outside the enforced network, 192.0.2.99
+                bridge namespace (no addresses, no rules)
+    ┌──────────┬──────────┬──────────┬──────────┐
+   web         db       batch      rogue      plain
+ enforcer   enforcer   enforcer   enforcer   no enforcer
+lab.example lab.example lab.example rogue.example
+10.77.0.10  10.77.0.20 10.77.0.30 10.77.0.66 10.77.0.99 and, outside the enforced network, 192.0.2.99
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ class Enforcer:
     trust_domain: str
     labels: tuple[str, ...]  # every workload of the host has these
     allow_labels: tuple[str, ...]  # what a workload may claim beyond them
-    reject: bool = False  # answer a denied SYN with a RST instead of silence
+    reject: bool = False  # whom it denies, and its own programs that others deny, get a RST at once
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One namespace. The first address of each family is inside the enforced network, a second one outside of it."""
+    """One namespace. The first address of a family is inside the enforced network, a second one outside."""
 
     name: str
     v4: tuple[IPv4Interface, ...]
     v6: tuple[IPv6Interface, ...]
     enforcer: Enforcer | None
+
+    @property
+    def addresses(self) -> list[str]:
+        return [str(a.ip) for a in self.v4] + [str(a.ip) for a in self.v6]
 
     @property
     def ip4(self) -> str:
@@ -76,10 +80,10 @@ def _lab(labels: tuple[str, ...], allow: tuple[str, ...], *, reject: bool = Fals
 
 SHOP = Topology(
     hosts=(
-        _host("web", 10, _lab(("env=prod", "zone=front"), ("app=*",))),
+        _host("web", 10, _lab(("env=prod", "zone=front"), ("app=*",), reject=True)),
         _host("db", 20, _lab(("env=prod", "zone=back"), ("app=*",))),
-        # A shared machine: its jobs say themselves whether they are dev or prod, and its CA may vouch for no third.
-        _host("batch", 30, _lab(("zone=back",), ("app=*", "env=dev", "env=prod"), reject=True)),
+        # A shared machine: jobs say themselves whether they are dev or prod; its CA vouches for no third.
+        _host("batch", 30, _lab(("zone=back",), ("app=*", "env=dev", "env=prod"))),
         _host("rogue", 66, Enforcer("rogue.example", ("env=prod", "zone=front"), ("app=*",))),
         _host("plain", 99, None, outside=True),
     )

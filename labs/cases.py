@@ -1,0 +1,146 @@
+"""The demo's connections as a table: who calls whom, what the program must see, and what must be on record.
+
+Each case is judged twice: by the exit code and words of a real client, and by the events that the enforcers
+on both ends recorded. `labs.incidents` has the cases that are more than one connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from labs.topology import SHOP
+
+CURL = ("curl", "-sS", "--connect-timeout", "2", "--max-time", "5")
+TIMED_OUT = {"curl": 28, "psql": 2}  # exit codes of a client whose SYN nobody answered
+REFUSED = {"curl": 7, "psql": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An event that must be on record at `host`. Empty fields are not looked at."""
+
+    host: str
+    action: str  # allow, deny, audit
+    reason: str = ""  # drop_reason, in lower case
+    rule: str = ""  # part of the sentence that decided
+    peer: str = ""  # part of the other side's SPIFFE ID
+
+    def __str__(self) -> str:
+        words = [f"{self.host}: {self.action}", self.reason, f"[{self.rule}]" if self.rule else ""]
+        return " ".join(filter(None, words))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One connection. `exit` is the client's exit code; `says` must be in its output (stdout or stderr)."""
+
+    name: str
+    what: str
+    host: str
+    labels: tuple[str, ...]
+    command: tuple[str, ...]
+    exit: int
+    says: str
+    port: int
+    events: tuple[Seen, ...]
+
+
+def _curl(address: str, *options: str, port: int = 80) -> tuple[str, ...]:
+    host = f"[{address}]" if ":" in address else address
+    return (*CURL, *options, f"http://{host}:{port}/")
+
+
+def _psql(address: str) -> tuple[str, ...]:
+    where = f"host={address} user=shop dbname=postgres connect_timeout=2"
+    return ("psql", "-X", "-At", where, "-c", "select count(*), sum(amount) from orders")
+
+
+_web, _db, _batch, _plain = (SHOP.host(name) for name in ("web", "db", "batch", "plain"))
+_OUT4, _OUT6 = str(_plain.v4[1].ip), str(_plain.v6[1].ip)
+_ORDERS = "1000|3000"
+DOMAIN = "spiffe://lab.example/"
+_BATCH = ("app=batch", "env=prod")
+
+HTTP = "allow zone=back to call app=web on tcp/80"
+SQL = "allow app=web to call app=db on tcp/5432"
+GUARD = "deny env=dev to call env=prod"
+CRAWLER = "deny app=crawler to call app=web"
+REPORT = "audit app=report to call app=db on tcp/5432"
+
+CASES: tuple[Case, ...] = (
+    Case(
+        "allowed, IPv4",
+        "a batch job fetches a page from nginx on web",
+        "batch", _BATCH, _curl(_web.ip4), 0, "hello from web", 80,
+        (Seen("batch", "allow", rule=HTTP, peer=DOMAIN), Seen("web", "allow", rule=HTTP, peer=DOMAIN)),
+    ),
+    Case(
+        "allowed, IPv6",
+        "the same over IPv6",
+        "batch", _BATCH, _curl(_web.ip6), 0, "hello from web", 80,
+        (Seen("batch", "allow", rule=HTTP), Seen("web", "allow", rule=HTTP)),
+    ),
+    Case(
+        "allowed, a database",
+        "the web application queries PostgreSQL on db",
+        "web", ("app=web",), _psql(_db.ip4), 0, _ORDERS, 5432,
+        (Seen("web", "allow", rule=SQL), Seen("db", "allow", rule=SQL)),
+    ),
+    Case(
+        "denied by default",
+        "the batch job tries the database; no rule speaks of it",
+        "batch", _BATCH, _psql(_db.ip4), TIMED_OUT["psql"], "timeout expired", 5432,
+        (Seen("db", "deny", "default_deny"), Seen("batch", "deny", "peer_denied")),
+    ),
+    Case(
+        "denied by guardrail",
+        "a dev job labelled app=web, which an intent lets in; but the guardrail says dev never calls prod",
+        "batch", ("app=web", "env=dev"), _psql(_db.ip4), TIMED_OUT["psql"], "timeout expired", 5432,
+        (Seen("db", "deny", "guardrail_deny", GUARD), Seen("batch", "deny", "peer_denied")),
+    ),
+    Case(
+        "denied by intent",
+        "the shop's own deny rule keeps its crawler out, although a wider rule would allow it",
+        "batch", ("app=crawler", "env=prod"), _curl(_web.ip6), TIMED_OUT["curl"], "imed out", 80,
+        (Seen("web", "deny", "intent_deny", CRAWLER), Seen("batch", "deny", "peer_denied")),
+    ),
+    Case(
+        "denied with a RST",
+        "web has `reject: true`: its programs learn at once that somebody denied them",
+        "web", ("app=report",), _curl(_batch.ip4, port=5201), REFUSED["curl"], "refused", 5201,
+        (Seen("batch", "deny", "default_deny"), Seen("web", "deny", "peer_denied")),
+    ),
+    Case(
+        "denied identity",
+        "rogue has the right labels, vouched for by a trust domain nobody here trusts",
+        "rogue", ("app=web",), _psql(_db.ip4), TIMED_OUT["psql"], "timeout expired", 5432,
+        (Seen("db", "deny", "untrusted_domain"),),
+    ),
+    Case(
+        "no identity",
+        "plain runs no enforcer and calls from inside the enforced network (web answers with a RST, too)",
+        "plain", (), _curl(_web.ip4, "--interface", _plain.ip4), REFUSED["curl"], "refused", 80,
+        (Seen("web", "deny", "no_identity"),),
+    ),
+    Case(
+        "network rule, inbound",
+        "the same program from its partner address (IPv6), which a net: rule lets in",
+        "plain", (), _curl(_web.ip6, "--interface", _OUT6), 0, "hello from web", 80,
+        (Seen("web", "allow", rule="allow net:partner to call app=web on tcp/80"),),
+    ),
+    Case(
+        "network rule, outbound",
+        "the web application calls the partner, who has no enforcer; the SYN leaves bare",
+        "web", ("app=web",), _curl(_OUT4, port=8080), 0, "hello from outside", 8080,
+        (Seen("web", "allow", rule="allow app=web to call net:partner on tcp/8080"),),
+    ),
+    Case(
+        "audited",
+        "a report reads the database: let through, and marked, until somebody decides",
+        "web", ("app=report",), _psql(_db.ip6), 0, _ORDERS, 5432,
+        (
+            Seen("web", "audit", rule=REPORT),
+            Seen("db", "audit", rule=REPORT),
+        ),
+    ),
+)  # fmt: skip

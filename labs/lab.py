@@ -1,0 +1,313 @@
+"""A lab: hosts, services and daemons, made in one go and taken down to the last file.
+
+All names follow from the lab's name (see labs.netns and labs.place), so `down` needs no bookkeeping to be
+complete: it works after `kill -9`, after half an `up`, and twice. The file lab.json only says who made the
+lab and how far it got.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labs import netns, place, services
+from labs.topology import ENFORCED, SHOP, Host, Topology
+from sectool.errors import SectoolError, UsageError
+
+ROOT = Path("/run/sectool-lab")
+POLICIES = Path(__file__).with_name("policies")
+SECTOOL = str(Path(sys.executable).with_name("sectool"))
+NAME = re.compile(r"[a-z0-9]{1,16}")
+
+Say = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a program did: exit code (negative: signal, None: still running at the deadline) and its words."""
+
+    exit: int | None
+    out: str
+    err: str
+    seconds: float
+
+
+class Node:
+    """One host of a running lab, and how to have programs run on it."""
+
+    def __init__(self, lab: Lab, host: Host) -> None:
+        self.lab = lab
+        self.host = host
+        self.name = host.name
+        self.folder = lab.folder / host.name
+        self.state = self.folder / "state"
+        self.run_folder = self.folder / "run"
+
+    @property
+    def netns(self) -> Path:
+        return netns.path(self.lab.name, self.name)
+
+    def place(self, group: str = "shell") -> place.Place:
+        return place.Place(self.lab.name, self.name, group)
+
+    def environment(self) -> dict[str, str]:
+        """What programs on this host find in their environment: the lab's, and where this host's daemon lives."""
+        return self.place().environment(SECTOOL_STATE=str(self.state), SECTOOL_RUN=str(self.run_folder))
+
+    def popen(
+        self, command: Sequence[str], *, group: str = "shell", out: Any = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
+        """Start a program on this host, outside any workload."""
+        return subprocess.Popen(
+            self.place(group).argv(list(command)),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment(),
+            cwd="/",
+            start_new_session=True,
+        )
+
+    def execute(self, command: Sequence[str], *, timeout: float = 20.0, group: str = "shell") -> Result:
+        """Run a program on this host to its end, or kill it at `timeout` seconds."""
+        begin = time.monotonic()
+        process = self.popen(command, group=group)
+        try:
+            out, err = process.communicate(timeout=timeout)
+            return Result(process.returncode, out, err, time.monotonic() - begin)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            return Result(None, out, err, time.monotonic() - begin)
+
+    def workload(self, labels: Sequence[str], command: Sequence[str]) -> list[str]:
+        """`command` as a workload with these labels; on a host without an enforcer, the bare command."""
+        if self.host.enforcer is None:
+            return list(command)
+        flags = [part for label in labels for part in ("--label", label)]
+        return [SECTOOL, "run", *flags, "--", *command]
+
+    def sectool(self, *args: str, timeout: float = 30.0, group: str = "shell") -> str:
+        """Run `sectool ARGS` against this host's daemon; its standard output. SectoolError when it fails."""
+        done = self.execute([SECTOOL, *args], timeout=timeout, group=group)
+        if done.exit != 0:
+            what = "did not end in time" if done.exit is None else f"failed (exit {done.exit})"
+            raise SectoolError(
+                f"on {self.name}: `sectool {' '.join(args)}` {what}: {done.err.strip() or done.out.strip()}"
+            )
+        return done.out
+
+    def json(self, *args: str) -> Any:
+        """`sectool ARGS -o json`, parsed."""
+        return json.loads(self.sectool(*args, "-o", "json"))
+
+
+class Lab:
+    """Everything under one name. `up` and `down` are the only ways in and out."""
+
+    def __init__(self, name: str, topology: Topology = SHOP) -> None:
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{name!r} is no name for a lab", "use 1 to 16 small letters and digits")
+        self.name = name
+        self.topology = topology
+        self.folder = ROOT / name
+        self.nodes = {host.name: Node(self, host) for host in topology.hosts}
+
+    def __getitem__(self, host: str) -> Node:
+        try:
+            return self.nodes[host]
+        except KeyError:
+            raise UsageError(
+                f"there is no host {host!r} in the lab", f"its hosts are: {', '.join(self.nodes)}"
+            ) from None
+
+    @property
+    def enforcing(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.host.enforcer is not None]
+
+    def record(self) -> dict[str, Any] | None:
+        """lab.json, or None when there is none (no lab, or one whose `up` died before its first word)."""
+        try:
+            return dict(json.loads((self.folder / "lab.json").read_text()))
+        except (OSError, ValueError):
+            return None
+
+    def _write(self, phase: str, temporary: bool) -> None:
+        text = json.dumps(
+            {
+                "name": self.name,
+                "phase": phase,
+                "temporary": temporary,
+                "owner": os.getpid(),
+                "owner_started": _started(os.getpid()),
+                "time": int(time.time()),
+            }
+        )
+        new = self.folder / f".lab.json.{secrets.token_hex(4)}"
+        new.write_text(text)
+        new.replace(self.folder / "lab.json")
+
+    # --- up ------------------------------------------------------------------------------------------------
+
+    def up(self, say: Say = _silent, *, enforce: bool = True, temporary: bool = False) -> None:
+        """Build hosts, start services, enrol and start daemons. When it fails it leaves nothing behind.
+
+        `temporary` labs are taken down by whoever finds their owner dead (see `sweep`).
+        """
+        if os.geteuid() != 0:
+            raise UsageError("a lab needs root: it makes network namespaces", "run it with sudo")
+        ROOT.mkdir(mode=0o755, parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(mode=0o755)
+        except FileExistsError:
+            raise UsageError(
+                f"lab {self.name} is up already, or was left half-way",
+                f"take it down: sectool lab down --name {self.name}",
+            ) from None
+        try:
+            self._write("building", temporary)
+            for node in self.nodes.values():
+                node.folder.mkdir(mode=0o755)
+            say(f"{len(self.nodes)} hosts: network namespaces on a bridge of their own")
+            netns.create(self.topology, self.name)
+            say("services: nginx on web and plain, PostgreSQL on db")
+            self._services()
+            if enforce:
+                say("identities: a root for lab.example, one for rogue.example; each host gets its own CA")
+                self._enrol()
+                say(f"enforcers on {', '.join(node.name for node in self.enforcing)}")
+                self.start_daemons(self.enforcing)
+                say("policy: labs/policies/shop.yaml on every host of lab.example")
+                self._apply()
+            self._write("up", temporary)
+        except BaseException:
+            self.down()
+            raise
+
+    def _services(self) -> None:
+        web, plain, db = self["web"], self["plain"], self["db"]
+        waiting = [
+            services.nginx(self.name, web.host, web.folder / "nginx"),
+            services.nginx(self.name, plain.host, plain.folder / "nginx", 8080, "hello from outside"),
+        ]
+        services.postgres(self.name, db.host, db.folder / "postgres", ENFORCED)
+        for service in waiting:
+            service.wait()
+
+    def _enrol(self) -> None:
+        authorities: dict[str, Path] = {}
+        for node in self.enforcing:
+            enforcer = node.host.enforcer
+            assert enforcer is not None
+            if enforcer.trust_domain not in authorities:
+                home = self.folder / "ca" / enforcer.trust_domain
+                home.mkdir(parents=True, mode=0o700)
+                node.sectool("--state", str(home), "ca", "init", "--trust-domain", enforcer.trust_domain)
+                authorities[enforcer.trust_domain] = home / "ca"
+            options = ["--name", node.name, "--ca", str(authorities[enforcer.trust_domain])]
+            options += [part for label in enforcer.labels for part in ("--label", label)]
+            options += [part for label in enforcer.allow_labels for part in ("--allow-label", label)]
+            options += [part for network in ENFORCED for part in ("--enforced-network", network)]
+            node.sectool("host", "enroll", *options)
+            if enforcer.reject:
+                (node.state / "sectool.yaml").write_text("reject: true\n")
+
+    def start_daemons(self, nodes: Sequence[Node]) -> None:
+        """`sectool up --background` on these hosts, all at once; returns when each of them enforces."""
+        starting = [(node, node.popen([SECTOOL, "up", "--background"], group="sectool")) for node in nodes]
+        for node, process in starting:
+            try:
+                _, err = process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise SectoolError(
+                    f"on {node.name}: `sectool up --background` did not end within 60 s"
+                ) from None
+            if process.returncode != 0:
+                raise SectoolError(f"on {node.name}: `sectool up --background` failed: {err.strip()}")
+
+    def _apply(self) -> None:
+        for node in self.enforcing:
+            enforcer = node.host.enforcer
+            ours = enforcer is not None and enforcer.trust_domain == "lab.example"
+            node.sectool(
+                "policy",
+                "apply",
+                str(POLICIES / ("shop.yaml" if ours else "rogue.yaml")),
+                "--reason",
+                "lab: first policy",
+            )
+
+    # --- down ----------------------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Is there anything of this lab: folder, namespace, cgroup or process?"""
+        return bool(
+            self.folder.exists()
+            or netns.existing(self.name)
+            or place.cgroup_of(self.name).exists()
+            or place.processes(self.name)
+        )
+
+    def down(self, say: Say = _silent) -> None:
+        """Stop daemons, end what still runs, remove namespaces, cgroups and files. Safe to repeat."""
+        stopping = [
+            node.popen([SECTOOL, "down"], group="sectool")
+            for node in self.enforcing
+            if node.run_folder.is_dir() and node.netns.exists()
+        ]
+        for process in stopping:
+            try:
+                process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        place.end_processes(self.name)
+        netns.destroy(self.name)
+        place.remove_cgroups(self.name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():
+            raise SectoolError(f"cannot remove {self.folder}", "something writes to it or is mounted on it")
+        if ROOT.is_dir() and not any(ROOT.iterdir()):
+            ROOT.rmdir()
+        say(f"lab {self.name} is down; nothing of it is left")
+
+
+def _started(pid: int) -> int:
+    """Start time of a process in clock ticks since boot (/proc/PID/stat field 22); 0 when it is not there."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def labs() -> Iterator[Lab]:
+    """Labs with a folder on this machine."""
+    if ROOT.is_dir():
+        for folder in sorted(ROOT.iterdir()):
+            if NAME.fullmatch(folder.name):
+                yield Lab(folder.name)
+
+
+def sweep(say: Say = _silent) -> None:
+    """Take down temporary labs whose owner is dead (a demo that was killed)."""
+    for lab in labs():
+        record = lab.record()
+        if record and record["temporary"] and _started(int(record["owner"])) != record["owner_started"]:
+            say(f"taking down lab {lab.name}, left by a demo that was killed")
+            lab.down()

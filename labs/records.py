@@ -1,0 +1,93 @@
+"""What the enforcers recorded, read the way an operator would: `sectool flows -o json`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from labs.cases import Seen
+    from labs.lab import Node
+
+DEADLINE = 6.0  # seconds after which an event that is not on record counts as missing
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One recorded flow, as far as the demo judges it."""
+
+    start: float  # seconds since the epoch
+    action: str
+    reason: str
+    rule: str
+    port: int
+    source: str  # SPIFFE IDs, '' when not known
+    destination: str
+    total_bytes: int
+
+    def __str__(self) -> str:
+        words = [self.action, self.reason, f"[{self.rule}]" if self.rule else ""]
+        return " ".join(filter(None, words))
+
+
+def _seconds(value: Any) -> float:
+    """A time of the event format (ISO 8601 or microseconds since the epoch) in seconds since the epoch."""
+    if isinstance(value, int | float):
+        return value / 1e6
+    moment = datetime.fromisoformat(str(value))
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def parse(row: Mapping[str, Any]) -> Flow:
+    """A row of `sectool flows -o json`."""
+
+    def text(name: str) -> str:
+        value = row.get(name)
+        return "" if value is None else str(value)
+
+    reason = text("drop_reason").lower()
+    return Flow(
+        start=_seconds(row["event.start"]),
+        action=text("event.action").lower(),
+        reason="" if reason == "none" else reason,
+        rule=text("rule.text"),
+        port=int(row.get("destination.port") or 0),
+        source=text("source.identity"),
+        destination=text("destination.identity"),
+        total_bytes=int(row.get("source.bytes") or 0) + int(row.get("destination.bytes") or 0),
+    )
+
+
+def flows(node: Node, since: float, last: int = 40) -> list[Flow]:
+    """The flows that began on this host at `since` (seconds since the epoch) or later, oldest first."""
+    rows = node.json("flows", "--last", str(last))["items"]
+    return sorted((f for f in map(parse, rows) if f.start >= since), key=lambda f: f.start)
+
+
+def matches(flow: Flow, seen: Seen, port: int) -> bool:
+    """Is this flow the event that `seen` asks for?"""
+    return (
+        flow.port == port
+        and flow.action == seen.action
+        and (not seen.reason or flow.reason == seen.reason)
+        and seen.rule in flow.rule
+        and (not seen.peer or seen.peer in flow.source or seen.peer in flow.destination)
+    )
+
+
+def await_flow(
+    node: Node, since: float, port: int, wanted: Callable[[Flow], bool]
+) -> tuple[Flow | None, list[Flow]]:
+    """Wait for a recorded flow to `port` that is `wanted`: it (None: it never came), and all flows to that port."""
+    end = time.monotonic() + DEADLINE
+    while True:
+        found = [f for f in flows(node, since) if f.port == port]
+        for flow in found:
+            if wanted(flow):
+                return flow, found
+        if time.monotonic() > end:
+            return None, found
+        time.sleep(0.1)
