@@ -13,7 +13,8 @@ from pathlib import Path
 from labs import netns, records, services
 from labs.cases import CURL
 from labs.judge import Outcome
-from labs.lab import POLICIES, SECTOOL, Lab, Node
+from labs.lab import SECTOOL, Lab, Node
+from labs.topology import POLICIES
 from sectool.errors import SectoolError
 
 IPERF_PORT = 5201
@@ -27,11 +28,6 @@ def wait_until(what: str, condition: Callable[[], bool], seconds: float = 10.0) 
         if time.monotonic() > end:
             raise SectoolError(f"waited {seconds:.0f} s in vain for: {what}")
         time.sleep(0.02)
-
-
-def queued(node: Node) -> int:
-    """How many packets this host's kernel has handed to its enforcer so far."""
-    return int(node.json("status")["packets"]["queued"])
 
 
 def serve_iperf(lab: Lab) -> subprocess.Popen[str]:
@@ -74,9 +70,9 @@ def bulk(lab: Lab) -> Outcome:
     """Once both ends agree, the kernel carries the flow alone: the count of queued packets stands still."""
     web, batch = lab["web"], lab["batch"]
     transfer = start_transfer(lab, 3)
-    first_bytes, first = transferred(web), (queued(web), queued(batch))
+    first_bytes, first = transferred(web), (web.queued(), batch.queued())
     time.sleep(0.5)
-    last, last_bytes = (queued(web), queued(batch)), transferred(web)
+    last, last_bytes = (web.queued(), batch.queued()), transferred(web)
     code, sent, _ = _report(transfer)
     moved = last_bytes - first_bytes
     ok = code == 0 and first == last and moved > 50_000_000
@@ -112,7 +108,7 @@ def policy_change(lab: Lab) -> Outcome:
     cut, others = records.await_flow(
         web, begin, 80, lambda f: f.action == "deny" and f.reason == "policy_changed"
     )
-    web.sectool("policy", "rollback", "--reason", "incident is over")
+    web.sectool("policy", "rollback", "1", "--reason", "incident is over")
     again = batch.execute(batch.workload(BATCH, [*CURL, f"http://{web.host.ip4}/"]))
     ok = client.returncode == 56 and took < 1.0 and cut is not None and again.exit == 0
     return Outcome(

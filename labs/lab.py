@@ -25,7 +25,6 @@ from labs.topology import ENFORCED, SHOP, Host, Topology
 from sectool.errors import SectoolError, UsageError
 
 ROOT = Path("/run/sectool-lab")
-POLICIES = Path(__file__).with_name("policies")
 SECTOOL = str(Path(sys.executable).with_name("sectool"))
 NAME = re.compile(r"[a-z0-9]{1,16}")
 
@@ -52,8 +51,8 @@ class Node:
     def __init__(self, lab: Lab, host: Host) -> None:
         self.lab = lab
         self.host = host
-        self.name = host.name
-        self.folder = lab.folder / host.name
+        self.name: str = host.name
+        self.folder: Path = lab.folder / host.name
         self.state = self.folder / "state"
         self.run_folder = self.folder / "run"
 
@@ -116,6 +115,33 @@ class Node:
         """`sectool ARGS -o json`, parsed."""
         return json.loads(self.sectool(*args, "-o", "json"))
 
+    def workers(self) -> list[dict[str, Any]]:
+        """The packet workers of this host's daemon, with `pid` and `stats`, as `sectool status` tells."""
+        return list(self.json("status")["workers"])
+
+    def queued(self) -> int:
+        """How many packets this host's kernel has handed to its enforcer so far."""
+        return sum(int(worker["stats"]["packets"]) for worker in self.workers())
+
+
+def _nginx(node: Node) -> services.Service:
+    return services.nginx(node.lab.name, node.host, node.folder / "nginx")
+
+
+def _partner(node: Node) -> services.Service:
+    return services.nginx(node.lab.name, node.host, node.folder / "nginx", 8080, "hello from outside")
+
+
+def _postgres(node: Node) -> services.Service:
+    return services.postgres(node.lab.name, node.host, node.folder / "postgres", ENFORCED)
+
+
+SERVICES: dict[str, Callable[[Node], services.Service]] = {
+    "nginx": _nginx,
+    "partner": _partner,
+    "postgres": _postgres,
+}
+
 
 class Lab:
     """Everything under one name. `up` and `down` are the only ways in and out."""
@@ -123,9 +149,9 @@ class Lab:
     def __init__(self, name: str, topology: Topology = SHOP) -> None:
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name for a lab", "use 1 to 16 small letters and digits")
-        self.name = name
+        self.name: str = name
         self.topology = topology
-        self.folder = ROOT / name
+        self.folder: Path = ROOT / name
         self.nodes = {host.name: Node(self, host) for host in topology.hosts}
 
     def __getitem__(self, host: str) -> Node:
@@ -183,16 +209,20 @@ class Lab:
             self._write("building", temporary)
             for node in self.nodes.values():
                 node.folder.mkdir(mode=0o755)
-            say(f"{len(self.nodes)} hosts: network namespaces on a bridge of their own")
+            say(f"hosts {', '.join(self.nodes)}: network namespaces, joined in a namespace of their own")
             netns.create(self.topology, self.name)
-            say("services: nginx on web and plain, PostgreSQL on db")
+            if names := [f"{s} on {node.name}" for node in self.nodes.values() for s in node.host.services]:
+                say(f"services: {', '.join(names)}")
             self._services()
-            if enforce:
-                say("identities: a root for lab.example, one for rogue.example; each host gets its own CA")
+            if enforce and self.enforcing:
+                domains = sorted(
+                    {node.host.enforcer.trust_domain for node in self.enforcing if node.host.enforcer}
+                )
+                say(f"identities: roots of {', '.join(domains)}, and a CA for each host")
                 self._enrol()
                 say(f"enforcers on {', '.join(node.name for node in self.enforcing)}")
                 self.start_daemons(self.enforcing)
-                say("policy: labs/policies/shop.yaml on every host of lab.example")
+                say(f"policies: {', '.join(file.name for _, file in self.topology.policies)}")
                 self._apply()
             self._write("up", temporary)
         except BaseException:
@@ -200,13 +230,8 @@ class Lab:
             raise
 
     def _services(self) -> None:
-        web, plain, db = self["web"], self["plain"], self["db"]
-        waiting = [
-            services.nginx(self.name, web.host, web.folder / "nginx"),
-            services.nginx(self.name, plain.host, plain.folder / "nginx", 8080, "hello from outside"),
-        ]
-        services.postgres(self.name, db.host, db.folder / "postgres", ENFORCED)
-        for service in waiting:
+        starting = [SERVICES[name](node) for node in self.nodes.values() for name in node.host.services]
+        for service in starting:
             service.wait()
 
     def _enrol(self) -> None:
@@ -221,8 +246,9 @@ class Lab:
                 authorities[enforcer.trust_domain] = home / "ca"
             options = ["--name", node.name, "--ca", str(authorities[enforcer.trust_domain])]
             options += [part for label in enforcer.labels for part in ("--label", label)]
-            options += [part for label in enforcer.allow_labels for part in ("--allow-label", label)]
-            options += [part for network in ENFORCED for part in ("--enforced-network", network)]
+            allowed = (*enforcer.labels, *enforcer.allow_labels)
+            options += [part for label in allowed for part in ("--allow", label)]
+            options += [part for network in ENFORCED for part in ("--network", network)]
             node.sectool("host", "enroll", *options)
             if enforcer.reject:
                 (node.state / "sectool.yaml").write_text("reject: true\n")
@@ -242,16 +268,12 @@ class Lab:
                 raise SectoolError(f"on {node.name}: `sectool up --background` failed: {err.strip()}")
 
     def _apply(self) -> None:
+        files = dict(self.topology.policies)
         for node in self.enforcing:
             enforcer = node.host.enforcer
-            ours = enforcer is not None and enforcer.trust_domain == "lab.example"
-            node.sectool(
-                "policy",
-                "apply",
-                str(POLICIES / ("shop.yaml" if ours else "rogue.yaml")),
-                "--reason",
-                "lab: first policy",
-            )
+            if enforcer is not None and enforcer.trust_domain in files:
+                file = str(files[enforcer.trust_domain])
+                node.sectool("policy", "apply", file, "--reason", "lab: first policy")
 
     # --- down ----------------------------------------------------------------------------------------------
 

@@ -68,24 +68,33 @@ def _batch(netns: Path, commands: Iterable[str]) -> None:
 
 def create(topology: Topology, lab: str) -> None:
     """Build all namespaces, links, addresses and routes. A namespace that exists already is an error."""
-    run("ip", "netns", "add", namespace(lab, BRIDGE))
-    middle = path(lab, BRIDGE)
-    _batch(
-        middle,
-        ["link set lo up", "link add br0 type bridge forward_delay 0 mcast_snooping 0", "link set br0 up"],
-    )
     for host in topology.hosts:
         run("ip", "netns", "add", namespace(lab, host.name))
-        _batch(
-            middle,
-            [
-                f"link add {host.name} mtu {topology.mtu} type veth"
-                f" peer name eth0 mtu {topology.mtu} netns {namespace(lab, host.name)}",
-                f"link set {host.name} master br0",
-                f"link set {host.name} up",
-            ],
-        )
+    if topology.bridge:
+        _join_by_bridge(topology, lab)
+    else:
+        one, other = topology.hosts
+        cable = f"link add eth0 mtu {topology.mtu} type veth peer name eth0 mtu {topology.mtu}"
+        _batch(path(lab, one.name), [f"{cable} netns {namespace(lab, other.name)}"])
+    for host in topology.hosts:
         _configure(topology, lab, host)
+
+
+def _join_by_bridge(topology: Topology, lab: str) -> None:
+    run("ip", "netns", "add", namespace(lab, BRIDGE))
+    commands = [
+        "link set lo up",
+        "link add br0 type bridge forward_delay 0 mcast_snooping 0",
+        "link set br0 up",
+    ]
+    for host in topology.hosts:
+        commands += [
+            f"link add {host.name} mtu {topology.mtu} type veth"
+            f" peer name eth0 mtu {topology.mtu} netns {namespace(lab, host.name)}",
+            f"link set {host.name} master br0",
+            f"link set {host.name} up",
+        ]
+    _batch(path(lab, BRIDGE), commands)
 
 
 def _configure(topology: Topology, lab: str, host: Host) -> None:
@@ -107,7 +116,7 @@ def _configure(topology: Topology, lab: str, host: Host) -> None:
             *routes,
         ],
     )
-    for setting in SYSCTLS:
+    for setting in (*SYSCTLS, *topology.sysctls):
         # Some exist only with their module loaded, or cannot be set here; none is needed for being correct.
         subprocess.run(
             ["nsenter", f"--net={path(lab, host.name)}", "sysctl", "-qw", setting],

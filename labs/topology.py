@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
 
+POLICIES = Path(__file__).with_name("policies")
 ENFORCED = ("10.77.0.0/24", "fd77::/64")
 OUTSIDE = ("192.0.2.0/24", "2001:db8:f::/64")  # documentation ranges (RFC 5737, RFC 3849)
 
@@ -35,6 +37,7 @@ class Host:
     v4: tuple[IPv4Interface, ...]
     v6: tuple[IPv6Interface, ...]
     enforcer: Enforcer | None
+    services: tuple[str, ...] = ()  # what it serves: names in labs.lab.SERVICES
 
     @property
     def addresses(self) -> list[str]:
@@ -51,11 +54,14 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Hosts on one bridge. `routes` are on-link for everybody, so that no router is needed."""
+    """Hosts on one bridge, or two joined directly. `routes` are on-link for all, so no router is needed."""
 
     hosts: tuple[Host, ...]
+    policies: tuple[tuple[str, Path], ...] = ()  # for every trust domain, the file its hosts get
     routes: tuple[str, ...] = (*ENFORCED, *OUTSIDE)
     mtu: int = 1500
+    bridge: bool = True
+    sysctls: tuple[str, ...] = ()  # beyond labs.netns.SYSCTLS
 
     def host(self, name: str) -> Host:
         """The host called `name`; KeyError when there is none."""
@@ -65,13 +71,14 @@ class Topology:
         raise KeyError(name)
 
 
-def _host(name: str, number: int, enforcer: Enforcer | None, *, outside: bool = False) -> Host:
+def host(name: str, number: int, enforcer: Enforcer | None, *services: str, outside: bool = False) -> Host:
+    """A host with the addresses 10.77.0.`number` and fd77::`number`, and `outside` two more."""
     v4 = [IPv4Interface(f"10.77.0.{number}/24")]
     v6 = [IPv6Interface(f"fd77::{number}/64")]
     if outside:
         v4.append(IPv4Interface(f"192.0.2.{number}/24"))
         v6.append(IPv6Interface(f"2001:db8:f::{number}/64"))
-    return Host(name, tuple(v4), tuple(v6), enforcer)
+    return Host(name, tuple(v4), tuple(v6), enforcer, services)
 
 
 def _lab(labels: tuple[str, ...], allow: tuple[str, ...], *, reject: bool = False) -> Enforcer:
@@ -80,11 +87,12 @@ def _lab(labels: tuple[str, ...], allow: tuple[str, ...], *, reject: bool = Fals
 
 SHOP = Topology(
     hosts=(
-        _host("web", 10, _lab(("env=prod", "zone=front"), ("app=*",), reject=True)),
-        _host("db", 20, _lab(("env=prod", "zone=back"), ("app=*",))),
+        host("web", 10, _lab(("env=prod", "zone=front"), ("app=*",), reject=True), "nginx"),
+        host("db", 20, _lab(("env=prod", "zone=back"), ("app=*",)), "postgres"),
         # A shared machine: jobs say themselves whether they are dev or prod; its CA vouches for no third.
-        _host("batch", 30, _lab(("zone=back",), ("app=*", "env=dev", "env=prod"))),
-        _host("rogue", 66, Enforcer("rogue.example", ("env=prod", "zone=front"), ("app=*",))),
-        _host("plain", 99, None, outside=True),
-    )
+        host("batch", 30, _lab(("zone=back",), ("app=*", "env=dev", "env=prod"))),
+        host("rogue", 66, Enforcer("rogue.example", ("env=prod", "zone=front"), ("app=*",))),
+        host("plain", 99, None, "partner", outside=True),
+    ),
+    policies=(("lab.example", POLICIES / "shop.yaml"), ("rogue.example", POLICIES / "rogue.yaml")),
 )
