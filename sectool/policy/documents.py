@@ -21,7 +21,7 @@ from sectool.policy.model import (
     TestDoc,
     WorkloadDoc,
 )
-from sectool.policy.yamlpos import MAX_TEXT, Scalar, Source, closest, compose
+from sectool.policy.yamlpos import MAX_TEXT, Scalar, Source, clean, closest, compose
 
 MAX_FILES: Final = 4096
 MAX_TOTAL: Final = 4 * MAX_TEXT  # characters of one set
@@ -60,13 +60,17 @@ def _files(path: Path) -> list[Path]:
         if path.is_dir():
             found = sorted(f for f in path.iterdir() if f.suffix in (".yaml", ".yml") and f.is_file())
             if not found:
-                raise UsageError(f"no policy file in folder {path}", "policy files end in .yaml or .yml")
+                raise UsageError(
+                    f"no policy file in folder {clean(str(path))}", "policy files end in .yaml or .yml"
+                )
             return found
         if not path.exists():
-            raise UsageError(f"no such file: {path}", "give policy files or folders that hold them")
+            raise UsageError(
+                f"no such file: {clean(str(path))}", "give policy files or folders that hold them"
+            )
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"cannot read {path}: {_cause(error)}", "check the path and its permissions"
+            f"cannot read {clean(str(path))}: {_cause(error)}", "check the path and its permissions"
         ) from None
     return [path]
 
@@ -77,14 +81,15 @@ def _read(path: Path) -> str:
             data = file.read(4 * MAX_TEXT + 1)
     except OSError as error:
         raise UsageError(
-            f"cannot read {path}: {_cause(error)}", "check the path and its permissions"
+            f"cannot read {clean(str(path))}: {_cause(error)}", "check the path and its permissions"
         ) from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8", "save the file in UTF-8 encoding"
+            f"{clean(str(path))}:{line}: byte 0x{data[error.start]:02x} is not UTF-8",
+            "save the file in UTF-8 encoding",
         ) from None
 
 
@@ -138,7 +143,11 @@ def _assemble(sources: list[Source]) -> DocumentSet:
                 closest(wanted, list(specs)) or "define it in a document of kind Network, or write net:CIDR",
                 found.start() + 4 if found else 0,
             )
-    return _build(documents, tuple((s.name, s.text) for s in sources))
+    return _build(documents, tuple((s.name, _whole_lines(s.text)) for s in sources))
+
+
+def _whole_lines(text: str) -> str:
+    return text + "\n" if text and not text.endswith("\n") else text
 
 
 def _build(documents: list[Document], sources: tuple[tuple[str, str], ...]) -> DocumentSet:
@@ -157,9 +166,10 @@ def _build(documents: list[Document], sources: tuple[tuple[str, str], ...]) -> D
 def _refuse_duplicates(documents: list[Document], places: dict[int, Scalar] | None = None) -> None:
     seen: dict[tuple[DocumentKind, str], Document] = {}
     for document in documents:
-        first = seen.setdefault((document.kind, document.name), document)
-        if first is not document:
+        key = (document.kind, document.name)
+        if key in seen:
             message = f"a {document.kind} named {document.name!r} exists already"
-            hint = f"the other one is at {first.where}; names are unique per kind"
+            hint = f"the other one is at {seen[key].where}; names are unique per kind"
             node = (places or {}).get(id(document))
             raise node.fail(message, hint) if node else DocumentError(document.where, message, hint)
+        seen[key] = document

@@ -21,7 +21,7 @@ from sectool.policy.rules import CompiledRule, Miss, Networks, Phase, Rule, comp
 from sectool.policy.selector import Anyone, Cidr, Fqdn, Labels, Selector, equality
 from sectool.policy.sentence import Sentence, Verb
 from sectool.policy.service import PROTOCOL_NAMES, Service, describe
-from sectool.policy.yamlpos import bad_character
+from sectool.policy.yamlpos import clean
 
 MAX_NEAR: Final = 10
 
@@ -65,7 +65,7 @@ class Explanation:
 
     def lines(self) -> list[str]:
         """For people, plain text without terminal sequences."""
-        return [_clean(line) for line in (*self._verdict(), *self._rules(), *self._way_out())]
+        return [clean(line) for line in (*self._verdict(), *self._rules(), *self._way_out())]
 
     def _verdict(self) -> Iterable[str]:
         decision, request = self.decision, self.request
@@ -140,14 +140,6 @@ _WORDS: Final = {
 
 def _miss(miss: Miss) -> str:
     return f"{miss.part + ' ' if miss.part in ('source', 'destination') else ''}{miss.clause}: {miss.found}"
-
-
-def _clean(line: str) -> str:
-    return (
-        line
-        if bad_character(line) < 0
-        else "".join(c if bad_character(c) < 0 else f"\\u{ord(c):04x}" for c in line)
-    )
 
 
 def explain(engine: Engine, request: Request, now_us: int) -> Explanation:

@@ -156,10 +156,7 @@ class DocumentSet:
         """
         if len(self.sources) == 1 and self.sources[0][0] == UNNAMED:
             return self.sources[0][1]
-        return "".join(
-            f"{FILE_LINE}{json.dumps(name)}\n{text}" + ("" if not text or text.endswith("\n") else "\n")
-            for name, text in self.sources
-        )
+        return "".join(f"{FILE_LINE}{json.dumps(name)}\n{text}" for name, text in self.sources)
 
     @cached_property
     def hash(self) -> str:

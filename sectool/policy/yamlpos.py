@@ -29,6 +29,8 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _UNWANTED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]|\r(?!\n)")
 _REFUSED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _EXCERPT: Final = 100
+# Escapes of double-quoted YAML whose meaning is not the letter itself (YAML 1.1, 5.6; white space apart).
+_ESCAPES: Final = {"0": "\0", "a": "\a", "b": "\b", "e": "\x1b", "_": "\xa0"}
 
 
 def bad_character(text: str, allowed: str = "") -> int:
@@ -42,6 +44,13 @@ def bad_character(text: str, allowed: str = "") -> int:
         if char not in allowed and unicodedata.category(char) in _REFUSED_CATEGORIES:
             return offset
     return -1
+
+
+def clean(text: str) -> str:
+    """A text that is safe to print on one line: what may not stand in a text field becomes U+FFFD."""
+    if bad_character(text) < 0:
+        return text
+    return "".join(c if bad_character(c) < 0 else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def closest(word: str, known: Sequence[str]) -> str:
@@ -61,7 +70,7 @@ class Source:
     """One file's text and name; makes errors that point into it."""
 
     def __init__(self, name: str, text: str) -> None:
-        self.name = name
+        self.name = clean(name)
         self.text = text
 
     @cached_property
@@ -92,10 +101,7 @@ class Source:
         text = self.lines[line - 1]
         first = max(0, column - 1 - _EXCERPT // 2) if len(text) > _EXCERPT else 0
         shown = text[first : first + _EXCERPT]
-        clean = "".join(
-            " " if c == "\t" else c if bad_character(c) < 0 else "\N{REPLACEMENT CHARACTER}" for c in shown
-        )
-        return f"{clean}\n{' ' * (column - 1 - first)}^"
+        return f"{clean(shown.replace(chr(9), ' '))}\n{' ' * (column - 1 - first)}^"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,9 +164,8 @@ class Scalar:
             if self.style == '"' and here == "\\":
                 code = raw[at + 1 : at + 2]
                 width = {"x": 4, "u": 6, "U": 10}.get(code, 2)
-                if width > 2 and chr(int(raw[at + 2 : at + width], 16)) == char:
-                    return at, width
-                if width == 2 and code == char:
+                meant = chr(int(raw[at + 2 : at + width], 16)) if width > 2 else _ESCAPES.get(code, code)
+                if meant == char:
                     return at, width
                 at += width
             elif here.isspace():
