@@ -17,14 +17,14 @@ class EventLog:
     """Writes blobs `{"type", "ts", …}`. A full ring loses the event, and the ring counts the loss."""
 
     def __init__(self, ring: Path) -> None:
-        self._ring = RingWriter(ring)
+        self._ring = RingWriter.open_or_create(ring)
         self._known: dict[tuple[Type, int], Mapping[str, Any]] = {}
 
-    def emit(self, kind: Type, **fields: Any) -> None:
+    def emit(self, kind: Type, /, **fields: Any) -> None:
         """Record one event, now."""
         self._ring.put_blob({"type": str(kind), "ts": now_us(), **fields})
 
-    def define(self, kind: Type, entry: int, **fields: Any) -> None:
+    def define(self, kind: Type, entry: int, /, **fields: Any) -> None:
         """Record what id `entry` stands for, unless exactly that was recorded before."""
         key = (kind, entry)
         if self._known.get(key) == fields:
@@ -35,7 +35,7 @@ class EventLog:
     @property
     def lost(self) -> int:
         """Events that found the ring full."""
-        return int(self._ring.dropped)
+        return int(self._ring.lost)
 
     def close(self) -> None:
         """Let go of the ring; the store still drains what is in it."""

@@ -21,6 +21,7 @@ from sectool.errors import SectoolError
 from sectool.events import now_us
 from sectool.identity.credential import Credential
 from sectool.identity.workload import Facts, Workload
+from sectool.labels import LabelError, stable_id
 
 log = logging.getLogger("sectool.agent")
 
@@ -30,23 +31,36 @@ MAX_KEYS = 1024  # socket keys remembered per workload
 
 @dataclass(slots=True)
 class Issued:
-    """A workload with the credential it presents now."""
+    """A workload with the credential it presents now. `workload_id` names it in events."""
 
+    workload_id: int
     workload: Workload
+    facts: Facts
     credential: Credential
     since_us: int
-    pid: int
     keys: OrderedDict[Key, None] = field(default_factory=OrderedDict)
     rotations: int = 0
 
+    def describe(self) -> dict[str, Any]:
+        """The fields of a dictionary entry (sectool.events.Type.DICT_WORKLOAD)."""
+        return {
+            "name": self.workload.name,
+            "labels_id": self.credential.peer.labels.id,
+            "uid": self.facts.uid,
+            "user": self.facts.user,
+            "executable": self.facts.executable,
+            "sha256": self.facts.sha256,
+            "unit": self.facts.unit,
+            "cgroup": self.facts.cgroup,
+        }
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a worker is told about a socket key."""
 
-    workload: Workload | None
-    credential: Credential | None
-    error: str = ""
+def workload_id(workload: Workload, facts: Facts) -> int:
+    """Content id of a workload: where it stands, what it claims, and what is attested but for pid and cgroup."""
+    attested = (str(facts.uid), facts.executable, facts.sha256, facts.unit)
+    return stable_id(
+        "\0".join((workload.path, str(workload.labels), *attested)).encode("utf-8", "surrogateescape")
+    )
 
 
 class Identities:
@@ -65,32 +79,34 @@ class Identities:
         self.by_workload: OrderedDict[int, Issued] = OrderedDict()
         self.refused = 0
 
-    def identify(self, key: Key, facts: Mapping[str, Any]) -> Answer:
-        """The credential for a socket with these facts; an answer with `error` when there can be none."""
+    def identify(self, key: Key, raw: Mapping[str, Any]) -> Issued:
+        """The workload and credential for a socket with these facts. Raises SectoolError when there can be none."""
         try:
-            attested = read_facts(facts)
-            workload = self._resolve(attested)
-            entry = self.by_workload.get(workload.id)
+            facts = read_facts(raw)
+            try:
+                workload = self._resolve(facts)
+            except LabelError as error:
+                raise SectoolError(f"labels do not fit together: {error}") from None
+            number = workload_id(workload, facts)
+            entry = self.by_workload.get(number)
             if entry is None:
-                credential = self._issue(workload)
-                entry = Issued(workload, credential, now_us(), attested.pid or 0)
+                entry = Issued(number, workload, facts, self._issue(workload), now_us())
                 self._remember(entry)
                 self._issued(entry, None)
             elif entry.credential.renew_at_us <= now_us():
                 self._renew(entry)
-        except SectoolError as error:
+        except SectoolError:
             self.refused += 1
-            log.warning("no identity for %s: %s", facts.get("executable", "a socket"), error.message)
-            return Answer(None, None, error.message)
-        self.by_workload.move_to_end(workload.id)
+            raise
+        self.by_workload.move_to_end(number)
         entry.keys[key] = None
         entry.keys.move_to_end(key)
         if len(entry.keys) > MAX_KEYS:
             entry.keys.popitem(last=False)
-        return Answer(entry.workload, entry.credential)
+        return entry
 
     def _remember(self, entry: Issued) -> None:
-        self.by_workload[entry.workload.id] = entry
+        self.by_workload[entry.workload_id] = entry
         if len(self.by_workload) > MAX_WORKLOADS:
             self.by_workload.popitem(last=False)
 
@@ -114,20 +130,28 @@ class Identities:
             except SectoolError as error:
                 log.error("cannot renew the identity of %s: %s", entry.workload.name, error.message)
                 if entry.credential.not_after_us <= now:
-                    del self.by_workload[entry.workload.id]
+                    del self.by_workload[entry.workload_id]
                 continue
             renewed.append(entry)
         return renewed
 
-    def forget(self) -> None:
-        """After Workload documents changed: every socket is looked at again (credentials of unchanged workloads stay)."""
+    def forget_sockets(self) -> None:
+        """After the Workload documents changed every socket is asked for again; credentials stay for who needs them."""
         for entry in self.by_workload.values():
             entry.keys.clear()
 
+    def forget_cgroup(self, cgroup: str) -> list[Issued]:
+        """A program's cgroup is gone: its workloads are over. Those forgotten."""
+        below = cgroup.rstrip("/") + "/"
+        gone = [e for e in self.by_workload.values() if (e.facts.cgroup + "/").startswith(below)]
+        for entry in gone:
+            del self.by_workload[entry.workload_id]
+        return gone
 
-def read_facts(facts: Mapping[str, Any]) -> Facts:
+
+def read_facts(raw: Mapping[str, Any]) -> Facts:
     """A worker's JSON as Facts; SectoolError when it does not fit."""
     try:
-        return Facts(**facts)
+        return Facts(**raw)
     except TypeError as error:
         raise SectoolError(f"the packet worker sent facts that do not fit: {error}") from None

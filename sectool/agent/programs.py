@@ -1,28 +1,34 @@
-"""Programs started by `sectool run`: one cgroup each, known again after the daemon restarts."""
+"""Programs started by `sectool run`: one cgroup each, known again after the daemon restarts.
+
+The cgroup is made inside the one the caller is in: whoever limits, lists or ends the caller's cgroup (a systemd
+unit, a login session, the lab) still reaches the program. Its inode number is what the kernel attests of sockets.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
-import os
 import re
-import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sectool.errors import SectoolError, UsageError
+from sectool.identity.files import write_atomic
+from sectool.identity.workload import path_segment
 from sectool.labels import LabelError, LabelSet
 
 log = logging.getLogger("sectool.agent")
 
+MAX_SAME_NAME = 1000
+ROOT_GROUP = "sectool"  # home of programs whose caller sits in the root cgroup
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A registered cgroup. `cgroup` is its path below the cgroup v2 mount, `cgroup_id` the inode the kernel attests."""
+    """A registered cgroup: its path below the cgroup v2 mount and its id, the inode number."""
 
     name: str
     labels: dict[str, str]
@@ -31,27 +37,10 @@ class Program:
     uid: int  # who registered it
 
 
-def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
-    """Replace `path` by `text` so that a crash leaves the old or the new file, never a part."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
 class Programs:
-    """The registry. `root` is the folder of this daemon's own cgroups, `mount` the cgroup v2 mount it is on."""
+    """The registry. `mount` is where cgroup v2 is mounted, `record` the file that outlives us."""
 
-    def __init__(self, root: Path, mount: Path, record: Path, ended: Callable[[Program], None]) -> None:
-        self.root = root
+    def __init__(self, mount: Path, record: Path, ended: Callable[[Program], None]) -> None:
         self.mount = mount
         self.by_id: dict[int, Program] = {}
         self._record = record
@@ -85,10 +74,9 @@ class Programs:
         if name is not None and not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} is no name: letters, digits and . _ - inside, at most 63 characters")
         name = name or checked.get("app") or "program"
-        leaf = f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-{secrets.token_hex(4)}"
-        folder = self.root / leaf
+        folder = self.mount / parent_cgroup(pid) / path_segment(name)
         try:
-            folder.mkdir(parents=True)
+            folder = _make_free(folder)
             identity = folder.stat().st_ino
             (folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
         except OSError as error:
@@ -96,9 +84,11 @@ class Programs:
                 folder.rmdir()
             raise SectoolError(
                 f"cannot make cgroup {folder}: {error.strerror}",
-                "sectool needs a writable cgroup v2 hierarchy (mounted at /sys/fs/cgroup or /sys/fs/cgroup/unified)",
+                f"sectool needs to write to the cgroup v2 hierarchy at {self.mount}",
             ) from None
-        program = Program(name, dict(checked), "/" + str(folder.relative_to(self.mount)), identity, uid)
+        program = Program(
+            folder.name, dict(checked), "/" + str(folder.relative_to(self.mount)), identity, uid
+        )
         self.by_id[identity] = program
         self._save()
         return program
@@ -114,11 +104,6 @@ class Programs:
         if gone:
             self._save()
 
-    def remove_empty(self) -> None:
-        """At `down`: remove every cgroup of ours that no process is in. Programs still running keep theirs."""
-        self.sweep()
-        remove_empty_cgroups(self.root)
-
     def _folder(self, program: Program) -> Path:
         return self.mount / program.cgroup.lstrip("/")
 
@@ -132,17 +117,42 @@ class Programs:
     def _save(self) -> None:
         rows = json.dumps([asdict(p) for p in self.by_id.values()], indent=1)
         try:
-            write_atomically(self._record, rows)
-        except OSError as error:
+            write_atomic(self._record, rows.encode(), 0o600)
+        except SectoolError as error:
             log.error(
                 "cannot write %s: %s; a restarted daemon will not know these programs", self._record, error
             )
 
 
-def remove_empty_cgroups(root: Path) -> None:
-    """Remove `root` and the cgroups directly in it, as far as no process is in them."""
+def _make_free(folder: Path) -> Path:
+    """Make `folder`, or with -2, -3, … behind its name where programs of that name run already."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, MAX_SAME_NAME + 1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            candidate.mkdir()
+            return candidate
+    raise SectoolError(f"{MAX_SAME_NAME} programs named {folder.name} run already", "choose another --name")
+
+
+def parent_cgroup(pid: int) -> str:
+    """The cgroup v2 path of `pid` without its leading slash; `sectool` for a process in the root cgroup."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SectoolError(f"cannot read the cgroup of process {pid}: {error.strerror}") from None
+    path = next((line[3:] for line in lines if line.startswith("0::")), "")
+    inside = path.strip("/")
+    return inside if inside and ".." not in inside.split("/") else ROOT_GROUP
+
+
+def forget_programs(mount: Path, record: Path) -> None:
+    """At `down`: remove the cgroups that no process is in any more. Programs that still run stay on record."""
+    programs = Programs(mount, record, lambda _: None)
+    programs.load()
+    programs.sweep()
     with contextlib.suppress(OSError):
-        for folder in [f for f in root.iterdir() if f.is_dir()]:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        root.rmdir()
+        (mount / ROOT_GROUP).rmdir()
+    if not programs.by_id:
+        with contextlib.suppress(FileNotFoundError):
+            record.unlink()

@@ -109,7 +109,7 @@ def parse_settings(text: str, name: str = "sectool.yaml") -> Settings:
         if key in values:
             raise DocumentError(_where(name, key_node), f"{key} is given twice")
         try:
-            values[key] = _READ[key](loader.construct_object(value_node, deep=True))  # type: ignore[no-untyped-call]
+            values[key] = _READ[key](loader.construct_object(value_node, deep=True))
         except (ValueError, yaml.YAMLError) as error:
             raise DocumentError(_where(name, value_node), f"{key}: {error}") from None
     if ("mark" in values) != ("mask" in values):

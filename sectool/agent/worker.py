@@ -16,7 +16,7 @@ import contextlib
 import logging
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ from sectool.errors import SectoolError
 
 log = logging.getLogger("sectool.agent")
 
-Key = tuple[Any, ...]
+Key = Hashable  # a socket's workload key: the worker's own, opaque here
+READ_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +182,11 @@ class Worker:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
-            while (frame := await wire.read_async(reader)) is not None:
-                self._hear(frame.header)
-        except (SectoolError, OSError, EOFError) as error:
+            decoder = wire.Decoder()
+            while data := await reader.read(READ_BYTES):
+                for frame in decoder.feed(data):
+                    self._hear(frame.header)
+        except (SectoolError, OSError) as error:
             log.error("worker %d: unreadable message: %s", self.number, error)
 
     def _hear(self, header: Mapping[str, Any]) -> None:
@@ -231,6 +234,4 @@ class Worker:
 
 def _key(value: Any) -> Key:
     """JSON lists as tuples, so that a key can be looked up."""
-    return (
-        tuple(_key(v) if isinstance(v, list) else v for v in value) if isinstance(value, list) else (value,)
-    )
+    return tuple(map(_key, value)) if isinstance(value, list) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 from sectool.api import wire
 from sectool.errors import Exit, NoDaemonError, PrivilegeError, SectoolError, StoreError, UsageError
+
+READ_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Client:
         self.path = path
         self.timeout = timeout
         self._sock: socket.socket | None = None
+        self._decoder = wire.Decoder()
+        self._frames: deque[wire.Frame] = deque()
 
     def call(self, op: str, payload: bytes = b"", **fields: Any) -> Answer:
         """Ask once. Raises the error the daemon answered with, NoDaemonError when there is none."""
@@ -60,16 +65,19 @@ class Client:
 
     def _receive(self, sock: socket.socket) -> Answer:
         try:
-            frame = wire.read(sock)
+            while not self._frames:
+                data = sock.recv(READ_BYTES)
+                if not data:
+                    raise self._gone(None)
+                self._frames.extend(self._decoder.feed(data))
         except TimeoutError:
             raise SectoolError(
                 f"the daemon at {self.path} does not answer within {self.timeout} s",
                 "see agent.log in the run folder",
             ) from None
-        except (OSError, EOFError) as error:
+        except OSError as error:
             raise self._gone(error) from None
-        if frame is None:
-            raise self._gone(None)
+        frame = self._frames.popleft()
         if frame.header.get("ok") is False:
             raise error_from(frame.header)
         return Answer(frame.header, frame.payload)
@@ -102,7 +110,7 @@ class Client:
             )
         return SectoolError(f"cannot reach {self.path}: {error.strerror or error}")
 
-    def _gone(self, error: OSError | EOFError | None) -> SectoolError:
+    def _gone(self, error: OSError | None) -> SectoolError:
         self.close()
         why = f" ({error})" if error is not None and str(error) else ""
         return NoDaemonError(

@@ -23,6 +23,7 @@ log = logging.getLogger("sectool.agent")
 
 MAX_CONNECTIONS = 128
 IDLE_S = 300.0
+READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +144,17 @@ class Server:
             writer.close()
 
     async def _converse(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
+        decoder = wire.Decoder()
+        while data := await asyncio.wait_for(reader.read(READ_BYTES), IDLE_S):
             try:
-                frame = await asyncio.wait_for(wire.read_async(reader), IDLE_S)
+                frames = list(decoder.feed(data))
             except SectoolError as error:  # not our framing: nothing after it can be understood
                 writer.write(_refusal(error))
                 await writer.drain()
                 return
-            if frame is None:
-                return
-            writer.write(await self._answer(peer, frame.header, frame.payload))
-            await writer.drain()
+            for frame in frames:
+                writer.write(await self._answer(peer, frame.header, frame.payload))
+                await writer.drain()
 
     async def _answer(self, peer: Peer, header: Mapping[str, Any], payload: bytes) -> bytes:
         op = header.get("op")

@@ -8,7 +8,7 @@ import typer
 
 from sectool.cli.context import session
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="The trust domain's root: make it, once.")
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 
 @app.callback()

@@ -86,7 +86,6 @@ class Table:
     def _line(self, cells: list[tuple[str, str]]) -> None:
         room = self.edge
         parts: list[str] = []
-        last = len(cells) - 1
         for i, (text, style) in enumerate(cells):
             if room is not None:
                 if room <= 0:
@@ -94,11 +93,7 @@ class Table:
                 text = fit(text, room)
             pad = " " * max(0, self.widths[i] - width(text))
             painted = paint(text, style, self.color)
-            if self.columns[i].right:
-                cell = pad + painted
-            else:
-                cell = painted if i == last else painted + pad
-            parts.append(cell)
+            parts.append(pad + painted if self.columns[i].right else painted + pad)
             if room is not None:
                 room -= max(self.widths[i], width(text)) + 2
         self.out.write("  ".join(parts).rstrip() + "\n")

@@ -1,4 +1,4 @@
-"""Every drop reason in words: what happened, and where to look. Shown by `flows -o wide`, `explain` and the reference."""
+"""Every drop reason in words: what happened, and where to look. Shown by `flows` and the reference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MEANING: dict[DropReason, str] = {
     DropReason.SYN_REPLAYED: "a recorded handshake was played again",
     DropReason.HANDSHAKE_STALE: "a handshake is older than the clock window allows; compare clocks",
     DropReason.HANDSHAKE_TIMEOUT: "the handshake did not complete in time",
-    DropReason.SESSION_UNKNOWN: "the peer resumed a session this host does not have; its next attempt is a full handshake",
+    DropReason.SESSION_UNKNOWN: "the peer resumed a session this host does not have; its next try is a full handshake",
     DropReason.PACKET_MALFORMED: "a packet could not be parsed",
     DropReason.UNKNOWN_FLOW: "a packet belongs to no connection this enforcer knows",
     DropReason.RATE_LIMITED: "too many handshakes from one source prefix",

@@ -24,7 +24,8 @@ def test_empty_means_defaults(text: str) -> None:
 def test_everything_can_be_set() -> None:
     settings = parse_settings(
         "enforced_networks: [10.0.0.0/8, 'fd00::/8']\nqueue: 7\nworkers: 2\nmark: 0x100\nmask: 0xff00\n"
-        "reject: true\nsvid_lifetime_s: 600\nclock_skew_s: 0\nsyn_rate: 50\nactivation_timeout_s: 2\nsocket_group: adm\n"
+        "reject: true\nsvid_lifetime_s: 600\n"
+        "clock_skew_s: 0\nsyn_rate: 50\nactivation_timeout_s: 2\nsocket_group: adm\n"
     )
     assert settings == Settings(("10.0.0.0/8", "fd00::/8"), 7, 2, 0x100, 0xFF00, True, 600, 0, 50, 2, "adm")
 

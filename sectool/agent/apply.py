@@ -1,0 +1,146 @@
+"""Changing the policy: check first, record, switch every worker, and say truthfully what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from sectool.agent.revisions import Draft, Revision, draft
+from sectool.agent.worker import Activation, Worker
+from sectool.api.server import Reply, Request
+from sectool.errors import SectoolError, UsageError
+from sectool.events import Type
+from sectool.policy import DocumentSet, diff
+
+if TYPE_CHECKING:
+    from sectool.agent.daemon import Daemon
+
+log = logging.getLogger("sectool.agent")
+
+MAX_REASON = 500
+
+
+async def check(daemon: Daemon, request: Request) -> Reply:
+    """What `policy.apply` would change, without changing it. Payload: the documents' text."""
+    candidate = await asyncio.to_thread(draft, _text(request))
+    active = daemon.revisions.active
+    return Reply(
+        {
+            "revision": active.revision if active else 0,
+            "hash": candidate.hash,
+            "unchanged": active is not None and active.hash == candidate.hash,
+            "changes": _changes(active, candidate),
+            "lint": candidate.lint,
+        }
+    )
+
+
+async def apply(daemon: Daemon, request: Request) -> Reply:
+    """Make the payload the policy in force. `reason` and the caller's name are kept with it."""
+    # Compiling a large set takes a while; packets do not wait for it and neither does the rest of the agent.
+    candidate = await asyncio.to_thread(draft, _text(request))
+    return await _switch(daemon, request, candidate, Type.POLICY_APPLIED)
+
+
+async def rollback(daemon: Daemon, request: Request) -> Reply:
+    """Make the text of an earlier revision the policy in force, as a new revision."""
+    number = request.number("revision")
+    if number is None:
+        raise UsageError("policy.rollback: revision is missing")
+    earlier = await daemon.revisions.get(number)
+    candidate = await asyncio.to_thread(draft, earlier.text)
+    return await _switch(
+        daemon, request, candidate, Type.POLICY_ROLLED_BACK, f"rollback to revision {number}"
+    )
+
+
+async def _switch(
+    daemon: Daemon, request: Request, candidate: Draft, kind: Type, default_reason: str = ""
+) -> Reply:
+    reason = request.text("reason") or default_reason
+    if len(reason) > MAX_REASON:
+        raise UsageError(f"the reason is longer than {MAX_REASON} characters")
+    async with daemon.activation:
+        before = daemon.revisions.active
+        if before is not None and before.hash == candidate.hash:
+            return Reply({"revision": before.revision, "hash": before.hash, "unchanged": True})
+        revision = await daemon.revisions.add(candidate, request.peer.name, reason)
+        daemon.define_rules()
+        daemon.events.emit(
+            kind,
+            revision=revision.revision,
+            hash=revision.hash,
+            author=revision.author,
+            reason=revision.reason,
+            previous=before.revision if before else 0,
+        )
+        return Reply(await _activate(daemon, before, revision, candidate))
+
+
+async def _activate(
+    daemon: Daemon, before: Revision | None, revision: Revision, candidate: Draft
+) -> dict[str, Any]:
+    text = daemon.policy_text()
+    answers = await asyncio.gather(
+        *(worker.activate(text, daemon.settings.activation_timeout_s) for worker in daemon.workers),
+        return_exceptions=True,
+    )
+    problems: list[str] = []
+    cut = 0
+    for worker, answer in zip(daemon.workers, answers, strict=True):
+        if isinstance(answer, Activation):
+            cut += answer.cut
+            daemon.health.clear(_problem(worker))
+            continue
+        if not isinstance(answer, SectoolError):
+            log.error("worker %d: activating failed", worker.number, exc_info=answer)
+        why = answer.message if isinstance(answer, SectoolError) else f"{type(answer).__name__}"
+        problems.append(f"{why}; it goes on with revision {worker.revision}")
+        daemon.health.raise_(_problem(worker), why)
+    if _workloads(before) != _workloads(revision):
+        daemon.identities.forget_sockets()
+        for worker in daemon.workers:
+            worker.send({"t": "flush_workloads"})
+    if not problems:
+        await daemon.revisions.activated(revision.revision)
+    slowest = max((a.us for a in answers if isinstance(a, Activation)), default=0)
+    daemon.events.emit(
+        Type.POLICY_ACTIVATED,
+        revision=revision.revision,
+        hash=revision.hash,
+        cut=cut,
+        us=slowest,
+        problems=problems,
+    )
+    return {
+        "revision": revision.revision,
+        "hash": revision.hash,
+        "unchanged": False,
+        "cut": cut,
+        "us": slowest,
+        "changes": _changes(before, candidate),
+        "lint": candidate.lint,
+        "problems": problems,
+    }
+
+
+def _problem(worker: Worker) -> str:
+    return f"policy of worker {worker.number}"
+
+
+def _text(request: Request) -> str:
+    try:
+        return request.payload.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the policy is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _changes(before: Revision | None, candidate: Draft) -> list[str]:
+    old = before.documents if before else DocumentSet()
+    return [line for change in diff(old, candidate.documents) for line in change.lines()]
+
+
+def _workloads(revision: Revision | None) -> list[tuple[object, ...]]:
+    documents = revision.documents.workloads if revision else ()
+    return [(d.name, d.match, d.labels) for d in documents]

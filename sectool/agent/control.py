@@ -1,0 +1,200 @@
+"""The operations of the control socket: what `sectool status`, `policy …`, `run`, `identity` and `down` ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sectool import __version__
+from sectool.agent.apply import apply, check, rollback
+from sectool.agent.revisions import Revision
+from sectool.api.server import Operation, Reply, Request
+from sectool.errors import SectoolError, UsageError
+
+if TYPE_CHECKING:
+    from sectool.agent.daemon import Daemon
+
+STATS_S = 0.5  # how long `status` waits for a worker's fresh counters
+
+
+def operations(daemon: Daemon) -> Mapping[str, Operation]:
+    """All operations on `daemon`; those that write are for root alone."""
+
+    def bind(handle: Callable[[Daemon, Request], Awaitable[Reply]], *, writes: bool = False) -> Operation:
+        return Operation(lambda request: handle(daemon, request), writes)
+
+    return {
+        "status": bind(_status),
+        "policy.apply": bind(apply, writes=True),
+        "policy.check": bind(check),
+        "policy.rollback": bind(rollback, writes=True),
+        "policy.show": bind(_policy_show),
+        "policy.history": bind(_policy_history),
+        "identity.list": bind(_identities),
+        "workload.list": bind(_workloads),
+        "run.register": bind(_register, writes=True),
+        "reload": bind(_reload, writes=True),
+        "down": bind(_down, writes=True),
+    }
+
+
+async def _status(daemon: Daemon, request: Request) -> Reply:
+    workers = []
+    for worker in daemon.workers:
+        stats = await worker.fresh_stats(STATS_S)
+        workers.append(
+            {
+                "number": worker.number,
+                "pid": worker.child.pid,
+                "restarts": worker.child.restarts,
+                "enforcing": worker.enforcing,
+                "revision": worker.revision,
+                "stats": stats,
+            }
+        )
+    active = daemon.revisions.active
+    enforcing = daemon.state == "enforcing" and all(w.enforcing for w in daemon.workers)
+    degraded = daemon.state == "enforcing" and bool(daemon.health.problems)
+    return Reply(
+        {
+            "version": __version__,
+            "state": "degraded" if degraded else daemon.state,
+            "problems": [{"what": k, "why": v} for k, v in daemon.health.problems.items()],
+            "enforcing": enforcing,
+            "rules_installed": daemon.rules_installed,
+            "pid": os.getpid(),
+            "started": daemon.started_us,
+            "host": daemon.host.name,
+            "host_labels": dict(daemon.host.labels),
+            "trust_domain": daemon.host.trust_domain,
+            "trusted_domains": list(daemon.host.bundle.trust_domains),
+            "host_ca_expires": daemon.host.authority.not_after_us,
+            "namespace": os.stat("/proc/self/ns/net").st_ino,  # noqa: PTH116
+            "state_dir": str(daemon.paths.state),
+            "run_dir": str(daemon.paths.run),
+            "enforced_networks": list(daemon.enforced_networks),
+            "reject": daemon.settings.reject,
+            "policy": active.summary() if active else None,
+            "workers": workers,
+            "store": {"pid": daemon.store.child.pid, "restarts": daemon.store.child.restarts},
+            "events_lost_by_agent": daemon.events.lost,
+            "workloads": len(daemon.identities.by_workload),
+            "programs": len(daemon.programs.by_id),
+            "identities_refused": daemon.identities.refused,
+        }
+    )
+
+
+async def _policy_show(daemon: Daemon, request: Request) -> Reply:
+    """The revision `rev`, or the one in force at `at` (UTC microseconds), or the active one; text as payload."""
+    revision = await _wanted(daemon, request)
+    return Reply(revision.summary(), revision.text.encode())
+
+
+async def _wanted(daemon: Daemon, request: Request) -> Revision:
+    number = request.number("rev")
+    at = request.number("at")
+    if number is not None:
+        return await daemon.revisions.get(number)
+    if at is not None:
+        return await daemon.revisions.at(at)
+    if daemon.revisions.active is None:
+        raise SectoolError(
+            "no policy has been applied yet: every connection is denied", "sectool policy apply FILE"
+        )
+    return daemon.revisions.active
+
+
+async def _policy_history(daemon: Daemon, request: Request) -> Reply:
+    return Reply({"items": await daemon.revisions.history()})
+
+
+async def _identities(daemon: Daemon, request: Request) -> Reply:
+    items = []
+    for entry in daemon.identities.by_workload.values():
+        peer = entry.credential.peer
+        items.append(
+            {
+                "id": peer.id,
+                "spiffe_id": peer.spiffe_id,
+                "labels": dict(peer.labels),
+                "workload": entry.workload.name,
+                "serial": peer.serial,
+                "fingerprint": peer.fingerprint.hex(),
+                "not_before": peer.not_before_us,
+                "not_after": peer.not_after_us,
+                "renew_at": entry.credential.renew_at_us,
+                "rotations": entry.rotations,
+                "bytes": len(entry.credential.blob),
+            }
+        )
+    return Reply({"items": items})
+
+
+async def _workloads(daemon: Daemon, request: Request) -> Reply:
+    seen: list[dict[str, Any]] = [
+        {
+            "id": entry.workload_id,
+            "name": entry.workload.name,
+            "automatic": entry.workload.automatic,
+            "labels": dict(entry.workload.labels),
+            "spiffe_id": entry.credential.peer.spiffe_id,
+            "uid": entry.facts.uid,
+            "user": entry.facts.user,
+            "executable": entry.facts.executable,
+            "sha256": entry.facts.sha256,
+            "unit": entry.facts.unit,
+            "cgroup": entry.facts.cgroup,
+            "since": entry.since_us,
+            "connected": True,
+        }
+        for entry in daemon.identities.by_workload.values()
+    ]
+    cgroups = {item["cgroup"] for item in seen}
+    # Programs that `sectool run` started and that have not opened a connection yet.
+    waiting = [p for p in daemon.programs.by_id.values() if p.cgroup not in cgroups]
+    seen += [
+        {
+            "name": p.name,
+            "automatic": False,
+            "labels": p.labels,
+            "uid": p.uid,
+            "cgroup": p.cgroup,
+            "connected": False,
+        }
+        for p in waiting
+    ]
+    return Reply({"items": seen})
+
+
+async def _register(daemon: Daemon, request: Request) -> Reply:
+    """Put the caller into a cgroup of its own that stands for `labels`."""
+    labels = request.fields.get("labels", {})
+    if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
+        raise UsageError("run.register: labels have to be key and value texts")
+    name = request.fields.get("name")
+    if name is not None and not isinstance(name, str):
+        raise UsageError("run.register: name has to be text")
+    for key, value in labels.items():
+        if not daemon.host.constraints.permits(key, value):
+            raise UsageError(
+                f"host {daemon.host.name} may not vouch for {key}={value}",
+                "its label constraints were set at enrolment; enrol it again to widen them",
+            )
+    daemon.programs.sweep()
+    program = daemon.programs.register(name, labels, request.peer.uid, request.peer.pid)
+    return Reply({"name": program.name, "cgroup": program.cgroup, "cgroup_id": program.cgroup_id})
+
+
+async def _reload(daemon: Daemon, request: Request) -> Reply:
+    """Read the trust bundle anew and hand it to the workers."""
+    await daemon.reload_trust()
+    return Reply({"trusted_domains": list(daemon.host.bundle.trust_domains)})
+
+
+async def _down(daemon: Daemon, request: Request) -> Reply:
+    daemon.remove_rules = True
+    daemon.stopped_by = request.peer.name
+    daemon.stopping.set()
+    return Reply({"pid": os.getpid()})

@@ -1,0 +1,348 @@
+"""The daemon's root process: brings everything up in an order that fails closed, and takes it down again.
+
+    enrolment, settings          nothing is touched yet
+    namespace lock               one daemon per network namespace
+    control history              the active policy revision; none: everything is denied
+    event store, packet workers  as children, kept alive
+    control socket
+    kernel rules                 last: from here on packets are queued, and stay queued if we crash
+    announced
+
+Rules are removed by an orderly `down` and by nothing else: after a crash, or SIGTERM, no new connection passes until
+a daemon is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from nfq.netns import NamespaceLock
+
+from nfq import cgroup, rules
+from sectool.agent import control
+from sectool.agent.background import prepare_run_folder
+from sectool.agent.cleanup import remove_run_files
+from sectool.agent.eventlog import EventLog
+from sectool.agent.health import Health
+from sectool.agent.identities import Identities, Issued
+from sectool.agent.logs import Announcer, start_logging
+from sectool.agent.programs import Program, Programs, forget_programs
+from sectool.agent.records import Records
+from sectool.agent.revisions import Revisions
+from sectool.agent.settings import load_settings
+from sectool.agent.storeproc import StoreProcess
+from sectool.agent.worker import Key, PolicyText, Setup, Worker
+from sectool.api.paths import Paths
+from sectool.api.server import Server
+from sectool.errors import Exit, SectoolError
+from sectool.events import Type, now_us
+from sectool.identity.credential import Credential
+from sectool.identity.enrolment import load_host
+from sectool.identity.workload import Facts, Workload, resolve
+
+log = logging.getLogger("sectool.agent")
+
+STORE_START_S = 15.0
+WORKER_START_S = 20.0
+WORKER_GRACE_S = 5.0
+TICK_S = 1.0
+
+
+def serve(paths: Paths, *, verbose: bool = False, announce_fd: int | None = None) -> int:
+    """Run the daemon until it is told to stop; returns the exit code.
+
+    A failed start raises SectoolError, or, when somebody waits at `announce_fd`, tells them.
+    """
+    start_logging(verbose)
+    announcer = Announcer(announce_fd)
+    try:
+        asyncio.run(Daemon(paths, announcer).run())
+    except SectoolError as error:
+        if announce_fd is None:
+            raise
+        log.error("not started: %s", error.message)
+        announcer.failed(error.message, error.hint, int(error.exit_code))
+        return int(error.exit_code)
+    return int(Exit.OK)
+
+
+class Daemon:
+    """All parts of one daemon. Control operations (sectool.agent.control) work on it."""
+
+    def __init__(self, paths: Paths, announcer: Announcer) -> None:
+        self.paths = paths
+        self.settings = load_settings(paths.settings)
+        self.host = load_host(paths.state)
+        self.started_us = now_us()
+        self.state = "starting"
+        self.rules_installed = False
+        self.remove_rules = False  # set by `down`, with who asked for it
+        self.stopped_by = ""
+        self.stopping = asyncio.Event()
+        self.workers: list[Worker] = []
+        self.health = Health(self._health_changed)
+        self.identities = Identities(self._resolve, self._issue, self._issued)
+        self._announcer = announcer
+        self._stack = contextlib.AsyncExitStack()
+        self.activation = asyncio.Lock()  # one policy change at a time
+
+    @property
+    def enforced_networks(self) -> tuple[str, ...]:
+        """Networks inside which a peer has to present an identity."""
+        return self.settings.enforced_networks or tuple(str(n) for n in self.host.enforced_networks)
+
+    async def run(self) -> None:
+        """Up, until told to stop, and down."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told_to_stop, number)
+        try:
+            await self._bring_up()
+            self._announcer.enforcing(
+                pid=os.getpid(),
+                host=self.host.name,
+                trust_domain=self.host.trust_domain,
+                revision=self.revisions.active.revision if self.revisions.active else 0,
+            )
+            ticking = asyncio.create_task(self._tick(), name="tick")
+            await self.stopping.wait()
+            ticking.cancel()
+        finally:
+            self.state = "stopping"
+            await self._stack.aclose()
+        if not self.remove_rules and self.rules_installed:
+            log.warning(
+                "stopped; the kernel rules stay and no new connection passes (`sectool down` removes them)"
+            )
+
+    def _told_to_stop(self, number: int) -> None:
+        log.info("stopping: %s", signal.Signals(number).name)
+        self.stopping.set()
+
+    async def _bring_up(self) -> None:
+        push = self._stack
+        prepare_run_folder(self.paths)
+        lock = NamespaceLock(self.paths.run)
+        lock.acquire()
+        push.callback(lock.release)
+        push.callback(self._remove_traces)
+        self.paths.pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+        self.records = Records(self.paths.control_history, self.host.name)
+        push.push_async_callback(self.records.close)
+        self.revisions = Revisions(self.records)
+        await self.revisions.load()
+        self.events = EventLog(self.paths.agent_ring())
+        push.callback(self.events.close)
+        output = sys.stderr.fileno()
+        self.store = StoreProcess(self.paths, output, lambda why: self.health.raise_("event store", why))
+        push.push_async_callback(self.store.stop)
+        if not await self.store.begin(STORE_START_S):
+            self.health.raise_("event store", f"it has not answered for {STORE_START_S:.0f} s")
+        self.programs = Programs(cgroup.mount(), self.paths.programs, self._program_ended)
+        self.programs.load()
+        push.callback(self._say_stopped)
+        await self._start_workers(output)
+        server = Server(self.paths.control_socket, control.operations(self), self.settings.socket_group)
+        await server.start()
+        push.push_async_callback(server.close)
+        self._install_rules()
+        self.state = "enforcing"
+        active = self.revisions.active
+        self.events.emit(
+            Type.ENFORCER_START,
+            host=self.host.name,
+            pid=os.getpid(),
+            revision=active.revision if active else 0,
+            hash=active.hash if active else "",
+        )
+        if active is None:
+            log.warning("no policy has been applied yet: every connection is denied")
+        else:
+            self.define_rules()
+            await self.revisions.activated(active.revision)
+        log.info("enforcing as %s in %s", self.host.name, self.host.trust_domain)
+
+    async def _start_workers(self, output: int) -> None:
+        for number in range(self.settings.workers):
+            worker = Worker(
+                number,
+                Setup(lambda n=number: self._worker_config(n), self._bundle, self.policy_text),  # type: ignore[misc]
+                identify=self._identify,
+                changed=lambda why, n=number: self._worker_changed(n, why),  # type: ignore[misc]
+                output=output,
+            )
+            self.workers.append(worker)
+            self._stack.push_async_callback(worker.stop, WORKER_GRACE_S)
+            await worker.begin(WORKER_START_S)
+
+    def _worker_config(self, number: int) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "run_dir": str(self.paths.run),
+            "number": number,
+            "ring": str(self.paths.worker_ring(number)),
+            "journal": str(self.paths.worker_journal(number)),
+            "queue": settings.queue + number,
+            "queues": settings.workers,
+            "mark": settings.mark if settings.mark is not None else rules.MARK,
+            "mask": settings.mask if settings.mask is not None else rules.MASK,
+            "reject": settings.reject,
+            "enforced_networks": list(self.enforced_networks),
+            "host": self.host.name,
+            "trust_domain": self.host.trust_domain,
+            "clock_skew_s": settings.clock_skew_s,
+            "syn_rate": settings.syn_rate,
+        }
+
+    def _bundle(self) -> bytes:
+        return self.host.bundle.to_pem().encode("ascii")
+
+    def policy_text(self) -> PolicyText:
+        """What workers enforce now; revision 0 is the empty set, which denies everything."""
+        active = self.revisions.active
+        return PolicyText(active.revision, active.hash, active.text) if active else PolicyText(0, "", "")
+
+    def _install_rules(self) -> None:
+        settings = self.settings
+        rules.install(
+            queue=settings.queue,
+            queues=settings.workers,
+            mark=settings.mark if settings.mark is not None else rules.MARK,
+            mask=settings.mask if settings.mask is not None else rules.MASK,
+        )
+        self.rules_installed = True
+        self._stack.callback(self._maybe_remove_rules)
+
+    def _maybe_remove_rules(self) -> None:
+        if self.remove_rules:
+            rules.remove()
+            self.rules_installed = False
+
+    def _remove_traces(self) -> None:
+        if self.remove_rules:
+            forget_programs(cgroup.mount(), self.paths.programs)
+        remove_run_files(self.paths, everything=self.remove_rules)
+
+    def _say_stopped(self) -> None:
+        self.events.emit(
+            Type.ENFORCER_STOP,
+            host=self.host.name,
+            actor=self.stopped_by,
+            rules_removed=not self.rules_installed,
+        )
+
+    # What the parts report.
+
+    def _health_changed(self, degraded: bool, what: str, why: str) -> None:
+        if degraded:
+            log.error("degraded: %s: %s", what, why)
+        else:
+            log.info("recovered: %s", what)
+        kind = Type.ENFORCER_DEGRADED if degraded else Type.ENFORCER_RECOVERED
+        self.events.emit(kind, host=self.host.name, what=what, why=why)
+
+    def _worker_changed(self, number: int, why: str) -> None:
+        if self.stopping.is_set() or self.state != "enforcing":
+            return
+        if why:
+            self.health.raise_(f"worker {number}", why)
+        else:
+            self.health.clear(f"worker {number}")
+
+    def _resolve(self, facts: Facts) -> Workload:
+        registered = {program.cgroup: program.labels for program in self.programs.by_id.values()}
+        return resolve(
+            facts,
+            self.revisions.workload_documents,
+            registered,
+            host=self.host.name,
+            host_labels=self.host.labels,
+        )
+
+    def _issue(self, workload: Workload) -> Credential:
+        return self.host.authority.issue(
+            workload.path, workload.labels, now_us(), self.settings.svid_lifetime_s
+        )
+
+    def _identify(self, worker: Worker, key: Key, facts: Mapping[str, Any]) -> None:
+        try:
+            entry = self.identities.identify(key, facts)
+        except SectoolError as error:
+            log.warning("no identity for %s: %s", facts.get("executable", "a socket"), error.message)
+            worker.send({"t": "credential", "key": key, "error": error.message})
+            return
+        worker.send(*_credential(key, entry))
+
+    def _issued(self, entry: Issued, before: Credential | None) -> None:
+        # The connection that waits comes first: what is to be recorded follows once the answer is on its way.
+        asyncio.get_running_loop().call_soon(
+            self.records.issued, self.events, entry, entry.credential, before
+        )
+
+    def _program_ended(self, program: Program) -> None:
+        for entry in self.identities.forget_cgroup(program.cgroup):
+            self.records.stopped(self.events, entry)
+
+    def define_rules(self) -> None:
+        """Dictionary entries for every rule of the active revision, ahead of the flows they decide."""
+        active = self.revisions.active
+        for rule in active.engine.rules if active else ():
+            self.events.define(
+                Type.DICT_RULE,
+                rule.id,
+                policy=rule.policy,
+                kind=rule.kind,
+                owner=rule.owner,
+                index=rule.index,
+                text=rule.text,
+                revision=active.revision if active else 0,
+            )
+
+    async def reload_trust(self) -> None:
+        """Read the trust bundle anew and hand it to the workers."""
+        self.host = load_host(self.paths.state)
+        for worker in self.workers:
+            worker.send({"t": "bundle"}, self._bundle())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                await self._every_second()
+            except Exception:  # one bad second must not end renewal for good
+                log.exception("the agent's regular work failed")
+
+    async def _every_second(self) -> None:
+        for entry in self.identities.renew_due(now_us()):
+            for key in entry.keys:
+                for worker in self.workers:
+                    worker.send(*_credential(key, entry))
+        self.programs.sweep()
+        if (
+            self.store.child.pid is not None
+            and "event store" in self.health.problems
+            and await self.store.answers()
+        ):
+            self.health.clear("event store")
+
+
+def _credential(key: Key, entry: Issued) -> tuple[dict[str, Any], bytes]:
+    peer = entry.credential.peer
+    header = {
+        "t": "credential",
+        "key": key,
+        "workload": {
+            "id": entry.workload_id,
+            "path": entry.workload.path,
+            "labels": dict(peer.labels),
+            **entry.describe(),
+        },
+    }
+    return header, entry.credential.to_wire()

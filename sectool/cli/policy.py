@@ -1,0 +1,446 @@
+"""`sectool policy …` and `sectool explain`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sectool.cli.context import Session, require_root, session
+from sectool.cli.moments import moment_us, show_time
+from sectool.cli.output import Column, Format, emit, emit_document
+from sectool.cli.text import escape_block
+from sectool.errors import Exit, NoDaemonError, SectoolError, UsageError
+
+if TYPE_CHECKING:
+    from sectool.policy import DocumentSet
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="Format of the data on stdout.")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Policy files, or folders of *.yaml.")]
+
+
+@app.callback()
+def policy() -> None:
+    """Apply, test, explain, compare and roll back policy.
+
+    \b
+    Examples:
+      sectool policy test shop.yaml
+      sectool policy apply shop.yaml --reason "web may reach db"
+      sectool policy diff 3 4
+      sectool policy rollback 3 --reason "outage"
+    """
+
+
+@app.command("apply")
+def apply_(
+    ctx: typer.Context,
+    files: Files,
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; kept with the revision.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would change, change nothing.")
+    ] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make these files the policy of this host, as a new revision.
+
+    The files are the whole policy: what is not in them is no longer in force. All workers switch at once, and live
+    connections that became denied are cut. Exits 1 when a worker did not switch.
+
+    \b
+    Examples:
+      sectool policy apply shop.yaml --reason "web may reach db"
+      sectool policy apply policies/ --dry-run
+    """
+    from sectool.policy import load
+
+    documents = load(files)  # a mistake is reported with its place before anybody is asked
+    if not dry_run:
+        require_root(
+            "applying policy", "policy test and policy apply --dry-run as a member of the socket's group"
+        )
+    at = session(ctx)
+    op = "policy.check" if dry_run else "policy.apply"
+    with at.control(timeout=60.0) as control:
+        answer = control.call(op, documents.text.encode(), reason=reason)
+    _tell_change(at, answer.header, output, dry_run=dry_run)
+
+
+def _tell_change(at: Session, header: dict[str, Any], output: Format, *, dry_run: bool = False) -> None:
+    result = {k: v for k, v in header.items() if k not in ("ok", "payload")}
+    if output in (Format.JSON, Format.JSONL, Format.YAML):
+        emit_document(result, output, "sectool.policy-change/1")
+    else:
+        if result.get("unchanged"):
+            at.say(f"unchanged: this is revision {result['revision']}, which is in force already")
+        else:
+            sys.stdout.write("".join(escape_block(line) + "\n" for line in result.get("changes", ())))
+            if dry_run:
+                at.say("nothing was changed (dry run)")
+            else:
+                cut = result.get("cut", 0)
+                at.say(
+                    f"revision {result['revision']} is in force"
+                    + (f"; cut {cut} live connections" if cut else "")
+                )
+        for note in result.get("lint", ()):
+            at.warn(note)
+    problems = result.get("problems") or []
+    for problem in problems:
+        at.warn(problem)
+    if problems:
+        raise typer.Exit(int(Exit.DENIED))
+
+
+@app.command("list")
+def list_(ctx: typer.Context, output: Output = Format.TABLE) -> None:
+    """List the documents of the policy in force.
+
+    \b
+    Example:
+      sectool policy list -o json
+    """
+    at = session(ctx)
+    meta, documents = _in_force(at)
+    rows = [
+        {
+            "kind": str(document.kind),
+            "name": document.name,
+            "owner": document.owner,
+            "mode": str(getattr(document, "mode", "")),
+            "rules": len(getattr(document, "rules", ())),
+            "where": document.where,
+        }
+        for document in documents.documents()
+    ]
+    columns = [
+        Column("KIND", lambda r: r["kind"]),
+        Column("NAME", lambda r: r["name"]),
+        Column("OWNER", lambda r: r["owner"]),
+        Column("MODE", lambda r: r["mode"]),
+        Column("RULES", lambda r: r["rules"] or "", right=True),
+        Column("WHERE", lambda r: r["where"], wide=True),
+    ]
+    emit(
+        rows,
+        columns,
+        output,
+        "sectool.policy-document/1",
+        color=at.color,
+        extra={"revision": meta["revision"]},
+    )
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    rev: Annotated[int | None, typer.Option("--rev", metavar="N", help="This revision.")] = None,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", metavar="TIME", help="The revision in force then (10m, or a timestamp)."),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show the policy in force, an earlier revision, or what was in force at a time, as it was written.
+
+    \b
+    Examples:
+      sectool policy show
+      sectool policy show --rev 3 -o json
+      sectool policy show --at 2026-03-01T02:00:00Z
+    """
+    here = session(ctx)
+    if rev is not None and at is not None:
+        raise UsageError("--rev and --at exclude each other")
+    meta, text = fetch_revision(here, rev, moment_us(at) if at else None)
+    if output in (Format.JSON, Format.JSONL, Format.YAML):
+        emit_document({**meta, "text": text}, output, "sectool.policy-revision/1")
+        return
+    by = f"by {meta['author']}" + (f": {meta['reason']}" if meta["reason"] else "")
+    here.say(f"revision {meta['revision']}, applied {show_time(meta['applied'])} {by}")
+    sys.stdout.write(escape_block(text if text.endswith("\n") else text + "\n"))
+
+
+@app.command()
+def test(ctx: typer.Context, files: Files, output: Output = Format.TABLE) -> None:
+    """Run the Test documents in these files against the rules in them. Needs neither root nor a daemon.
+
+    Exits 1 when a test fails, 2 when a document is not valid.
+
+    \b
+    Example:
+      sectool policy test policies/
+    """
+    from sectool.policy import load, run_tests
+
+    at = session(ctx)
+    results = run_tests(load(files))
+    failed = sum(not r.passed for r in results)
+    rows = [
+        {"test": r.test, "flow": r.text, "where": r.where, "passed": r.passed, "message": r.message}
+        for r in results
+    ]
+    if output in (Format.TABLE, Format.WIDE):
+        for result in results:
+            if not result.passed or output is Format.WIDE:
+                sys.stdout.write("".join(escape_block(line) + "\n" for line in result.lines()))
+        if not results:
+            at.warn("there is no Test document in these files; the documents themselves are valid")
+        else:
+            at.say(f"{len(results) - failed} passed, {failed} failed")
+    else:
+        emit(
+            rows,
+            (),
+            output,
+            "sectool.policy-test/1",
+            extra={"passed": len(results) - failed, "failed": failed},
+        )
+    if failed:
+        raise typer.Exit(int(Exit.DENIED))
+
+
+@app.command("explain")
+def explain_(
+    ctx: typer.Context,
+    flow: Annotated[
+        str,
+        typer.Argument(
+            metavar="FLOW", help="A connection: 'LABELS -> LABELS SERVICE'; also ip:, net:, fqdn:."
+        ),
+    ],
+    file: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Ask these files instead of the policy in force."),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="TIME", help="Ask the policy that was in force then.")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Why a connection is allowed or denied, which rule decides, who owns it, and what would allow it.
+
+    The answer comes from the code that decides. Exits 0 for allowed, 1 for denied.
+
+    \b
+    Examples:
+      sectool explain 'app=web -> app=db tcp/5432'
+      sectool explain 'ip:198.51.100.7 -> app=web tcp/443' --at 2h
+      sectool policy explain 'app=web -> app=db tcp/5432' --file shop.yaml
+    """
+    from sectool.events import Action, now_us
+    from sectool.policy import Engine, explain, load, parse_flow
+
+    here = session(ctx)
+    if file and at:
+        raise UsageError("--file and --at exclude each other", "--at asks the history of this host")
+    spec = parse_flow(flow)
+    now = moment_us(at) if at else now_us()
+    if file:
+        documents, revision = load(file), 0
+    else:
+        meta, documents = _in_force(here, now if at else None)
+        revision = meta["revision"]
+    networks = {doc.name: doc.spec for doc in documents.networks}
+    answer = explain(Engine(documents, revision), spec.request(networks), now)
+    allowed = answer.decision.action in (Action.ALLOW, Action.AUDIT)
+    if output in (Format.TABLE, Format.WIDE):
+        sys.stdout.write("".join(escape_block(line) + "\n" for line in answer.lines()))
+    else:
+        emit_document(_explanation(flow, answer), output, "sectool.explanation/1")
+    if not allowed:
+        raise typer.Exit(int(Exit.DENIED))
+
+
+def _explanation(flow: str, answer: Any) -> dict[str, Any]:
+    decision = answer.decision
+    near = answer.nearest_allow
+    return {
+        "flow": flow,
+        "verdict": decision.action.name.lower(),
+        "reason": decision.reason.name.lower(),
+        "revision": answer.revision or None,
+        "rule": _rule(decision.rule),
+        "encrypted": decision.encrypt,
+        "pending_verdict": decision.pending_action.name.lower(),
+        "pending_rule": _rule(decision.pending_rule),
+        "applied": [_rule(r) for r in answer.applied],
+        "staged": [_rule(r) for r in answer.staged],
+        "nearest_allow": _rule(near.rule) if near else None,
+        "missing": [{"part": m.part, "clause": m.clause, "found": m.found} for m in near.misses]
+        if near
+        else [],
+        "remedy": str(answer.remedy),
+        "sentence": answer.sentence,
+    }
+
+
+def _rule(rule: Any) -> dict[str, Any] | None:
+    if rule is None:
+        return None
+    return {
+        "id": rule.id,
+        "kind": rule.kind,
+        "policy": rule.policy,
+        "owner": rule.owner,
+        "index": rule.index,
+        "text": rule.text,
+        "where": rule.where,
+    }
+
+
+@app.command()
+def history(ctx: typer.Context, output: Output = Format.TABLE) -> None:
+    """List the revisions, newest first: when, by whom, why.
+
+    \b
+    Example:
+      sectool policy history
+    """
+    at = session(ctx)
+    rows = fetch_history(at)
+    columns = [
+        Column("REV", lambda r: r["revision"], right=True),
+        Column("", lambda r: "*" if r["active"] else ""),
+        Column("APPLIED", lambda r: show_time(r["applied"])),
+        Column("AUTHOR", lambda r: r["author"]),
+        Column("HASH", lambda r: r["hash"][:12]),
+        Column("DOCS", lambda r: r["documents"], right=True),
+        Column("REASON", lambda r: r["reason"]),
+    ]
+    emit(rows, columns, output, "sectool.policy-revision/1", color=at.color)
+
+
+@app.command("diff")
+def diff_(
+    ctx: typer.Context,
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A revision number, or a file.")],
+    new: Annotated[
+        str | None, typer.Argument(metavar="[NEW]", help="A revision number, or a file [default: in force].")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show what differs in meaning between two revisions or files. Exits 1 when something does.
+
+    \b
+    Examples:
+      sectool policy diff 3 4
+      sectool policy diff 4 shop.yaml
+    """
+    from sectool.policy import diff
+
+    at = session(ctx)
+    before = _documents(at, old)
+    after = _documents(at, new) if new is not None else _in_force(at)[1]
+    changes = diff(before, after)
+    if output in (Format.TABLE, Format.WIDE):
+        for change in changes:
+            sys.stdout.write("".join(escape_block(line) + "\n" for line in change.lines()))
+        if not changes:
+            at.say("no difference in meaning")
+    else:
+        rows = [
+            {
+                "change": str(c.verb),
+                "kind": str(c.kind),
+                "name": c.name,
+                "owner": c.owner,
+                "field": c.field,
+                "old": c.old,
+                "new": c.new,
+            }
+            for c in changes
+        ]
+        emit(rows, (), output, "sectool.policy-diff/1")
+    if changes:
+        raise typer.Exit(int(Exit.DENIED))
+
+
+@app.command()
+def rollback(
+    ctx: typer.Context,
+    revision: Annotated[int, typer.Argument(metavar="REV", help="The revision to return to.")],
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; kept with the new revision.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would change, change nothing.")
+    ] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Return to an earlier revision. History only grows: this makes a new revision with the old text.
+
+    \b
+    Example:
+      sectool policy rollback 3 --reason "outage"
+    """
+    if not dry_run:
+        require_root("rolling back policy", "policy diff")
+    at = session(ctx)
+    with at.control(timeout=60.0) as control:
+        if dry_run:
+            text = control.call("policy.show", rev=revision).payload
+            answer = control.call("policy.check", text, reason=reason)
+        else:
+            answer = control.call("policy.rollback", revision=revision, reason=reason)
+    _tell_change(at, answer.header, output, dry_run=dry_run)
+
+
+def _documents(at: Session, name: str) -> DocumentSet:
+    from sectool.policy import load, parse
+
+    if name.isdigit():
+        meta, text = fetch_revision(at, int(name), None)
+        return parse(text, f"revision {meta['revision']}")
+    return load([Path(name)])
+
+
+def _in_force(at: Session, moment: int | None = None) -> tuple[dict[str, Any], DocumentSet]:
+    from sectool.policy import parse
+
+    meta, text = fetch_revision(at, None, moment)
+    return meta, parse(text, f"revision {meta['revision']}")
+
+
+def fetch_revision(at: Session, number: int | None, moment: int | None) -> tuple[dict[str, Any], str]:
+    """A revision's facts and text: from the daemon, or from the control history when no daemon runs."""
+    try:
+        with at.control() as control:
+            answer = control.call("policy.show", rev=number, at=moment)
+            meta = {k: v for k, v in answer.header.items() if k not in ("ok", "payload")}
+            return meta, answer.payload.decode("utf-8")
+    except NoDaemonError as error:
+        offline = _offline(at, error)
+        revision = (
+            offline.get(number) if number is not None else offline.at(moment) if moment else offline.active()
+        )
+        if revision is None:
+            raise SectoolError(
+                "no policy has been applied on this host yet", "sectool policy apply FILE"
+            ) from None
+        return revision.summary(), revision.text
+
+
+def fetch_history(at: Session) -> list[dict[str, Any]]:
+    """All revisions, newest first."""
+    try:
+        with at.control() as control:
+            items: list[dict[str, Any]] = control.call("policy.history")["items"]
+            return items
+    except NoDaemonError as error:
+        return _offline(at, error).history()
+
+
+def _offline(at: Session, error: NoDaemonError) -> Any:
+    from sectool.agent.revisions import OfflineHistory
+
+    if not at.paths.control_history.exists():
+        raise error
+    at.say(f"no daemon is running; reading {at.paths.control_history}")
+    return OfflineHistory(at.paths.control_history)
+
+
+# `sectool explain` is `sectool policy explain`.
+explain = explain_

@@ -1,0 +1,105 @@
+"""docs/reference.md, made from the program itself: `python -m sectool.cli.reference > docs/reference.md`.
+
+A test compares the two, so a command, option, exit code or drop reason cannot go undocumented.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from sectool.agent.settings import Settings
+from sectool.cli.lazy import Unloaded
+from sectool.cli.main import app
+from sectool.cli.reasons import MEANING
+from sectool.errors import Exit
+from sectool.events import DropReason, Type
+
+WIDTH = 100
+
+EXITS = {
+    Exit.OK: "fine, or allowed",
+    Exit.DENIED: "denied, different, degraded, or a check that failed",
+    Exit.USAGE: "the command line, a document or a privilege is not what the command needs",
+    Exit.NO_DAEMON: "no daemon answers where one is needed",
+    Exit.PARTIAL: "the data is incomplete: a damaged segment, a full disk",
+}
+
+SETTINGS = {
+    "enforced_networks": "networks inside which a peer must have an identity (default: what enrolment declared)",
+    "queue": "first NFQUEUE number; workers take this one and those after it",
+    "workers": "packet workers, one queue each",
+    "mark": "connmark bits that say a connection is released (with `mask`)",
+    "mask": "which connmark bits are sectool's",
+    "reject": "answer denied connections with a RST instead of silence",
+    "svid_lifetime_s": "lifetime of an identity in seconds; renewed at half of it",
+    "clock_skew_s": "how far a peer's clock may be off, in seconds",
+    "syn_rate": "inbound handshakes per second and source prefix",
+    "activation_timeout_s": "how long a worker may take to switch the policy, in seconds",
+    "socket_group": "group that may read over the local API (default: root only)",
+}
+
+
+def reference() -> str:
+    """The whole document."""
+    parts = [
+        "# Reference",
+        "Made from the program by `python -m sectool.cli.reference`; a test keeps it up to date.",
+        "## Exit codes",
+        _table(("code", "meaning"), [(str(int(code)), EXITS[code]) for code in Exit]),
+        "130: interrupted with Ctrl-C. `sectool run` exits with the program's own code.",
+        "## Commands",
+        *_commands(),
+        "## Settings",
+        "`sectool.yaml` in the state folder; every field is optional, an unknown one is an error.",
+        _table(
+            ("setting", "default", "meaning"),
+            [(f"`{n}`", f"`{getattr(Settings(), n)}`", SETTINGS[n]) for n in Settings.__dataclass_fields__],
+        ),
+        "## Drop reasons",
+        "The `drop_reason` of a flow event. Numbers are on the wire and in the store; they never change.",
+        _table(
+            ("number", "reason", "meaning"),
+            [(str(int(r)), f"`{r.name.lower()}`", MEANING[r]) for r in DropReason],
+        ),
+        "## Event types",
+        "Everything that is not a flow (`sectool events`); `dict.*` entries are dictionaries behind the flows.",
+        _table(("type",), [(f"`{t}`",) for t in Type]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _commands() -> Iterator[str]:
+    root = typer.main.get_command(app)
+    yield from _command(root, None, "sectool")
+
+
+def _command(command: Any, parent: Any, path: str) -> Iterator[str]:
+    if isinstance(command, Unloaded):
+        command = command.real()
+    context = command.context_class(
+        command,
+        info_name=path,
+        parent=None,
+        max_content_width=WIDTH,
+        terminal_width=WIDTH,
+        help_option_names=["-h", "--help"],
+    )
+    yield f"### {path}"
+    yield f"```text\n{command.get_help(context).rstrip()}\n```"
+    if path == "sectool lab":  # the lab documents itself; here it is one entry
+        return
+    for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
+        yield from _command(command.get_command(context, name), context, f"{path} {name}")
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

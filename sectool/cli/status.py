@@ -1,0 +1,151 @@
+"""`sectool status`: what is enforced right now, and how well."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from sectool.cli.context import session
+from sectool.cli.moments import show_time
+from sectool.cli.output import Format, emit_document, paint
+from sectool.cli.text import duration, escape, size
+from sectool.errors import Exit, SectoolError
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+def status(
+    ctx: typer.Context,
+    output: Annotated[Format, typer.Option("--output", "-o", help="table, json or yaml.")] = Format.TABLE,
+) -> None:
+    """Show what is enforced right now, and how well.
+
+    Exits 0 when enforcing, 1 when degraded or not enforcing, 3 when no daemon runs.
+
+    \b
+    Examples:
+      sectool status
+      sectool status -o json | jq .workers[].stats.packets
+    """
+    at = session(ctx)
+    with at.control() as control:
+        document = {k: v for k, v in control.call("status").header.items() if k not in ("ok", "payload")}
+    document["store"] = {**document["store"], **_store_stats(ctx)}
+    if output in (Format.JSON, Format.JSONL, Format.YAML):
+        emit_document(document, output, "sectool.status/1")
+    else:
+        for line in _lines(document, at.color):
+            sys.stdout.write(line + "\n")
+    if not document["enforcing"] or document["state"] != "enforcing":
+        raise typer.Exit(int(Exit.DENIED))
+
+
+def _store_stats(ctx: typer.Context) -> dict[str, Any]:
+    """The store's own counters; its failure to answer is part of the status, not an error of this command."""
+    from sectool.api.client import Client
+
+    try:
+        with Client(session(ctx).paths.events_socket, timeout=3.0) as store:
+            answer = store.call("stats").header
+    except SectoolError as error:
+        return {"error": error.message}
+    return {k: v for k, v in answer.items() if k not in ("ok", "payload")}
+
+
+def _lines(s: dict[str, Any], color: bool) -> list[str]:
+    def row(title: str, text: str, style: str = "") -> str:
+        return f"{title:<12} {paint(escape(text), style, color)}"
+
+    now_ish = max(s["started"], _now())
+    good = s["state"] == "enforcing" and s["enforcing"]
+    out = [
+        row(
+            "state",
+            s["state"] if good or s["state"] != "enforcing" else "NOT ENFORCING",
+            "good" if good else "bad",
+        )
+    ]
+    out += [row("problem", f"{p['what']}: {p['why']}", "bad") for p in s["problems"]]
+    out.append(row("host", f"{s['host']} in {s['trust_domain']}"))
+    policy = s["policy"]
+    if policy is None:
+        out.append(row("policy", "none applied yet: every connection is denied", "warn"))
+    else:
+        reason = f" ({policy['reason']})" if policy["reason"] else ""
+        out.append(
+            row(
+                "policy",
+                f"revision {policy['revision']} by {policy['author']}, {show_time(policy['applied'])}{reason}",
+            )
+        )
+    rules = "installed" if s["rules_installed"] else "NOT INSTALLED: nothing is enforced"
+    out.append(row("rules", rules, "" if s["rules_installed"] else "bad"))
+    out.append(
+        row(
+            "daemon", f"pid {s['pid']}, up {duration((now_ish - s['started']) / 1e6)}, version {s['version']}"
+        )
+    )
+    out.append(row("networks", ", ".join(s["enforced_networks"])))
+    for worker in s["workers"]:
+        out += _worker(worker, row)
+    out.append(row("store", _store(s["store"]), "bad" if "error" in s["store"] else ""))
+    refused = f", {s['identities_refused']} refused an identity" if s["identities_refused"] else ""
+    out.append(
+        row(
+            "workloads", f"{s['workloads']} with an identity, {s['programs']} started by sectool run{refused}"
+        )
+    )
+    lost = s["events_lost_by_agent"] + sum(w["stats"].get("lost", 0) for w in s["workers"])
+    out.append(row("events lost", str(lost), "bad" if lost else ""))
+    return out
+
+
+def _now() -> int:
+    import time
+
+    return time.time_ns() // 1000
+
+
+def _worker(worker: dict[str, Any], row: Any) -> list[str]:
+    stats = worker["stats"]
+    restarts = f", {worker['restarts']} restarts" if worker["restarts"] else ""
+    state = f"revision {worker['revision']}" if worker["enforcing"] else "NOT ENFORCING"
+    packets = stats.get("packets", 0)
+    out = [
+        row(
+            f"worker {worker['number']}",
+            f"pid {worker['pid']}, {state}, {packets} packets queued, {stats.get('live', 0)} live flows{restarts}",
+            "" if worker["enforcing"] else "bad",
+        )
+    ]
+    for title, counters in (("verdicts", stats.get("verdicts")), ("reasons", stats.get("reasons"))):
+        shown = _counts(counters)
+        if shown:
+            out.append(row(f"  {title}", shown))
+    return out
+
+
+def _counts(counters: Any) -> str:
+    if not isinstance(counters, dict):
+        return ""
+    return ", ".join(
+        f"{name} {count}" for name, count in sorted(counters.items(), key=lambda i: -i[1]) if count
+    )
+
+
+def _store(store: dict[str, Any]) -> str:
+    if "error" in store:
+        return f"not answering: {store['error']}"
+    parts = [f"pid {store.get('pid')}"]
+    if store.get("restarts"):
+        parts.append(f"{store['restarts']} restarts")
+    if "events" in store:
+        parts.append(f"{store['events']} events")
+    if "segments" in store:
+        parts.append(f"{store['segments']} segments")
+    if "bytes" in store:
+        parts.append(size(int(store["bytes"])))
+    return ", ".join(parts)
