@@ -330,7 +330,11 @@ class HostAuthority:
             raise UsageError(f"an SVID cannot be valid for {ttl_s} seconds", "choose at least 1")
         spiffe_id = SpiffeId(self.trust_domain, spiffe_path)
         if not spiffe_path:
-            raise CredentialError(DropReason.SPIFFE_ID_INVALID, "a workload's SPIFFE ID needs a path")
+            raise CredentialError(
+                DropReason.SPIFFE_ID_INVALID,
+                "a workload's SPIFFE ID needs a path",
+                "give one like /host/web1/wl/shop",
+            )
         self._check(spiffe_id, labels, now_us)
         host = self._profile
         end_us = min(now_us + ttl_s * SECOND, self.not_after_us) // SECOND * SECOND

@@ -63,10 +63,11 @@ def read_file(path: Path, missing: str, hint: str, *, secret: bool = False) -> b
         raise UsageError(f"{missing}: {path} does not exist", hint) from None
     except OSError as error:
         raise _explain(error, path, "read") from None
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise SectoolError(f"{path} is not a regular file", "check the path")
     with os.fdopen(fd, "rb") as file:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise SectoolError(f"{path} is not a regular file", "check the path")
         if secret and info.st_mode & 0o077:
             raise SectoolError(
                 f"{path} holds a private key but its mode is {stat.S_IMODE(info.st_mode):04o}",

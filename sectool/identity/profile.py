@@ -140,15 +140,18 @@ class Profile:
             ) from None
 
 
-def _inner_algorithm_is(tbs: bytes, algorithm: bytes) -> bool:
-    """Whether the signature algorithm inside a version 3 TBSCertificate is `algorithm` (RFC 5280, 4.1.2.3).
+def _header(der: bytes) -> int:
+    """Length of the tag and length octets that `der`, already parsed, begins with."""
+    return 2 if der[1] < 0x80 else 2 + (der[1] & 0x7F)
 
-    The TBSCertificate has been parsed: its header, version (5 bytes) and serial number are known to be
-    well-formed.
+
+def _algorithms_are(der: bytes, tbs: bytes, algorithm: bytes) -> bool:
+    """Whether both signature algorithms of a version 3 certificate, the one inside the signed part and the one
+    behind it, are `algorithm` (RFC 5280, 4.1.1.2). Both texts have been parsed: their lengths hold.
     """
-    serial_at = (2 if tbs[1] < 0x80 else 2 + (tbs[1] & 0x7F)) + 5
-    at = serial_at + 2 + tbs[serial_at + 1]
-    return tbs[at : at + len(algorithm)] == algorithm
+    serial_at = _header(tbs) + 5  # behind the version
+    inner = serial_at + 2 + tbs[serial_at + 1]
+    return tbs.startswith(algorithm, inner) and der.startswith(algorithm, _header(der) + len(tbs))
 
 
 def _read_key(certificate: x509.Certificate) -> VerifyingKey | None:
@@ -198,6 +201,8 @@ def _read(der: bytes, role: str) -> Profile:
         raise refusal(
             DropReason.CREDENTIAL_MALFORMED, f"the {role} is not a version 3 certificate with a serial number"
         )
+    if not _algorithms_are(der, certificate.tbs_certificate_bytes, encoded):
+        raise refusal(DropReason.CREDENTIAL_MALFORMED, f"the {role} names two different signature algorithms")
     return Profile(
         role=role,
         certificate=certificate,
