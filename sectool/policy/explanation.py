@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -18,7 +19,7 @@ from sectool.policy.model import DocumentKind, Mode, PolicyDoc, RuleDoc
 from sectool.policy.network import IPAddress, parse_cidr
 from sectool.policy.request import Party, Request
 from sectool.policy.rules import CompiledRule, Miss, Networks, Phase, Rule, compile_rule
-from sectool.policy.selector import Anyone, Cidr, Fqdn, Labels, Selector, equality
+from sectool.policy.selector import Anyone, Cidr, Fqdn, Labels, Selector, equality, host_name
 from sectool.policy.sentence import Sentence, Verb
 from sectool.policy.service import PROTOCOL_NAMES, Service, describe
 from sectool.policy.yamlpos import clean
@@ -216,8 +217,9 @@ def _naming(party: Party, keys: Counter[str]) -> Selector:
     if party.labels:
         used = sorted((key for key in party.labels if key in keys), key=lambda key: (-keys[key], key))
         return equality(party.labels, used or list(party.labels))
-    if party.names:
-        return Fqdn(min(party.names))
+    for name in sorted(party.names):
+        with suppress(ValueError):  # names come from DNS; what is none cannot be put into a sentence
+            return Fqdn(host_name(name))
     if party.address is not None:
         return Cidr(parse_cidr(_single(party.address)))
     return Anyone()

@@ -1,0 +1,138 @@
+"""Speed of the policy engine: `python tests/bench/policy.py`.
+
+Rule sets of 10 and 10,000 rules over 2,000 identities; each identity has eight labels, each rule asks for two on
+either side, most name a port, some speak of networks or compare labels. The requests are a fixed mix of flows between
+random identities and from random addresses, mostly denied by default, as most pairs are.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import sys
+import time
+from collections.abc import Callable
+
+from sectool.labels import LabelSet
+from sectool.policy import Engine, Party, Request, parse
+
+IDENTITIES = 2_000
+REQUESTS = 20_000
+NOW = 1_780_000_000_000_000
+
+
+def rule_text(count: int) -> str:
+    """A Policy of about `count` rules, with a Guardrail and a Network beside it."""
+    draw = random.Random(count)
+    rules: dict[str, None] = {}
+    while len(rules) < count:
+        one, two = draw.randrange(IDENTITIES), draw.randrange(IDENTITIES)
+        port = draw.randrange(1000, 1050)
+        form = draw.randrange(10)
+        if form == 0:
+            rule = f"allow net:lan to call app=app{two},env=prod on tcp/{port}"
+        elif form == 1:
+            rule = f"allow app=app{one} to call net:10.{two % 250}.{one % 250}.0/24 on tcp/{port}-{port + 40}"
+        elif form == 2:
+            rule = f"allow app=app{one},env=prod to call app=app{two} where source.zone = destination.zone"
+        else:
+            rule = f"allow app=app{one},env=prod to call app=app{two},env=prod on tcp/{port} encrypted"
+        rules[rule] = None
+    return (
+        "kind: Network\nname: lan\ncidrs: [192.168.0.0/16]\n---\n"
+        "kind: Guardrail\nname: box\nowner: security\nrules:\n"
+        "- deny env=dev to call env=prod\n"
+        "- require encryption for any to call any where source.zone != destination.zone\n---\n"
+        "kind: Policy\nname: apps\nowner: teams\nrules:\n" + "".join(f"- {rule}\n" for rule in rules)
+    )
+
+
+def requests() -> list[Request]:
+    """The mix of flows, the same in every run."""
+    draw = random.Random(1)
+    parties = [
+        Party(
+            LabelSet(
+                {
+                    "app": f"app{number}",
+                    "env": "prod",
+                    "zone": f"zone{number % 3}",
+                    "team": f"team{number % 40}",
+                    "tier": f"t{number % 4}",
+                    "region": "eu",
+                    "host": f"host{number % 100}",
+                    "domain": "example.org",
+                }
+            ),
+            None,
+            ipaddress.IPv4Address(0x0A000000 | number),
+        )
+        for number in range(IDENTITIES)
+    ]
+    strangers = [Party(address=ipaddress.IPv4Address(draw.getrandbits(32))) for _ in range(200)]
+    out = []
+    for _ in range(REQUESTS):
+        source = draw.choice(strangers) if draw.random() < 0.1 else draw.choice(parties)
+        port = draw.randrange(1000, 1050)
+        out.append(Request(source, draw.choice(parties), 6, port, 0, source.labels is not None))
+    return out
+
+
+def _per_call(action: Callable[[Request, int], object], asked: list[Request]) -> float:
+    """Microseconds per call, the best of five rounds."""
+    best = float("inf")
+    for _ in range(5):
+        begin = time.perf_counter()
+        for request in asked:
+            action(request, NOW)
+        best = min(best, (time.perf_counter() - begin) / len(asked))
+    return best * 1e6
+
+
+def rows() -> list[tuple[str, float, str]]:
+    """(what, value, unit) of each measurement."""
+    asked = requests()
+    out: list[tuple[str, float, str]] = []
+    uncached: dict[int, float] = {}
+    for count in (10, 10_000):
+        begin = time.perf_counter()
+        documents = parse(rule_text(count))
+        parsed = time.perf_counter()
+        engine = Engine(documents)
+        compiled = time.perf_counter()
+        for request in asked:
+            engine.evaluate(
+                request, NOW
+            )  # index keys of label sets and addresses are remembered, as in a worker
+        uncached[count] = _per_call(engine.evaluate, asked)
+        for request in asked:
+            engine.decide(request, NOW)
+        name = f"{count:,} rules"
+        out.append((f"parse {name}", parsed - begin, "s"))
+        out.append((f"compile {name}", compiled - parsed, "s"))
+        out.append((f"decide, not cached, {name}", uncached[count], "us"))
+        out.append((f"decide, cached, {name}", _per_call(engine.decide, asked), "us"))
+    out.append(("not cached, 10,000 rules against 10", uncached[10_000] / uncached[10], "x"))
+    return out
+
+
+def main() -> int:
+    """Print the measurements; 1 if one is over its limit."""
+    limits = {
+        "parse": 5.0,
+        "compile": 5.0,
+        "decide, not cached": 100.0,
+        "decide, cached": 3.0,
+        "not cached": 2.0,
+    }
+    failed = False
+    for what, value, unit in rows():
+        limit = next(limit for start, limit in limits.items() if what.startswith(start))
+        over = value > limit
+        failed |= over
+        print(f"{what:<40} {value:>9.3f} {unit:<2}  (limit {limit:g} {unit}){'  OVER' if over else ''}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
