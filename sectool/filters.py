@@ -336,15 +336,15 @@ def parse_tokens(tokens: Sequence[str]) -> Filter:
     negated = False
     index = 0
     while index < len(tokens):
-        at, token = index, tokens[index]
+        at, word = index, tokens[index]
         index += 1
-        if token == "--not":
+        if word == "--not":
             negated = not negated
             continue
-        name, equals, text = token.removeprefix("--").partition("=")
-        flag = FLAGS.get(name) if token.startswith("--") else None
+        name, equals, text = word.removeprefix("--").partition("=")
+        flag = FLAGS.get(name) if word.startswith("--") else None
         if flag is None:
-            raise FilterError(f"there is no filter {token!r}", _nearest(name, "--"), at, at + 1)
+            raise FilterError(f"there is no filter {word!r}", _nearest(name, "--"), at, at + 1)
         if flag.implied is not None:
             if equals:
                 raise FilterError(f"--{name} takes no value", "", at, at + 1)
@@ -434,7 +434,7 @@ def _clause_from_json(item: object) -> Clause:
         raise FilterError("a clause has field, any, and perhaps side and not")
     values, negated = item.get("any"), item.get("not", False)
     try:
-        field, side = Field(item.get("field")), Side(item.get("side", "any"))
+        field, side = Field(str(item.get("field"))), Side(str(item.get("side", "any")))
     except ValueError:
         raise FilterError(f"there is no filter on {item.get('side')} {item.get('field')}") from None
     if not isinstance(negated, bool) or (side is not Side.ANY and field not in SIDED):

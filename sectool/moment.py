@@ -37,7 +37,7 @@ def parse_time(text: str, now_us: int) -> int:
     if moment is None or not 0 <= moment <= _LAST:
         raise UsageError(
             f"{text!r} is not a time",
-            "write how long ago (5m, 2h, 1d), a clock time (14:30), a date and time (2026-03-01T14:30:00Z) or unix seconds",
+            "write how long ago (5m, 2h), a clock time (14:30), a full time (2026-03-01T14:30:00Z) or unix seconds",
         )
     return moment
 
