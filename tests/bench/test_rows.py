@@ -1,0 +1,49 @@
+"""The shape of results, and the runner's command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench.__main__ import arguments, number
+from tests.bench.rows import check, compare, row
+
+
+def test_a_ratio_is_the_median_of_each_round_s_own_ratio() -> None:
+    base = row("b", "bare", "rate", "1/s", [100, 200, 400])
+    ours = compare(row("b", "enforced", "rate", "1/s", [50, 180, 400]), base)
+    assert base["median"] == 200
+    assert ours["ratio_to"] == "bare"
+    assert ours["ratio"] == pytest.approx(0.9)
+
+
+def test_rounds_that_do_not_pair_up_are_an_error() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        compare(row("b", "x", "m", "u", [1]), row("b", "y", "m", "u", [1, 2]))
+
+
+def test_a_row_with_other_fields_is_refused() -> None:
+    good = row("b", "c", "m", "u", [1.0])
+    assert check([good]) == [good]
+    with pytest.raises(ValueError, match="fields"):
+        check([{**good, "extra": 1}])
+    with pytest.raises(ValueError, match="no rounds"):
+        check([{**good, "rounds": []}])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (27400.4, "27,400"), (49.123, "49.1"), (0.98765, "0.988"), (-12.3, "-12.3")]
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize("argv", [["nothing"], ["--rounds", "0"], ["--rounds", "many"]])
+def test_a_bad_command_line_exits_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        arguments(argv)
+    assert stopped.value.code == 2
+
+
+def test_names_and_options_may_be_mixed() -> None:
+    parsed = arguments(["store", "--rounds", "2", "--json", "x.json"])
+    assert (parsed.names, parsed.rounds, str(parsed.json)) == (["store"], 2, "x.json")
