@@ -151,7 +151,7 @@ def _party(reader: Reader, what: str) -> PartySpec:
         prefix, colon, rest = token.text.partition(":")
         if token.kind != "word":
             raise reader.unexpected(what, hint="labels (app=web), ip:ADDRESS, net:NAME or fqdn:NAME")
-        if reader.following.text in ("=", "=="):
+        if reader.following.kind == "sign" and reader.following.text in ("=", "=="):
             _label(reader, labels)
         elif colon and prefix in ("net", "ip"):
             if place is not None or address is not None:

@@ -21,6 +21,7 @@ from sectool.policy.tokens import RESERVED, Reader, Token
 MAX_CLAUSES: Final = 32
 MAX_VALUES: Final = 256
 
+_OPERATORS: Final = frozenset({"=", "==", "!=", "in", "notin"})  # what may follow a label key
 _HOST_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 NETWORK_NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
@@ -139,7 +140,7 @@ def parse_selector(reader: Reader, what: str) -> Selector:
     """Read one selector; `what` says whom it is to name ('the source'). Raises DocumentError."""
     token = reader.token
     single: Selector | None = None
-    if token.kind == "word" and reader.following.text not in ("=", "==", "!="):
+    if token.kind == "word" and reader.following.text not in _OPERATORS:
         prefix, colon, rest = token.text.partition(":")
         if token.text == "any":
             single = Anyone()
@@ -240,7 +241,7 @@ def _key(reader: Reader, what: str, *, bare: bool) -> str:
     token = reader.token
     if token.kind != "word":
         raise reader.unexpected(what, hint=_SELECTOR_HINT if bare else "")
-    if bare and token.text in RESERVED and reader.following.text not in ("=", "==", "!=", "in", "notin"):
+    if bare and token.text in RESERVED and reader.following.text not in _OPERATORS:
         raise reader.unexpected(what, hint=_SELECTOR_HINT)
     try:
         check_label(token.text, "")

@@ -86,6 +86,7 @@ def test_encrypted_and_named_networks() -> None:
         ("app=web -> app=db tcp/1 encrypted x", 35, "expected the end", ""),
         ("any -> app=db tcp/1", 1, "'any' does not describe", "definite ends"),
         ("app -> app=db tcp/1", 1, "'app' does not describe", "app=VALUE"),
+        ('app "=" web -> app=db tcp/1', 1, "'app' does not describe", "app=VALUE"),
         ("app= -> app=db tcp/1", 6, "expected a value", ""),
         ("app=a,app=b -> app=db tcp/1", 7, "given twice", ""),
         ("app=a- -> app=db tcp/1", 5, "value 'a-'", ""),

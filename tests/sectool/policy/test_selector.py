@@ -37,6 +37,7 @@ def parse(text: str) -> Selector:
         ("k8s.io/app-name=a_b.c/d@e:f+g", Clause("k8s.io/app-name", Op.EQ, ("a_b.c/d@e:f+g",))),
         ("version=1.10", Clause("version", Op.EQ, ("1.10",))),
         ("any=1", Clause("any", Op.EQ, ("1",))),
+        ("any notin (x)", Clause("any", Op.NOTIN, ("x",))),
         ("in in (in)", Clause("in", Op.IN, ("in",))),
         ("domain=corp.example", Clause("domain", Op.EQ, ("corp.example",))),
     ],
