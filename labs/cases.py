@@ -24,9 +24,11 @@ class Seen:
     reason: str = ""  # drop_reason, in lower case
     rule: str = ""  # part of the sentence that decided
     peer: str = ""  # part of the other side's SPIFFE ID
+    peer_reason: str = ""  # the drop_reason the other side's enforcer told us, under its seal
 
     def __str__(self) -> str:
-        words = [f"{self.host}: {self.action}", self.reason, f"[{self.rule}]" if self.rule else ""]
+        why = f"{self.reason} ({self.peer_reason})" if self.peer_reason else self.reason
+        words = [f"{self.host}: {self.action}", why, f"[{self.rule}]" if self.rule else ""]
         return " ".join(filter(None, words))
 
 
@@ -53,6 +55,11 @@ def _curl(address: str, *options: str, port: int = 80) -> tuple[str, ...]:
 def _psql(address: str) -> tuple[str, ...]:
     where = f"host={address} user=shop dbname=postgres connect_timeout=2"
     return ("psql", "-X", "-At", where, "-c", "select count(*), sum(amount) from orders")
+
+
+def _refused(host: str, reason: str) -> Seen:
+    """At the calling side: the other side refused, and said why."""
+    return Seen(host, "deny", "peer_denied", peer_reason=reason)
 
 
 _web, _db, _batch, _plain = (SHOP.host(name) for name in ("web", "db", "batch", "plain"))
@@ -90,25 +97,25 @@ CASES: tuple[Case, ...] = (
         "denied by default",
         "the batch job tries the database; no rule speaks of it",
         "batch", _BATCH, _psql(_db.ip4), TIMED_OUT["psql"], "timeout expired", 5432,
-        (Seen("db", "deny", "default_deny"), Seen("batch", "deny", "peer_denied")),
+        (Seen("db", "deny", "default_deny"), _refused("batch", "default_deny")),
     ),
     Case(
         "denied by guardrail",
         "a dev job labelled app=web, which an intent lets in; but the guardrail says dev never calls prod",
         "batch", ("app=web", "env=dev"), _psql(_db.ip4), TIMED_OUT["psql"], "timeout expired", 5432,
-        (Seen("db", "deny", "guardrail_deny", GUARD), Seen("batch", "deny", "peer_denied")),
+        (Seen("db", "deny", "guardrail_deny", GUARD), _refused("batch", "guardrail_deny")),
     ),
     Case(
         "denied by intent",
         "the shop's own deny rule keeps its crawler out, although a wider rule would allow it",
         "batch", ("app=crawler", "env=prod"), _curl(_web.ip6), TIMED_OUT["curl"], "imed out", 80,
-        (Seen("web", "deny", "intent_deny", CRAWLER), Seen("batch", "deny", "peer_denied")),
+        (Seen("web", "deny", "intent_deny", CRAWLER), _refused("batch", "intent_deny")),
     ),
     Case(
         "denied with a RST",
         "web has `reject: true`: its programs learn at once that somebody denied them",
         "web", ("app=report",), _curl(_batch.ip4, port=5201), REFUSED["curl"], "refused", 5201,
-        (Seen("batch", "deny", "default_deny"), Seen("web", "deny", "peer_denied")),
+        (Seen("batch", "deny", "default_deny"), _refused("web", "default_deny")),
     ),
     Case(
         "denied identity",

@@ -22,6 +22,7 @@ class Flow:
     start: float  # seconds since the epoch
     action: str
     reason: str
+    peer_reason: str  # why the other side's enforcer refused
     rule: str
     port: int
     source: str  # SPIFFE IDs, '' when not known
@@ -29,7 +30,8 @@ class Flow:
     total_bytes: int
 
     def __str__(self) -> str:
-        words = [self.action, self.reason, f"[{self.rule}]" if self.rule else ""]
+        why = f"{self.reason} ({self.peer_reason})" if self.peer_reason else self.reason
+        words = [self.action, why, f"[{self.rule}]" if self.rule else ""]
         return " ".join(filter(None, words))
 
 
@@ -48,11 +50,11 @@ def parse(row: Mapping[str, Any]) -> Flow:
         value = row.get(name)
         return "" if value is None else str(value)
 
-    reason = text("drop_reason").lower()
     return Flow(
         start=_seconds(row["event.start"]),
         action=text("event.action").lower(),
-        reason="" if reason == "none" else reason,
+        reason=text("drop_reason").lower(),
+        peer_reason=text("peer_reason").lower(),
         rule=text("rule.text"),
         port=int(row.get("destination.port") or 0),
         source=text("source.identity"),
@@ -73,6 +75,7 @@ def matches(flow: Flow, seen: Seen, port: int) -> bool:
         flow.port == port
         and flow.action == seen.action
         and (not seen.reason or flow.reason == seen.reason)
+        and (not seen.peer_reason or flow.peer_reason == seen.peer_reason)
         and seen.rule in flow.rule
         and (not seen.peer or seen.peer in flow.source or seen.peer in flow.destination)
     )

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -86,11 +86,12 @@ def _builder(lab: Lab, *options: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("moment", ["folder", "namespace", "service"])
 def test_down_after_the_builder_was_killed(lab: Lab, moment: str) -> None:
-    reached = {
+    stages: dict[str, Callable[[], bool]] = {
         "folder": lambda: lab.record() is not None,
         "namespace": lambda: len(netns.existing(lab.name)) >= 2,
         "service": lambda: bool(place.processes(lab.name)),
-    }[moment]
+    }
+    reached = stages[moment]
     builder = _builder(lab)
     end = time.monotonic() + 30
     while not reached() and time.monotonic() < end:

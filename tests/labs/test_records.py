@@ -12,7 +12,8 @@ from labs.records import Flow, matches, parse
 ROW: dict[str, Any] = {
     "event.start": "2026-01-02T03:04:05.500000Z",
     "event.action": "deny",
-    "drop_reason": "default_deny",
+    "drop_reason": "peer_denied",
+    "peer_reason": "default_deny",
     "rule.text": None,
     "destination.port": 5432,
     "source.identity": "spiffe://lab.example/host/batch/x",
@@ -25,7 +26,13 @@ ROW: dict[str, Any] = {
 def test_parse_takes_a_row() -> None:
     flow = parse(ROW)
     assert flow.start == pytest.approx(1767323045.5)
-    assert (flow.action, flow.reason, flow.rule, flow.port) == ("deny", "default_deny", "", 5432)
+    assert (flow.action, flow.reason, flow.peer_reason, flow.rule) == (
+        "deny",
+        "peer_denied",
+        "default_deny",
+        "",
+    )
+    assert flow.port == 5432
     assert flow.total_bytes == 60
 
 
@@ -33,7 +40,9 @@ def test_parse_takes_a_row() -> None:
     ("seen", "port", "wanted"),
     [
         (Seen("db", "deny"), 5432, True),
-        (Seen("db", "deny", "default_deny"), 5432, True),
+        (Seen("db", "deny", "peer_denied"), 5432, True),
+        (Seen("db", "deny", "peer_denied", peer_reason="default_deny"), 5432, True),
+        (Seen("db", "deny", "peer_denied", peer_reason="intent_deny"), 5432, False),
         (Seen("db", "deny", "guardrail_deny"), 5432, False),
         (Seen("db", "allow"), 5432, False),
         (Seen("db", "deny"), 80, False),
@@ -47,5 +56,5 @@ def test_matches_looks_at_every_field_that_is_asked_for(seen: Seen, port: int, w
 
 
 def test_a_flow_tells_itself_in_words() -> None:
-    flow = Flow(0, "deny", "guardrail_deny", "deny env=dev to call env=prod", 5432, "", "", 0)
-    assert str(flow) == "deny guardrail_deny [deny env=dev to call env=prod]"
+    flow = Flow(0, "deny", "peer_denied", "guardrail_deny", "deny env=dev to call env=prod", 5432, "", "", 0)
+    assert str(flow) == "deny peer_denied (guardrail_deny) [deny env=dev to call env=prod]"
