@@ -29,6 +29,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SYN_SENT_TIMEOUT_US = 130_000_000  # outlasts Linux's six SYN retransmissions (127 s)
 SYN_RECEIVED_TIMEOUT_US = 75_000_000  # outlasts its five SYN-ACK retransmissions (63 s)
 DENIAL_MEMORY_US = 130_000_000
+CUT_MEMORY_US = 130_000_000  # how long packets of a cut flow are answered with a RST
 
 DEFAULT_ENFORCED = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 
 from nfq import initiator, loopback, responder
-from nfq.core import ACCEPT, RELEASE, Core, Result, Verdict
+from nfq.core import ACCEPT, CUT_MEMORY_US, RELEASE, Core, Result, Verdict
 from nfq.flow import Flow, State
 from nfq.packet import RST, SYN, SYN_ACK, PacketError, Segment, as_reset, parse
 from nfq.recorder import Counts
@@ -85,6 +85,7 @@ def _cut(core: Core, flow: Flow, now_us: int) -> None:
     core.recorder.count(DropReason.POLICY_CHANGED)
     core.recorder.flow(flow, Phase.END, Action.DENY, now_us, counts=counts)
     core.ports.unjournal(flow)
+    core.live.expire_after(flow, now_us, CUT_MEMORY_US)
 
 
 def expired_rules(core: Core, now_us: int) -> int:
@@ -108,10 +109,19 @@ def ended(core: Core, key: bytes, counts: Counts, conn_state: ConnState, now_us:
     if flow is None:
         return
     if flow.state is State.CUT:
-        core.live.remove(flow)
-        return
+        return  # its END is written; it stays a while to answer what still comes
     flow.conn_state = conn_state
     core.finish(flow, counts, now_us)
+
+
+def abandoned(core: Core, key: bytes, now_us: int) -> None:
+    """A local socket ended whose connection was never made: the program gave up, or was told no."""
+    flow = core.half_open.get(key)
+    if flow is None or flow.point is not Point.INITIATOR:
+        return
+    core.half_open.remove(flow)
+    if not flow.recorded:
+        core.recorder.denied(flow, DropReason.HANDSHAKE_TIMEOUT, now_us, Action.ERROR)
 
 
 def tick(core: Core, now_us: int) -> None:
@@ -124,5 +134,7 @@ def tick(core: Core, now_us: int) -> None:
                 core.recorder.denied(flow, DropReason.PROOF_MISSING, now_us, Action.ERROR)
             else:
                 core.recorder.denied(flow, DropReason.HANDSHAKE_TIMEOUT, now_us, Action.ERROR)
+    for flow in core.live.expired(now_us):
+        core.live.remove(flow)
     core.recorder.tick(now_us)
     expired_rules(core, now_us)

@@ -39,7 +39,7 @@ class PacketError(ValueError):
 
 
 class Segment:
-    """A parsed TCP segment. Offsets are into `data`; `key` is local address, remote address, local port, remote port."""
+    """A parsed TCP segment. Offsets are into `data`; `key`: local, remote address, local, remote port."""
 
     __slots__ = ("ack", "data", "data_off", "flags", "key", "outbound", "seq", "tcp_off", "v6")
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,3 +160,8 @@ async def read_async(reader: asyncio.StreamReader, max_payload: int = MAX_PAYLOA
     except asyncio.IncompleteReadError:
         raise EOFError("the connection ended inside a message") from None
     return Frame(header, payload)
+
+
+def as_key(value: Any) -> Hashable:
+    """A JSON value with its lists as tuples again, so that it can be looked up."""
+    return tuple(as_key(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,104 @@
+"""The packet path's effects, done on the kernel: attribution, injection, resets, cutting, counters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import asdict
+from typing import Any
+
+from nfq.attribution import Attributed, Attributor
+from nfq.conntrack import ConntrackControl, FlowTuple
+from nfq.core import Attribution
+from nfq.flow import Flow, Owner
+from nfq.journal import Journal
+from nfq.packet import Segment
+from nfq.raw import RawSender
+from nfq.recorder import Counts
+from nfq.sockdiag import SockDiag
+from sectool.events import ConnState, Point
+
+_ASKED_LIMIT = 4096
+
+# nf_conntrack_tcp.c: state of the entry when both sockets are gone -> Zeek's word for the connection.
+_CONN_STATE = {
+    "CLOSE": ConnState.RSTO,
+    "SYN_SENT": ConnState.S0,
+    "SYN_RECV": ConnState.SH,
+}
+
+
+class KernelPorts:
+    """`nfq.core.Ports` over sock_diag, ctnetlink, /proc and raw sockets of this network namespace."""
+
+    def __init__(self, journal: Journal, mask: int) -> None:
+        self.sockdiag = SockDiag()
+        self.conntrack = ConntrackControl()
+        self.attributor = Attributor(self.sockdiag)
+        self.raw = RawSender()
+        self._journal = journal
+        self._mask = mask
+        self._asked: OrderedDict[Hashable, Attributed] = OrderedDict()
+
+    def attribute(self, seg: Segment, *, listener: bool) -> Attribution | None:
+        """See nfq.core.Ports."""
+        if listener:
+            found = self.attributor.incoming(
+                seg.destination, seg.destination_port, seg.source, seg.source_port
+            )
+        else:
+            found = self.attributor.outgoing(
+                seg.source, seg.source_port, seg.destination, seg.destination_port
+            )
+        if found is None:
+            return None
+        self._asked[found.key] = found
+        if len(self._asked) > _ASKED_LIMIT:
+            self._asked.popitem(last=False)
+        return Attribution(found.key, Owner(found.pid, found.uid, found.cgroup_id))
+
+    def facts(self, key: Hashable) -> dict[str, Any] | None:
+        """Everything the kernel attests about a key just attributed, for the agent; None when it is gone again."""
+        found = self._asked.get(key)
+        return asdict(found.facts()) if found is not None else None
+
+    def inject(self, packet: bytes) -> None:
+        """See nfq.core.Ports."""
+        with contextlib.suppress(OSError):  # no route: there is nobody to tell
+            self.raw.send(packet)
+
+    def reset_local(self, seg: Segment) -> None:
+        """See nfq.core.Ports."""
+        self.sockdiag.destroy(seg.source, seg.source_port, seg.destination, seg.destination_port)
+
+    def _tuple(self, flow: Flow) -> FlowTuple:
+        """The conntrack tuple in the direction of the initiator."""
+        local, remote = (flow.local_address, flow.local_port), (flow.remote_address, flow.remote_port)
+        if flow.point is Point.RESPONDER:
+            local, remote = remote, local
+        return FlowTuple(local[0], remote[0], local[1], remote[1])
+
+    def cut(self, flow: Flow) -> Counts:
+        """Take the connection's mark away, so that its packets are queued again, and abort its local socket."""
+        where = self._tuple(flow)
+        counts, _ = self.counters(flow)
+        self.conntrack.set_mark(where, 0, self._mask)
+        self.sockdiag.destroy(flow.local_address, flow.local_port, flow.remote_address, flow.remote_port)
+        return counts or Counts()
+
+    def counters(self, flow: Flow) -> tuple[Counts | None, ConnState | None]:
+        """What conntrack has counted, and how the connection stands; None when it has no such entry."""
+        entry = self.conntrack.get(self._tuple(flow))
+        if entry is None:
+            return None, None
+        counts = Counts(entry.orig_bytes, entry.orig_packets, entry.reply_bytes, entry.reply_packets)
+        return counts, _CONN_STATE.get(entry.tcp_state, ConnState.SF)
+
+    def journal(self, flow: Flow) -> None:
+        """See nfq.core.Ports."""
+        self._journal.add(flow)
+
+    def unjournal(self, flow: Flow) -> None:
+        """See nfq.core.Ports."""
+        self._journal.remove(flow)

@@ -1,0 +1,81 @@
+"""Keeps the table of live flows and the kernel's connection tracking in step, a little at a time.
+
+Socket-end notifications can be lost (a full netlink buffer, a worker that was down), and flows that outlive a
+minute deserve their counters in the store. So a dump of conntrack is walked through every PERIOD_US: long flows get
+an UPDATE record, and live flows the kernel no longer knows get their END.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nfq.conntrack import ConntrackControl, Entry
+from nfq.core import Core
+from nfq.flow import Flow, State, reverse_key
+from nfq.recorder import Counts
+from sectool.events import Action, ConnState, Phase, Point
+
+PERIOD_US = 30_000_000
+UPDATE_AFTER_US = 60_000_000
+CHUNK = 256  # entries between two looks at the packet queue
+
+
+class Reconciler:
+    """One walk at a time; `step` does a bounded piece of it."""
+
+    def __init__(self, core: Core, conntrack: ConntrackControl, mark: int, mask: int) -> None:
+        self._core = core
+        self._conntrack = conntrack
+        self._mark, self._mask = mark, mask
+        self._walk: Iterator[Entry] | None = None
+        self._seen: set[bytes] = set()
+        self._started_us = 0
+        self._next_us = 0
+
+    @property
+    def busy(self) -> bool:
+        """A walk is under way: call `step` again soon."""
+        return self._walk is not None
+
+    def start(self, now_us: int) -> None:
+        """Begin a walk now."""
+        self._walk = self._conntrack.dump(mark=self._mark, mask=self._mask)
+        self._seen.clear()
+        self._started_us = now_us
+        self._next_us = now_us + PERIOD_US
+
+    def step(self, now_us: int) -> None:
+        """Do a piece of the walk, or begin one when it is time."""
+        if self._walk is None:
+            if now_us >= self._next_us:
+                self.start(now_us)
+            return
+        for _ in range(CHUNK):
+            entry = next(self._walk, None)
+            if entry is None:
+                self._walk = None
+                self._finish(now_us)
+                return
+            self._look(entry, now_us)
+
+    def _look(self, entry: Entry, now_us: int) -> None:
+        live = self._core.live
+        key = entry.src + entry.dst + entry.sport.to_bytes(2, "big") + entry.dport.to_bytes(2, "big")
+        flow = live.get(key) or live.get(reverse_key(key))
+        if flow is None:
+            return
+        self._seen.add(flow.key)
+        if flow.state is State.AUTHORISED and now_us - flow.start_us >= UPDATE_AFTER_US:
+            action = flow.decision.action if flow.decision is not None else Action.ALLOW
+            counts = Counts(entry.orig_bytes, entry.orig_packets, entry.reply_bytes, entry.reply_packets)
+            self._core.recorder.flow(flow, Phase.UPDATE, action, now_us, counts=counts)
+
+    def _finish(self, now_us: int) -> None:
+        for flow in self._core.live:
+            if flow.state is State.AUTHORISED and flow.key not in self._seen and self._settled(flow):
+                flow.conn_state = ConnState.OTH if flow.point is not Point.LOCAL else ConnState.SF
+                self._core.finish(flow, Counts(), now_us)
+
+    def _settled(self, flow: Flow) -> bool:
+        """Old enough that its connection tracking entry carried the mark before the walk began."""
+        return flow.start_us < self._started_us - 5_000_000

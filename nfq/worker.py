@@ -1,0 +1,335 @@
+"""The packet worker process: its queue, its line to the agent, and the timers, in one epoll loop.
+
+It is configured over the socketpair it inherits (frames of sectool.api.wire, `t` names the message; see
+sectool/agent/worker.py for the other end) and ends when the agent closes it: without an agent no new workload
+could be identified, and the kernel rules keep everything new out until both are back.
+"""
+
+from __future__ import annotations
+
+import gc
+import ipaddress
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+from nfq import datapath
+from nfq.core import Config, Core, Network, Result, Verdict
+from nfq.endings import SocketEndings
+from nfq.flow import Flow, LocalWorkload, reverse_key
+from nfq.journal import Journal
+from nfq.noise import KeyPair
+from nfq.ports import KernelPorts
+from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket
+from nfq.reconcile import Reconciler
+from nfq.recorder import Counts, Recorder
+from sectool.api import wire
+from sectool.errors import SectoolError
+from sectool.events import ConnState, now_us
+from sectool.identity.credential import Credential
+from sectool.identity.trust import TrustBundle
+from sectool.identity.verify import Verifier
+from sectool.policy import Engine, parse
+from sectool.ring import RingWriter
+
+ENDING_DELAY_US = 20_000  # lets the last ACK be counted before the counters are read
+HOLD_TIMEOUT_US = 5_000_000
+HOLD_LIMIT = 1024
+TICK_US = 1_000_000
+
+
+class _Held:
+    """Packets waiting for one workload to be identified."""
+
+    __slots__ = ("asked_us", "packets")
+
+    def __init__(self, asked_us: int) -> None:
+        self.asked_us = asked_us
+        self.packets: list[tuple[QueuedPacket, bytes, bool, bool]] = []
+
+
+class Worker:
+    """One queue's worth of packet path."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.inbox = wire.Decoder()
+        self.held: dict[Hashable, _Held] = {}
+        self.held_packets = 0
+        self.packets = 0
+        self.endings_due: deque[tuple[int, bytes]] = deque()
+        self.early: list[wire.Frame] = []  # what came in one piece with the configuration
+        self.core: Core
+        self.running = True
+
+    # -- start ---------------------------------------------------------------------------------------------
+
+    def configure(self, header: dict[str, Any], bundle: bytes) -> None:
+        """Open everything the configuration names; raises SectoolError with what is missing."""
+        networks: list[Network] = [ipaddress.ip_network(n) for n in header["enforced_networks"]]
+        config = Config(
+            enforced=tuple(networks),
+            reject=bool(header["reject"]),
+            syn_rate=float(header["syn_rate"]),
+            syn_burst=2 * float(header["syn_rate"]),
+        )
+        verifier = Verifier(
+            TrustBundle.from_pem(bundle.decode("ascii")), clock_skew_s=int(header["clock_skew_s"])
+        )
+        self.verifier = verifier
+        self.ring = RingWriter.open_or_create(Path(header["ring"]))
+        self.journal = Journal(Path(header["journal"]))
+        self.ports = KernelPorts(self.journal, int(header["mask"]))
+        self.core = Core(config, Engine(parse("")), verifier, Recorder(self.ring), self.ports)
+        self.mark = int(header["mark"])
+        self.loopback = socket.if_nametoindex("lo")
+        self.endings = SocketEndings()
+        self.reconciler = Reconciler(self.core, self.ports.conntrack, self.mark, int(header["mask"]))
+        self.queue = PacketQueue(int(header["queue"]), self._packet)
+
+    def restore(self) -> None:
+        """Take back the released flows of a worker before, as far as the kernel still carries them."""
+        now = now_us()
+        for flow in self.journal.restore():
+            self.core.live.add(flow)
+        self.reconciler.start(now)
+
+    # -- packets -------------------------------------------------------------------------------------------
+
+    def _packet(self, packet: QueuedPacket) -> None:
+        self.packets += 1
+        outbound = packet.hook == LOCAL_OUT
+        local = outbound and packet.outdev == self.loopback
+        data = packet.get_payload()
+        self._apply(
+            packet, data, outbound, local, datapath.handle(self.core, data, outbound, local, now_us())
+        )
+
+    def _apply(self, packet: QueuedPacket, data: bytes, outbound: bool, local: bool, result: Result) -> None:
+        verdict = result.verdict
+        if verdict is Verdict.DROP:
+            packet.drop()
+        elif verdict is Verdict.HOLD:
+            self._hold(packet, data, outbound, local, result.hold)
+        else:
+            if result.packet is not None:
+                packet.set_payload(result.packet)
+            if verdict is Verdict.RELEASE:
+                packet.set_mark(self.mark)
+                packet.repeat()
+            else:
+                packet.accept()
+
+    def _hold(self, packet: QueuedPacket, data: bytes, outbound: bool, local: bool, key: Hashable) -> None:
+        if self.held_packets >= HOLD_LIMIT:
+            packet.drop()
+            return
+        held = self.held.get(key)
+        if held is None:
+            facts = self.ports.facts(key)
+            if facts is None:
+                packet.drop()
+                return
+            held = self.held[key] = _Held(now_us())
+            self._send({"t": "identify", "key": key, "facts": facts})
+        packet.retain()
+        held.packets.append((packet, data, outbound, local))
+        self.held_packets += 1
+
+    def _resume(self, key: Hashable) -> None:
+        held = self.held.pop(key, None)
+        if held is None:
+            return
+        self.held_packets -= len(held.packets)
+        for packet, data, outbound, local in held.packets:
+            self._apply(
+                packet, data, outbound, local, datapath.handle(self.core, data, outbound, local, now_us())
+            )
+
+    # -- the agent's messages ------------------------------------------------------------------------------
+
+    def _send(self, header: dict[str, Any]) -> None:
+        self.control.sendall(wire.encode(header))
+
+    def hear(self) -> None:
+        """Read what the agent has sent; its end closing ends the worker."""
+        data = self.control.recv(1 << 20)
+        if not data:
+            self.running = False
+            return
+        for frame in self.inbox.feed(data):
+            self._message(frame.header, frame.payload)
+
+    def _message(self, header: dict[str, Any], payload: bytes) -> None:
+        match header.get("t"):
+            case "policy":
+                self._policy(header, payload)
+            case "credential":
+                self._credential(header, payload)
+            case "flush_workloads":
+                self.core.credentials.clear()
+            case "bundle":
+                self.verifier.set_bundle(TrustBundle.from_pem(payload.decode("ascii")))
+            case "stats":
+                self._send_stats()
+            case "stop":
+                self.running = False
+
+    def _policy(self, header: dict[str, Any], payload: bytes) -> None:
+        revision = int(header["revision"])
+        started = time.perf_counter_ns()
+        try:
+            engine = Engine(parse(payload.decode(), "policy"), revision)
+        except (SectoolError, UnicodeDecodeError) as e:
+            self._send({"t": "policy_active", "revision": revision, "error": str(e)})
+            return
+        policy_hash = int(header["hash"][:15] or "0", 16)
+        cut = datapath.activate(self.core, engine, revision, policy_hash, now_us())
+        us = (time.perf_counter_ns() - started) // 1000
+        self._send({"t": "policy_active", "revision": revision, "cut": cut, "us": us})
+
+    def _credential(self, header: dict[str, Any], payload: bytes) -> None:
+        key = wire.as_key(header["key"])
+        error = header.get("error")
+        if error:
+            self.core.credentials.put(key, str(error))
+        else:
+            credential = Credential.from_wire(payload)
+            workload = header["workload"]
+            self.core.credentials.put(
+                key,
+                LocalWorkload(
+                    int(workload["id"]),
+                    str(workload["name"]),
+                    KeyPair(credential.x25519_private, credential.x25519_public),
+                    credential.blob,
+                    credential.peer,
+                ),
+            )
+        self._resume(key)
+
+    def _send_stats(self) -> None:
+        core = self.core
+        usage = os.times()
+        self._send(
+            {
+                "t": "stats",
+                "packets": self.packets,
+                "held": self.held_packets,
+                "half_open": len(core.half_open),
+                "live": len(core.live),
+                "verdicts": dict(core.recorder.verdicts),
+                "reasons": dict(core.recorder.reasons),
+                "queue": self.queue.counters(),
+                "lost": self.ring.lost,
+                "journal_skipped": self.journal.skipped,
+                "endings_missed": self.endings.missed,
+                "cpu_us": int((usage.user + usage.system) * 1e6),
+                "revision": core.revision,
+                "pid": os.getpid(),
+            }
+        )
+
+    # -- ends and timers -----------------------------------------------------------------------------------
+
+    def _sockets_ended(self, now: int) -> None:
+        for key in self.endings.drain():
+            if self._live(key) is not None:
+                self.endings_due.append((now + ENDING_DELAY_US, key))
+            else:
+                datapath.abandoned(self.core, key, now)
+
+    def _live(self, key: bytes) -> Flow | None:
+        return self.core.live.get(key) or self.core.live.get(reverse_key(key))
+
+    def _account(self, now: int) -> None:
+        while self.endings_due and self.endings_due[0][0] <= now:
+            _, key = self.endings_due.popleft()
+            flow = self._live(key)
+            if flow is not None:
+                counts, state = self.ports.counters(flow)
+                datapath.ended(self.core, flow.key, counts or Counts(), state or ConnState.SF, now)
+
+    def _tick(self, now: int) -> None:
+        datapath.tick(self.core, now)
+        self._send_stats()
+        for key, held in list(self.held.items()):
+            if now - held.asked_us > HOLD_TIMEOUT_US:
+                self.held_packets -= len(held.packets)
+                del self.held[key]
+                for packet, *_ in held.packets:
+                    packet.drop()  # the program's stack will try again
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        poll = select.epoll()
+        control, queue, endings = self.control.fileno(), self.queue.fd, self.endings.fd
+        for fd in (control, queue, endings):
+            poll.register(fd, select.EPOLLIN)
+        gc.collect()
+        gc.freeze()  # what is here now stays: collections need not look at it again
+        self._send({"t": "ready"})
+        for frame in self.early:
+            self._message(frame.header, frame.payload)
+        next_tick = now_us() + TICK_US
+        while self.running:
+            due = self.endings_due[0][0] if self.endings_due else next_tick
+            wait_us = 0 if self.reconciler.busy else max(0, min(due, next_tick) - now_us())
+            for fd, _ in poll.poll(wait_us / 1e6):
+                if fd == queue:
+                    self.queue.drain()
+                elif fd == endings:
+                    self._sockets_ended(now_us())
+                else:
+                    self.hear()
+            now = now_us()
+            self._account(now)
+            self.reconciler.step(now)
+            if now >= next_tick:
+                next_tick = now + TICK_US
+                self._tick(now)
+        poll.close()
+
+    def close(self) -> None:
+        """Let go of the queue first: from then on packets are dropped, not held."""
+        self.queue.close()
+        self.endings.close()
+        self.journal.close()
+        self.ring.close()
+
+
+def serve(fd: int) -> int:
+    """Entry of `python -m nfq --config-fd FD`."""
+    control = socket.socket(fileno=fd)
+    worker = Worker(control)
+    try:
+        frame = _first(control, worker)
+        worker.configure(frame.header, frame.payload)
+        worker.restore()
+    except SectoolError as e:
+        control.sendall(wire.encode({"t": "fatal", "error": e.message, "hint": e.hint}))
+        return int(e.exit_code)
+    try:
+        worker.run()
+    except (BrokenPipeError, ConnectionResetError):
+        return 0  # the agent is gone; so are we
+    finally:
+        worker.close()
+    return 0
+
+
+def _first(control: socket.socket, worker: Worker) -> wire.Frame:
+    """The configuration frame; what follows it stays in the worker's inbox."""
+    while True:
+        data = control.recv(65_536)
+        if not data:
+            raise SectoolError("the agent closed the line before configuring the worker")
+        frames = worker.inbox.feed(data)
+        for frame in frames:
+            worker.early = list(frames)
+            return frame
