@@ -16,16 +16,18 @@ import pytest
 
 from labs import netns, place, residue
 from labs.lab import SECTOOL, Lab, sweep
+from labs.topology import SHOP, Topology, host
 from sectool.errors import UsageError
 
 pytestmark = pytest.mark.kernel
 ROOT = Path(__file__).parents[2]
+SMALL = Topology(hosts=(host("web", 10, None, "nginx"), host("db", 20, None), host("batch", 30, None)))
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """A lab that is not up yet. Whatever the test does, nothing of it stays."""
-    made = Lab(f"t{secrets.token_hex(4)}")
+    made = Lab(f"t{secrets.token_hex(4)}", SMALL)
     before = residue.take(made.name)
     yield made
     made.down()
@@ -34,7 +36,8 @@ def lab() -> Iterator[Lab]:
     assert [line for line in left if line != "left behind: mount: /run/netns"] == []
 
 
-def test_services_answer_over_both_families(lab: Lab) -> None:
+def test_the_shop_s_services_answer_over_both_families(lab: Lab) -> None:
+    lab = Lab(lab.name, SHOP)
     lab.up(enforce=False)
     web, db, batch, plain = (lab[name] for name in ("web", "db", "batch", "plain"))
     for url in (f"http://{web.host.ip4}/", f"http://[{web.host.ip6}]/"):
@@ -45,17 +48,14 @@ def test_services_answer_over_both_families(lab: Lab) -> None:
     outside = str(plain.host.v4[1].ip)
     assert plain.execute(["curl", "-sS", "--interface", outside, f"http://{web.host.ip4}/"]).exit == 0
     assert web.execute(["curl", "-sS", f"http://{outside}:8080/"]).out == "hello from outside\n"
-
-
-def test_services_run_as_their_own_user_in_their_host_s_cgroup(lab: Lab) -> None:
-    lab.up(enforce=False)
-    for host, group, user in (("web", "nginx", "www-data"), ("db", "postgres", "postgres")):
-        pids = (place.cgroup_of(lab.name, host, group) / "cgroup.procs").read_text().split()
+    # Each runs as its own user, in its host's namespace and cgroup.
+    for node, group, user in ((web, "nginx", "www-data"), (db, "postgres", "postgres")):
+        pids = {
+            int(p) for p in (place.cgroup_of(lab.name, node.name, group) / "cgroup.procs").read_text().split()
+        }
         assert pids
-        for pid in pids:
-            assert Path(f"/proc/{pid}").owner() == user
-        inode = lab[host].netns.stat().st_ino
-        assert {int(pid) for pid in pids} <= netns.processes({inode})
+        assert {Path(f"/proc/{pid}").owner() for pid in pids} == {user}
+        assert pids <= netns.processes({node.netns.stat().st_ino})
 
 
 def test_nothing_is_added_to_the_namespace_it_is_made_from(lab: Lab) -> None:
@@ -68,7 +68,7 @@ def test_nothing_is_added_to_the_namespace_it_is_made_from(lab: Lab) -> None:
 def test_up_twice_is_refused_and_the_first_lives_on(lab: Lab) -> None:
     lab.up(enforce=False)
     with pytest.raises(UsageError, match="is up already"):
-        Lab(lab.name).up(enforce=False)
+        Lab(lab.name, SMALL).up(enforce=False)
     assert lab["batch"].execute(["curl", "-sS", f"http://{lab['web'].host.ip4}/"]).exit == 0
 
 
@@ -111,7 +111,7 @@ def test_down_needs_no_bookkeeping(lab: Lab) -> None:
 
 
 def test_a_temporary_lab_of_a_dead_owner_is_swept_and_others_are_not(lab: Lab) -> None:
-    kept = Lab(f"t{secrets.token_hex(4)}")
+    kept = Lab(f"t{secrets.token_hex(4)}", SMALL)
     try:
         netns_only = (
             "import sys; from labs.lab import Lab; Lab(sys.argv[1]).up(enforce=False, temporary=True)"
