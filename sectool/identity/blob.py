@@ -44,7 +44,7 @@ SigningKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 VerifyingKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 _HEAD = struct.Struct(">B32sQ64s")
-_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _ECDSA_SHA256 = ec.ECDSA(SHA256())
 
 
@@ -71,7 +71,7 @@ class Delegation:
         if isinstance(key, ed25519.Ed25519PrivateKey):
             return cls(x25519, not_after_s, key.sign(message))
         r, s = decode_dss_signature(key.sign(message, _ECDSA_SHA256))
-        s = min(s, _P256_ORDER - s)
+        s = min(s, P256_ORDER - s)
         return cls(x25519, not_after_s, r.to_bytes(32, "big") + s.to_bytes(32, "big"))
 
     def verify(self, key: VerifyingKey, stream: bytes) -> None:
@@ -83,7 +83,7 @@ class Delegation:
                 return
             r = int.from_bytes(self.signature[:32], "big")
             s = int.from_bytes(self.signature[32:], "big")
-            if s > _P256_ORDER // 2:
+            if s > P256_ORDER // 2:
                 raise InvalidSignature
             key.verify(encode_dss_signature(r, s), message, _ECDSA_SHA256)
         except InvalidSignature:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from sectool.clock import from_datetime
 from sectool.errors import CredentialError
 from sectool.events import DropReason
-from sectool.identity.blob import VerifyingKey
+from sectool.identity.blob import P256_ORDER, VerifyingKey
 from sectool.identity.extensions import CONSTRAINTS_OID, LABELS_OID
 from sectool.identity.spiffe import SpiffeId
 
@@ -85,6 +86,23 @@ class Profile:
             )
         return SpiffeId.parse(self.uris[0])
 
+    def fingerprints(self) -> tuple[bytes, ...]:
+        """The fingerprints that this certificate can go under: with (r, s), its P-256 signature may be (r, n - s).
+
+        Whoever holds a certificate can change the one into the other without its issuer's key. There are no further
+        forms: everything else is signed, or is DER that has just one.
+        """
+        if self.algorithm == SignatureAlgorithmOID.ED25519:
+            return (self.fingerprint,)
+        try:
+            r, s = decode_dss_signature(self.certificate.signature)
+        except ValueError:
+            raise refusal(DropReason.UNTRUSTED_CHAIN, f"the {self.role}'s signature is malformed") from None
+        twin = encode_dss_signature(r, (P256_ORDER - s) % P256_ORDER)
+        algorithm = _SIGNATURE_ALGORITHMS[self.algorithm]
+        body = self.certificate.tbs_certificate_bytes + algorithm + _der(0x03, b"\x00" + twin)
+        return self.fingerprint, hashlib.sha256(_der(0x30, body)).digest()
+
     def host_name(self) -> str:
         """The host a host CA is for: its common name."""
         names = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -138,6 +156,13 @@ class Profile:
             raise refusal(
                 DropReason.UNTRUSTED_CHAIN, f"the {self.role} was not signed by the {issuer.role} it names"
             ) from None
+
+
+def _der(tag: int, body: bytes) -> bytes:
+    """One DER element (X.690, 8.1.3) of less than 64 KiB."""
+    n = len(body)
+    length = bytes((n,)) if n < 0x80 else bytes((0x81, n)) if n < 0x100 else b"\x82" + n.to_bytes(2, "big")
+    return bytes((tag,)) + length + body
 
 
 def _header(der: bytes) -> int:
@@ -200,6 +225,10 @@ def _read(der: bytes, role: str) -> Profile:
     if certificate.version is not x509.Version.v3 or certificate.serial_number <= 0:
         raise refusal(
             DropReason.CREDENTIAL_MALFORMED, f"the {role} is not a version 3 certificate with a serial number"
+        )
+    if der[-len(certificate.signature) - 1] != 0:
+        raise refusal(
+            DropReason.CREDENTIAL_MALFORMED, f"the {role}'s signature is not a whole number of bytes"
         )
     if not _algorithms_are(der, certificate.tbs_certificate_bytes, encoded):
         raise refusal(DropReason.CREDENTIAL_MALFORMED, f"the {role} names two different signature algorithms")

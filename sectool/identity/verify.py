@@ -261,7 +261,8 @@ class Verifier:
             )
 
     def _check_revoked(self, profile: Profile) -> None:
-        if not self._revoked.isdisjoint((profile.fingerprint.hex().lstrip("0"), f"{profile.serial:x}")):
+        names = [f"{profile.serial:x}", *(each.hex().lstrip("0") for each in profile.fingerprints())]
+        if not self._revoked.isdisjoint(names):
             raise refusal(DropReason.CREDENTIAL_REVOKED, f"the {profile.role} {profile.serial:x} is revoked")
 
     def _labels(self, leaf: Profile, spiffe_id: SpiffeId, host: _Host) -> Mapping[str, str]:

@@ -8,6 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
@@ -17,7 +18,7 @@ from sectool.clock import DAY, HOUR, MINUTE, SECOND
 from sectool.errors import CredentialError
 from sectool.events import DropReason
 from sectool.identity.authority import HostAuthority
-from sectool.identity.blob import MAX_BLOB, Delegation, compress, pack, unpack
+from sectool.identity.blob import MAX_BLOB, P256_ORDER, Delegation, compress, pack, unpack
 from sectool.identity.credential import Credential
 from sectool.identity.dictionary import DICTIONARY
 from sectool.identity.extensions import LabelConstraints, encode_constraints, encode_labels
@@ -481,6 +482,49 @@ def test_revocation_takes_effect_at_once(forge: Any, what: str, by: str) -> None
     assert refused(verifier, blob) == R.CREDENTIAL_REVOKED
     verifier.set_revoked(())
     assert verifier.verify(blob, NOW).host == "web1"
+
+
+def resigned(forge: Any, leaf_der: bytes) -> bytes:
+    """A blob by the holder of the leaf's key around `leaf_der`, whatever that is."""
+    stream = compress(leaf_der, forge.host.public_bytes(Encoding.DER))
+    delegation = Delegation.sign(forge.leaf_key, forge.x25519, (NOW + HOUR) // SECOND, stream)
+    return pack(delegation, stream)
+
+
+@pytest.mark.parametrize("by", ["fingerprint", "serial"])
+def test_the_other_form_of_a_signature_does_not_escape_revocation(forge: Any, by: str) -> None:
+    """A revoked leaf's holder can change its CA's signature (r, s) into (r, n - s): another DER, as valid."""
+    leaf = forge.leaf
+    r, s = decode_dss_signature(leaf.signature)
+    twin = encode_dss_signature(r, P256_ORDER - s)
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")
+    body = leaf.tbs_certificate_bytes + algorithm + bytes((3, len(twin) + 1, 0)) + twin
+    der = b"\x30\x82" + len(body).to_bytes(2, "big") + body
+    verifier = Verifier(forge.bundle())
+    peer = verifier.verify(resigned(forge, der), NOW)
+    assert peer.fingerprint != leaf.fingerprint(hashes.SHA256())
+    verifier.revoke(leaf.fingerprint(hashes.SHA256()) if by == "fingerprint" else f"{leaf.serial_number:x}")
+    assert refused(verifier, resigned(forge, der)) == R.CREDENTIAL_REVOKED
+    assert refused(verifier, forge.blob()) == R.CREDENTIAL_REVOKED
+
+
+def test_a_signature_with_unused_bits_is_refused(forge: Any) -> None:
+    """Another way to another DER: call the last bit of the signature unused where it is 0 anyway."""
+    while forge.leaf.signature[-1] & 1:
+        forge.leaf = forge.sign_leaf()
+    der = bytearray(forge.leaf.public_bytes(Encoding.DER))
+    der[-len(forge.leaf.signature) - 1] = 1
+    assert refused(Verifier(forge.bundle()), resigned(forge, bytes(der))) == R.CREDENTIAL_MALFORMED
+
+
+def test_a_signature_that_is_none_is_refused_when_something_is_revoked(forge: Any) -> None:
+    signature = forge.leaf.signature
+    der = forge.leaf.public_bytes(Encoding.DER)
+    broken = der[: -len(signature)] + b"\x31" + signature[1:]
+    for revoked in ((), ("1234",)):
+        verifier = Verifier(forge.bundle())
+        verifier.set_revoked(revoked)
+        assert refused(verifier, resigned(forge, broken)) == R.UNTRUSTED_CHAIN
 
 
 def test_a_new_bundle_takes_effect_at_once(forge: Any) -> None:
