@@ -115,6 +115,14 @@ class Node:
         """`sectool ARGS -o json`, parsed."""
         return json.loads(self.sectool(*args, "-o", "json"))
 
+    def log_tail(self, lines: int = 15) -> str:
+        """The end of the daemon's log, for errors: the file itself goes with the lab."""
+        try:
+            text = (self.run_folder / "agent.log").read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
+
     def workers(self) -> list[dict[str, Any]]:
         """The packet workers of this host's daemon, with `pid` and `stats`, as `sectool status` tells."""
         return list(self.json("status")["workers"])
@@ -265,7 +273,8 @@ class Lab:
                     f"on {node.name}: `sectool up --background` did not end within 60 s"
                 ) from None
             if process.returncode != 0:
-                raise SectoolError(f"on {node.name}: `sectool up --background` failed: {err.strip()}")
+                log = node.log_tail()
+                raise SectoolError(f"on {node.name}: `sectool up --background` failed: {err.strip()}\n{log}")
 
     def _apply(self) -> None:
         files = dict(self.topology.policies)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +25,7 @@ from tests.bench.rows import Row, check
 
 ALL = ("handshake", "throughput", "store", "policy")
 ROUNDS = 5
+WIDTH = 140  # columns of the table in a file or pipe
 
 
 def number(value: float) -> str:
@@ -37,7 +39,11 @@ def number(value: float) -> str:
 
 def table(rows: list[Row]) -> Table:
     """What a person reads: median, spread, and the ratio to the case beside it."""
-    out = Table(title=f"median of rounds, {platform.system()} {platform.release()}", title_justify="left")
+    out = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"median of rounds, {platform.system()} {platform.release()}",
+        title_justify="left",
+    )
     for title in ("bench", "case", "metric"):
         out.add_column(title)
     for title in ("median", "min", "max"):
@@ -72,7 +78,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Run, print, write. Exit code 1 when a bench fails; what the others gave is kept."""
     chosen = arguments()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     talk = Console(stderr=True, highlight=False)
     results: list[Row] = []
     failed = 0
@@ -88,7 +94,7 @@ def main() -> int:
             talk.print(f"{name} failed: {error.message}" + (f"\n  {error.hint}" if error.hint else ""))
         talk.print(f"{name}: {time.monotonic() - begin:.0f} s")
     if results:
-        console.print(table(results), soft_wrap=not console.is_terminal)
+        console.print(table(results))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         talk.print(f"{len(results)} rows written to {chosen.json}")

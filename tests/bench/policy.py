@@ -1,4 +1,4 @@
-"""Speed of the policy engine: `python tests/bench/policy.py`.
+"""Speed of the policy engine: `./dev bench policy`.
 
 Rule sets of 10 and 10,000 rules over 2,000 identities; each identity has eight labels, each rule asks for two on
 either side, most name a port, some speak of networks or compare labels. The requests are a fixed mix of flows between
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import ipaddress
 import random
-import sys
 import time
 from collections.abc import Callable
 
 from sectool.labels import LabelSet
 from sectool.policy import Engine, Party, Request, parse
+from tests.bench.rows import Row, compare, row
 
 IDENTITIES = 2_000
+COUNTS = (10, 10_000)
 REQUESTS = 20_000
 NOW = 1_780_000_000_000_000
 
@@ -89,50 +90,34 @@ def _per_call(action: Callable[[Request, int], object], asked: list[Request]) ->
     return best * 1e6
 
 
-def rows() -> list[tuple[str, float, str]]:
-    """(what, value, unit) of each measurement."""
+def measure() -> dict[tuple[str, str, str], float]:
+    """One round: (case, metric, unit) -> value."""
     asked = requests()
-    out: list[tuple[str, float, str]] = []
-    uncached: dict[int, float] = {}
-    for count in (10, 10_000):
+    out: dict[tuple[str, str, str], float] = {}
+    for count in COUNTS:
+        case = f"{count:,} rules"
         begin = time.perf_counter()
         documents = parse(rule_text(count))
         parsed = time.perf_counter()
         engine = Engine(documents)
         compiled = time.perf_counter()
-        for request in asked:
-            engine.evaluate(
-                request, NOW
-            )  # index keys of label sets and addresses are remembered, as in a worker
-        uncached[count] = _per_call(engine.evaluate, asked)
+        for request in asked:  # index keys of label sets and addresses are remembered, as in a worker
+            engine.evaluate(request, NOW)
+        out[case, "decide, not cached", "µs"] = _per_call(engine.evaluate, asked)
         for request in asked:
             engine.decide(request, NOW)
-        name = f"{count:,} rules"
-        out.append((f"parse {name}", parsed - begin, "s"))
-        out.append((f"compile {name}", compiled - parsed, "s"))
-        out.append((f"decide, not cached, {name}", uncached[count], "us"))
-        out.append((f"decide, cached, {name}", _per_call(engine.decide, asked), "us"))
-    out.append(("not cached, 10,000 rules against 10", uncached[10_000] / uncached[10], "x"))
+        out[case, "parse", "s"] = parsed - begin
+        out[case, "compile", "s"] = compiled - parsed
+        out[case, "decide, cached", "µs"] = _per_call(engine.decide, asked)
     return out
 
 
-def main() -> int:
-    """Print the measurements; 1 if one is over its limit."""
-    limits = {
-        "parse": 5.0,
-        "compile": 5.0,
-        "decide, not cached": 100.0,
-        "decide, cached": 3.0,
-        "not cached": 2.0,
-    }
-    failed = False
-    for what, value, unit in rows():
-        limit = next(limit for start, limit in limits.items() if what.startswith(start))
-        over = value > limit
-        failed |= over
-        print(f"{what:<40} {value:>9.3f} {unit:<2}  (limit {limit:g} {unit}){'  OVER' if over else ''}")
-    return int(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def rows(rounds: int) -> list[Row]:
+    """Speed of small and large rule sets, the large one compared with the small one."""
+    measured = [measure() for _ in range(rounds)]
+    made = {key: row("policy", key[0], key[1], key[2], [one[key] for one in measured]) for key in measured[0]}
+    small, large = (f"{count:,} rules" for count in COUNTS)
+    for case, metric, unit in list(made):
+        if case == large and metric.startswith("decide"):
+            made[case, metric, unit] = compare(made[case, metric, unit], made[small, metric, unit])
+    return list(made.values())
