@@ -1,11 +1,24 @@
-"""From a socket to what the kernel attests about its owner.
+"""From a socket to the workload's facts, as far as the kernel attests them.
 
-The socket gives uid, inode and cgroup v2 id. The executable comes from the processes of that cgroup: when all of
-them run the same file there is nothing to search; else the one holding the socket's inode among its file
-descriptors is it. If holders run different files, or none is found, the executable stays unknown (''): a workload is
-never given another's executable. What this cannot see: a socket handed to another process of the same cgroup and
-uid after it was opened, and an exec between two looks at /proc.
+    sock_diag: 4-tuple ─► socket: uid, inode, cgroup v2 id        (fixed by the kernel when the socket was made)
+    cgroup.procs       ─► the processes that may own it
+    one executable?    ─► that one. Else: who holds the inode among their /proc/PID/fd
+    nobody, or several executables ─► 'ambiguous': uid and cgroup only, no executable
+
+`outgoing` and `incoming` give a small key, equal for equal facts, for which the worker keeps credentials; `facts()` is
+for the first time only. Executables are told apart by device, inode and ctime, so that a program that is replaced on
+disk is another one from then on.
+
+What cannot be attested, and is not claimed:
+- A socket handed to another process (SCM_RIGHTS, inherited over exec, socket activation) keeps the uid and cgroup it
+  was made with. If its holders in that cgroup run different executables it is ambiguous; a holder outside is not seen:
+  a systemd-activated listener counts as systemd's.
+- Programs of one user in one cgroup can act for each other (ptrace, LD_PRELOAD, exec after connect): the executable is
+  a fact about the process, not proof of intent. Separate users or cgroups are the boundary.
+- Between the packet and the look at /proc a process may exec or end; ending gives 'ambiguous'.
 """
+# A Path costs as much as the system call, and this runs for every new connection.
+# ruff: noqa: PTH115, PTH116, PTH208
 
 from __future__ import annotations
 
@@ -13,163 +26,289 @@ import hashlib
 import os
 import pwd
 from collections import OrderedDict
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Final, TypeAlias
 
-from nfq.cgroup import Paths
-from nfq.sockdiag import SockDiag, Socket
+from nfq.cgroup import Cgroups
+from nfq.sockdiag import SockDiag, Socket, TcpState
 from sectool.identity.workload import Facts, systemd_unit
 
-_HASHES = 4096
-_UNKNOWN = (0, 0, 0)  # no executable: device, inode, ctime
+Executable: TypeAlias = tuple[int, int, int]  # device, inode, ctime in ns
+AMBIGUOUS: Final[Executable] = (0, 0, 0)
+
+Key: TypeAlias = tuple[int, int, int, int, int]  # cgroup id, uid, executable
+
+_PROCS_BYTES: Final = 1 << 20
+_MAX_FDS: Final = 65_536  # looked at for one socket; beyond it stays ambiguous
+_HASH_LIMIT: Final = 1024
+_HINT_LIMIT: Final = 4096
+_FDS_LIMIT: Final = 1024  # cgroup.procs files kept open
 
 
 @dataclass(frozen=True, slots=True)
 class Attributed:
-    """A socket's owner. `key` is equal while cgroup, uid and executable file are the same."""
+    """A socket's owner. `pid` is 0 where several processes of one executable may be it; uid is the socket's."""
 
-    key: Hashable
+    key: Key
     pid: int
     uid: int
     cgroup_id: int
-    _source: Attributor
+    witness: int  # a process that runs the executable, 0 when ambiguous
+    compute: Callable[[Attributed], Facts | None]
 
-    def facts(self) -> Facts:
-        """Everything attested; reads /proc and hashes the executable (cached)."""
-        return self._source.facts(self)
+    @property
+    def ambiguous(self) -> bool:
+        """Whether no single executable can be named."""
+        return self.key[2:] == AMBIGUOUS
+
+    def attest(self) -> Facts | None:
+        """All facts; None when the witness or the cgroup has gone or changed since: ask again for the socket."""
+        return self.compute(self)
+
+    def facts(self) -> dict[str, Any] | None:
+        """The facts as plain values, for the agent."""
+        found = self.attest()
+        return None if found is None else asdict(found)
 
 
 class Attributor:
-    """Looks sockets up in this network namespace and their owners in /proc."""
+    """Owners of local sockets. Keeps files and caches, all bounded; for one thread and one network namespace."""
 
-    def __init__(self, sockdiag: SockDiag, cgroups: Paths | None = None) -> None:
+    def __init__(
+        self, sockdiag: SockDiag, cgroups: Cgroups | None = None, proc: Path = Path("/proc")
+    ) -> None:
         self._sockdiag = sockdiag
-        self._cgroups = cgroups or Paths()
+        self._cgroups = Cgroups() if cgroups is None else cgroups
+        self._proc = os.fspath(proc)
+        self._procs: OrderedDict[int, int] = OrderedDict()  # cgroup id -> cgroup.procs, open
+        self._last: OrderedDict[tuple[int, int], tuple[int, str]] = OrderedDict()  # (cgroup, uid) -> pid, fd
         self._hashes: OrderedDict[tuple[int, ...], str] = OrderedDict()
 
-    def outgoing(self, src: bytes, sport: int, dst: bytes, dport: int) -> Attributed | None:
-        """Owner of the connecting socket `src`:`sport` -> `dst`:`dport` (4- or 16-byte addresses)."""
-        return self._attribute(self._sockdiag.lookup(src, sport, dst, dport))
+    def close(self) -> None:
+        """Close the files kept open."""
+        for fd in self._procs.values():
+            os.close(fd)
+        self._procs.clear()
+        self._cgroups.close()
 
-    def incoming(self, dst: bytes, dport: int, src: bytes, sport: int) -> Attributed | None:
-        """Owner of the listener (or socket) that a SYN from `src`:`sport` to `dst`:`dport` would reach."""
-        return self._attribute(self._sockdiag.lookup(dst, dport, src, sport))
+    # -- asking ------------------------------------------------------------------------------------------------
 
-    def _attribute(self, sock: Socket | None) -> Attributed | None:
-        if sock is None:
+    def outgoing(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> Attributed | None:
+        """Owner of a connected or connecting socket; None when there is no such socket (any more)."""
+        found = self._sockdiag.lookup(local, local_port, remote, remote_port)
+        if found is None or found.state in (TcpState.LISTEN, TcpState.TIME_WAIT):
             return None
-        pid, exe = self._owner(sock)
-        return Attributed((sock.cgroup_id, sock.uid, *exe), pid, sock.uid, sock.cgroup_id, self)
+        return self._of(found)
 
-    def _owner(self, sock: Socket) -> tuple[int, tuple[int, int, int]]:
-        path = self._cgroups.path(sock.cgroup_id)
+    def incoming(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> Attributed | None:
+        """Owner of the listener (or socket) that a SYN from remote is meant for; None when nothing listens."""
+        found = self._sockdiag.lookup(local, local_port, remote, remote_port)
+        if found is not None and not found.inode:
+            # A connection half made, not accepted yet, or in TIME_WAIT shadows the listener.
+            found = self._sockdiag.listener(local, local_port)
+        return None if found is None else self._of(found)
+
+    def _of(self, sock: Socket) -> Attributed:
+        pid, witness, executable = self._owner(sock)
+        key = (sock.cgroup_id, sock.uid, *executable)
+        return Attributed(key, pid, sock.uid, sock.cgroup_id, witness, self._attest)
+
+    # -- who is it ---------------------------------------------------------------------------------------------
+
+    def _owner(self, sock: Socket) -> tuple[int, int, Executable]:
+        """Process (0 if several are possible), a process with that executable, and the executable."""
+        before = self._members(sock.cgroup_id)
+        if not before:
+            return 0, 0, AMBIGUOUS
+        pids = before.split()
+        first: Executable | None = None
+        witness = 0
+        for raw in pids:
+            executable = self._executable(raw)
+            if executable is None:
+                continue  # a kernel thread, or gone
+            if first is None:
+                first, witness = executable, int(raw)
+            elif executable != first:
+                return self._holder(sock, pids)
+        # A process id that was freed and taken again between our looks belongs to another cgroup now, most likely;
+        # if it belongs to this one, the executables are equal anyway or the list has changed.
+        if first is None or self._members(sock.cgroup_id) != before:
+            return self._holder(sock, self._members(sock.cgroup_id).split())
+        pid = witness if len(pids) == 1 else self._hinted(sock)
+        return pid, witness, first
+
+    def _members(self, cgroup_id: int) -> bytes:
+        """cgroup.procs; b'' when the cgroup is gone or is threaded."""
+        fd = self._procs.get(cgroup_id)
+        if fd is None:
+            folder = self._cgroups.folder(cgroup_id)
+            if folder is None:
+                return b""
+            try:
+                fd = os.open(folder / "cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return b""
+            self._procs[cgroup_id] = fd
+            if len(self._procs) > _FDS_LIMIT:
+                os.close(self._procs.popitem(last=False)[1])
+        try:
+            data = os.pread(fd, _PROCS_BYTES, 0)
+            if len(data) > 4000:  # the kernel gives at most a page at a time
+                parts = [data]
+                offset = len(data)
+                while more := os.pread(fd, _PROCS_BYTES, offset):
+                    parts.append(more)
+                    offset += len(more)
+                data = b"".join(parts)
+        except OSError:  # ENODEV: removed
+            os.close(self._procs.pop(cgroup_id))
+            return b""
+        return data
+
+    def _executable(self, pid: bytes | str | int) -> Executable | None:
+        name = pid.decode() if isinstance(pid, bytes) else pid
+        try:
+            st = os.stat(f"{self._proc}/{name}/exe")
+        except OSError:
+            return None
+        return st.st_dev, st.st_ino, st.st_ctime_ns
+
+    def _hinted(self, sock: Socket) -> int:
+        """The process that held the last socket of this cgroup and user, if it holds this one too; else 0."""
+        hint = self._last.get((sock.cgroup_id, sock.uid))
+        if hint is None:
+            return 0
+        pid, fd = hint
+        try:
+            return pid if os.readlink(f"{self._proc}/{pid}/fd/{fd}") == f"socket:[{sock.inode}]" else 0
+        except OSError:
+            return 0
+
+    def _holder(self, sock: Socket, pids: list[bytes]) -> tuple[int, int, Executable]:
+        """Look for the socket's inode among the open files of all these processes."""
+        if not sock.inode:
+            return 0, 0, AMBIGUOUS
+        wanted = f"socket:[{sock.inode}]"
+        found: list[tuple[int, Executable]] = []
+        budget = _MAX_FDS
+        for raw in pids:
+            pid = int(raw)
+            started = self._started(pid)
+            executable = self._executable(pid)
+            if started is None or executable is None:
+                continue
+            fd, looked = self._find_fd(pid, wanted, budget)
+            budget -= looked
+            if budget <= 0:
+                return 0, 0, AMBIGUOUS
+            if fd is None:
+                continue
+            if self._started(pid) != started or self._executable(pid) != executable:
+                return 0, 0, AMBIGUOUS  # it ended or became another program under our eyes
+            found.append((pid, executable))
+            self._last[sock.cgroup_id, sock.uid] = (pid, fd)
+            if len(self._last) > _HINT_LIMIT:
+                self._last.popitem(last=False)
+        if not found or any(executable != found[0][1] for _, executable in found):
+            return 0, 0, AMBIGUOUS
+        pid, executable = found[0]
+        return (pid if len(found) == 1 else 0), pid, executable
+
+    def _find_fd(self, pid: int, wanted: str, budget: int) -> tuple[str | None, int]:
+        """The descriptor that is the socket, or None; and how many were looked at."""
+        folder = f"{self._proc}/{pid}/fd"
+        looked = 0
+        try:
+            for name in os.listdir(folder):
+                looked += 1
+                if looked > budget:
+                    break
+                try:
+                    if os.readlink(f"{folder}/{name}") == wanted:
+                        return name, looked
+                except OSError:
+                    continue
+        except OSError:
+            pass
+        return None, looked
+
+    def _started(self, pid: int) -> bytes | None:
+        """Start time of a process: with its id it names one process for ever (proc_pid_stat(5), field 22)."""
+        try:
+            fd = os.open(f"{self._proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            data = os.read(fd, 4096)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        fields = data.rpartition(b") ")[2].split()  # the name may hold anything, even parentheses
+        return fields[19] if len(fields) > 19 else None
+
+    # -- facts -------------------------------------------------------------------------------------------------
+
+    def _attest(self, what: Attributed) -> Facts | None:
+        path = self._cgroups.path(what.cgroup_id)
         if path is None:
-            return 0, _UNKNOWN
-        running: dict[int, tuple[int, int, int]] = {}
-        for pid in _processes(self._cgroups.directory(path)):
-            exe = _executable(pid)
-            if exe is not None:
-                running[pid] = exe
-        files = set(running.values())
-        if len(files) == 1:
-            return next(iter(running)), files.pop()
-        return self._holder(sock, running)
-
-    def _holder(
-        self, sock: Socket, candidates: dict[int, tuple[int, int, int]]
-    ) -> tuple[int, tuple[int, int, int]]:
-        name = f"socket:[{sock.inode}]"
-        holders = {pid: exe for pid, exe in candidates.items() if _holds(pid, name)}
-        if len(set(holders.values())) != 1:
-            return 0, _UNKNOWN
-        pid, exe = next(iter(holders.items()))
-        return (pid, exe) if _executable(pid) == exe else (0, _UNKNOWN)
-
-    def facts(self, who: Attributed) -> Facts:
-        """See Attributed.facts."""
-        path = self._cgroups.path(who.cgroup_id) or ""
+            return None
         executable = digest = ""
-        if who.pid:
-            executable, digest = self._file(who)
+        if not what.ambiguous:
+            read = self._read_executable(what.witness, what.key[2:])
+            if read is None:
+                return None
+            executable, digest = read
         return Facts(
-            uid=who.uid,
-            user=_user(who.uid),
+            uid=what.uid,
+            user=user_name(what.uid),
             executable=executable,
             sha256=digest,
             cgroup=path,
-            unit=systemd_unit(path) if path else "",
-            pid=who.pid,
+            unit=systemd_unit(path),
+            pid=what.pid or what.witness,
         )
 
-    def _file(self, who: Attributed) -> tuple[str, str]:
-        """Path and SHA-256 of the executable, read through /proc/PID/exe: the very image that runs, even if deleted."""
-        link = Path(f"/proc/{who.pid}/exe")
+    def _read_executable(self, pid: int, expected: tuple[int, ...]) -> tuple[str, str] | None:
+        """Path as the process sees it, and SHA-256 of the running image; None if it is not the expected one."""
+        link = f"{self._proc}/{pid}/exe"
         try:
-            name = str(link.readlink())
             fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return "", ""
+            return None
         try:
-            s = os.fstat(fd)
-            assert isinstance(who.key, tuple)
-            if (s.st_dev, s.st_ino, s.st_ctime_ns) != who.key[2:]:
-                return "", ""  # another program by now
-            stamp = (s.st_dev, s.st_ino, s.st_mtime_ns, s.st_ctime_ns, s.st_size)
-            known = self._hashes.get(stamp)
-            if known is None:
-                with os.fdopen(os.dup(fd), "rb") as f:
-                    known = hashlib.file_digest(f, "sha256").hexdigest()
-                self._hashes[stamp] = known
-                if len(self._hashes) > _HASHES:
+            st = os.fstat(fd)
+            if (st.st_dev, st.st_ino, st.st_ctime_ns) != expected:
+                return None
+            path = os.readlink(link)
+            stamp = (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns, st.st_size)
+            digest = self._hashes.get(stamp)
+            if digest is None:
+                with open(fd, "rb", closefd=False) as image:
+                    digest = hashlib.file_digest(image, "sha256").hexdigest()
+                self._hashes[stamp] = digest
+                if len(self._hashes) > _HASH_LIMIT:
                     self._hashes.popitem(last=False)
-            return name, known
+            return _text(path), digest
+        except OSError:
+            return None
         finally:
             os.close(fd)
 
 
-def _processes(folder: Path) -> list[int]:
-    try:
-        fd = os.open(folder / "cgroup.procs", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return []
-    try:
-        data = b""
-        while piece := os.read(fd, 65_536):
-            data += piece
-    except OSError:
-        return []
-    finally:
-        os.close(fd)
-    return [int(p) for p in data.split()]
-
-
-def _executable(pid: int) -> tuple[int, int, int] | None:
-    try:
-        s = os.stat(f"/proc/{pid}/exe")  # noqa: PTH116 (on the connection path; Path costs as much as the call)
-    except OSError:
-        return None
-    return s.st_dev, s.st_ino, s.st_ctime_ns
-
-
-def _holds(pid: int, name: str) -> bool:
-    try:
-        with os.scandir(f"/proc/{pid}/fd") as entries:
-            for entry in entries:
-                try:
-                    if os.readlink(entry.path) == name:  # noqa: PTH115
-                        return True
-                except OSError:
-                    continue
-    except OSError:
-        pass
-    return False
+def _text(path: str) -> str:
+    """File names are bytes; what is not UTF-8 is shown as backslash escapes, so that it can be stored and sent."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @lru_cache(maxsize=4096)
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """The account's name, '' if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    except (KeyError, OverflowError):
+        return ""

@@ -1,140 +1,212 @@
-"""Asks the kernel about one TCP socket by its addresses (INET_DIAG exact lookup), and aborts one.
+"""Which socket does a TCP 4-tuple belong to: the kernel's exact lookup (sock_diag(7), NETLINK_SOCK_DIAG).
 
-For a connected pair the lookup finds the connected socket; for the addresses of an incoming SYN it falls back to the
-listener that would get it (net/ipv4/inet_diag.c: inet_diag_find_one_icsk -> __inet_lookup).
+The request is answered within the send, from the hash tables the stack itself uses, and an unknown 4-tuple falls back
+to the listener that would take its SYN (net/ipv4/inet_diag.c, inet_diag_find_one_icsk): IPv4, IPv6, dual-stack,
+bound or wildcard, and the very member of a SO_REUSEPORT group that the hash picks. (A group steered by a BPF program
+that reads the packet is asked without one, and may pick another member.)
+Source: include/uapi/linux/inet_diag.h
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final
 
-from sectool.errors import SectoolError
+from sectool.errors import PrivilegeError, SectoolError
 
 _NETLINK_SOCK_DIAG: Final = 4
-_SOCK_DIAG_BY_FAMILY: Final = 20
-_SOCK_DESTROY: Final = 21
-_NLMSG_ERROR: Final = 2
-_NLM_F_REQUEST: Final = 1
-_NLM_F_ACK: Final = 4
-_INET_DIAG_CGROUP_ID: Final = 21
-_ALL_STATES: Final = 0xFFFFFFFF
-_NO_COOKIE: Final = b"\xff" * 8
-_HEADER = struct.Struct("=IHHII")
-# family, protocol, extensions, pad, states, then inet_diag_sockid: ports, addresses, interface, cookie
-_REQUEST = struct.Struct("=BBBBI4s16s16sI8s")
+_BY_FAMILY: Final = 20
+_DESTROY: Final = 21
+_REQUEST, _ACK, _DUMP = 1, 4, 0x300
+_ERROR, _DONE = 2, 3
+_CGROUP_ID: Final = 21
 _MAPPED: Final = bytes(10) + b"\xff\xff"
-LISTEN: Final = 10  # TCP_LISTEN
+_ZERO12: Final = bytes(12)
+
+# nlmsghdr, then inet_diag_req_v2: family, protocol, extensions, pad, states, sport, dport, src, dst, if, cookie
+_REQ: Final = struct.Struct("=IHHIIBBBBI2s2s16s16sI8s")
+_NO_COOKIE: Final = b"\xff" * 8
+# inet_diag_msg behind the nlmsghdr: family, state, (timer, retrans), sport, dport, src, dst, if, cookie,
+# expires, rqueue, wqueue, uid, inode
+_MSG: Final = struct.Struct("=BBxxHH16s16sIQIIIII")
+_BODY: Final = 16 + _MSG.size
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_BUFFER: Final = 32_768
+
+
+class TcpState(IntEnum):
+    """include/net/tcp_states.h"""
+
+    ESTABLISHED = 1
+    SYN_SENT = 2
+    SYN_RECV = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    CLOSE = 7
+    CLOSE_WAIT = 8
+    LAST_ACK = 9
+    LISTEN = 10
+    CLOSING = 11
+    NEW_SYN_RECV = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Socket:
-    """What the kernel says of a socket."""
+    """What the kernel says of a socket. Addresses are 4 or 16 bytes as in its packets; cgroup_id 0: not told.
+
+    Half-open and TIME_WAIT connections are no full sockets: their inode and cgroup_id are 0.
+    """
 
     uid: int
     inode: int
     cgroup_id: int
-    cookie: bytes
+    cookie: int
     state: int
+    local: bytes
+    local_port: int
+    remote: bytes
+    remote_port: int
+
+
+class Destroyed(IntEnum):
+    """Outcome of SockDiag.destroy."""
+
+    DONE = 1
+    NO_SUCH_SOCKET = 2
+    NOT_SUPPORTED = 3  # kernel without CONFIG_INET_DIAG_DESTROY
 
 
 class SockDiag:
-    """A netlink socket for lookups in this network namespace."""
+    """One netlink socket of the present network namespace. Not for several threads."""
 
     def __init__(self) -> None:
         self._sock = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
         )
         self._sock.bind((0, 0))
-        self._sock.settimeout(1.0)
-        self._sequence = 0
-
-    def lookup(self, src: bytes, sport: int, dst: bytes, dport: int) -> Socket | None:
-        """The socket whose local end is `src`:`sport` (4- or 16-byte address) and whose peer is `dst`:`dport`.
-
-        None if there is none. A dual-stack (IPv6) socket that speaks IPv4 is found under the IPv4 addresses.
-        """
-        if len(src) == 4:
-            found = self._ask(socket.AF_INET, src, sport, dst, dport)
-            return found or self._ask(socket.AF_INET6, _MAPPED + src, sport, _MAPPED + dst, dport)
-        return self._ask(socket.AF_INET6, src, sport, dst, dport)
-
-    def _ask(self, family: int, src: bytes, sport: int, dst: bytes, dport: int) -> Socket | None:
-        reply = self._exchange(_SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, family, src, sport, dst, dport)
-        if reply is None:
-            return None
-        return _parse(reply)
-
-    def destroy(self, src: bytes, sport: int, dst: bytes, dport: int) -> bool:
-        """Abort a connected or connecting socket: its program gets ECONNABORTED at once, its peer a RST.
-
-        False when there is no such socket or this kernel cannot (CONFIG_INET_DIAG_DESTROY).
-        """
-        family = socket.AF_INET if len(src) == 4 else socket.AF_INET6
-        flags = _NLM_F_REQUEST | _NLM_F_ACK
-        if self._exchange(_SOCK_DESTROY, flags, family, src, sport, dst, dport) is not None:
-            return True
-        if len(src) == 4:
-            reply = self._exchange(
-                _SOCK_DESTROY, flags, socket.AF_INET6, _MAPPED + src, sport, _MAPPED + dst, dport
-            )
-            return reply is not None
-        return False
-
-    def _exchange(
-        self, kind: int, flags: int, family: int, src: bytes, sport: int, dst: bytes, dport: int
-    ) -> bytes | None:
-        """One request and its answer; None when the kernel answers with an error."""
-        self._sequence = (self._sequence + 1) & 0x7FFFFFFF
-        body = _REQUEST.pack(
-            family,
-            socket.IPPROTO_TCP,
-            0,
-            0,
-            _ALL_STATES,
-            sport.to_bytes(2, "big") + dport.to_bytes(2, "big"),
-            src,
-            dst,
-            0,
-            _NO_COOKIE,
-        )
-        self._sock.send(_HEADER.pack(16 + len(body), kind, flags, self._sequence, 0) + body)
-        while True:
-            try:
-                data = self._sock.recv(8192)
-            except TimeoutError as e:
-                raise SectoolError("the kernel does not answer sock_diag requests") from e
-            except OSError as e:
-                if e.errno == errno.ENOBUFS:
-                    continue
-                raise
-            if len(data) < 20 or int.from_bytes(data[8:12], "little") != self._sequence:
-                continue  # an answer to a request given up before
-            if int.from_bytes(data[4:6], "little") == _NLMSG_ERROR:
-                return data if int.from_bytes(data[16:20], "little", signed=True) == 0 else None
-            return data
+        self._sock.settimeout(1.0)  # answers are there when send returns; this is against waiting for ever
+        self._seq = 0
 
     def close(self) -> None:
         """Close the netlink socket."""
         self._sock.close()
 
+    def _ask(
+        self, kind: int, flags: int, local: bytes, lport: int, remote: bytes, rport: int, states: int
+    ) -> int:
+        self._seq = seq = (self._seq + 1) & 0xFFFFFFFF
+        if len(local) == 4:
+            family, local, remote = socket.AF_INET, local + _ZERO12, remote + _ZERO12
+        else:
+            family = socket.AF_INET6
+        self._sock.send(
+            _REQ.pack(
+                _REQ.size, kind, flags, seq, 0, family, socket.IPPROTO_TCP, 0, 0, states,
+                lport.to_bytes(2, "big"), rport.to_bytes(2, "big"), local, remote, 0, _NO_COOKIE,
+            )
+        )  # fmt: skip
+        return seq
 
-def _parse(data: bytes) -> Socket | None:
-    # nlmsghdr 16, inet_diag_msg: family state timer retrans, sockid 48, expires rqueue wqueue uid inode (4 each)
-    if len(data) < 88:
+    def _answer(self, seq: int) -> bytes:
+        while True:
+            data = self._sock.recv(_BUFFER)
+            # Answers to requests given up before (a timeout) may still lie here.
+            if len(data) >= 20 and int.from_bytes(data[8:12], "little") == seq:
+                return data
+
+    def lookup(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> Socket | None:
+        """The socket that a packet from remote to local belongs to: connected, or the listener.
+
+        Addresses have 4 or 16 bytes. None when there is none. Raises SectoolError when the kernel cannot be asked.
+        """
+        try:
+            data = self._answer(
+                self._ask(_BY_FAMILY, _REQUEST, local, local_port, remote, remote_port, 0xFFF)
+            )
+        except OSError as e:
+            raise SectoolError(f"cannot ask the kernel for a socket: {e.strerror or e}") from None
+        kind = data[4] | data[5] << 8
+        if kind == _BY_FAMILY:
+            return parse(data, 0, len(data))
+        code = -int.from_bytes(data[16:20], "little", signed=True)
+        if code in (errno.ENOENT, errno.EINVAL, errno.ESTALE):
+            return None
+        raise SectoolError(
+            f"cannot ask the kernel for a socket: {os.strerror(code)}",
+            "the kernel needs inet_diag and tcp_diag (`modprobe tcp_diag`)",
+        )
+
+    def listener(self, local: bytes, local_port: int) -> Socket | None:
+        """A listener for an address and port, when no particular peer is asked for."""
+        found = self.lookup(local, local_port, bytes(len(local)), 0)
+        return found if found is not None and found.state == TcpState.LISTEN else None
+
+    def destroy(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> Destroyed:
+        """Abort a connected (or connecting) socket: its program gets ECONNABORTED, its peer a RST if connected.
+
+        Never touches a listener. Raises PrivilegeError without CAP_NET_ADMIN.
+        """
+        found = self.lookup(local, local_port, remote, remote_port)
+        if found is None or found.state in (TcpState.LISTEN, TcpState.TIME_WAIT):
+            return Destroyed.NO_SUCH_SOCKET
+        try:
+            data = self._answer(
+                self._ask(_DESTROY, _REQUEST | _ACK, local, local_port, remote, remote_port, 0xFFF)
+            )
+        except OSError as e:
+            raise SectoolError(f"cannot ask the kernel to close a socket: {e.strerror or e}") from None
+        code = -int.from_bytes(data[16:20], "little", signed=True)
+        if code == 0:
+            return Destroyed.DONE
+        if code in (errno.EOPNOTSUPP, errno.EINVAL):
+            return Destroyed.NOT_SUPPORTED
+        if code == errno.EPERM:
+            raise PrivilegeError("closing a socket is not permitted", "run as root (CAP_NET_ADMIN)")
+        return Destroyed.NO_SUCH_SOCKET
+
+    def dump(self, v6: bool, states: int) -> Iterator[Socket]:
+        """All TCP sockets of one family whose state is in the bit set `states` (1 << TcpState)."""
+        nothing = bytes(16 if v6 else 4)
+        seq = self._ask(_BY_FAMILY, _REQUEST | _DUMP, nothing, 0, nothing, 0, states)
+        while True:
+            data = self._answer(seq)
+            off, size = 0, len(data)
+            while off + 16 <= size:
+                length, kind = struct.unpack_from("=IH", data, off)
+                if length < 16 or off + length > size:
+                    break
+                if kind in (_DONE, _ERROR):
+                    return
+                found = parse(data, off, off + length)
+                if found is not None:
+                    yield found
+                off += (length + 3) & ~3
+
+
+def parse(data: bytes, off: int, end: int) -> Socket | None:
+    """One sock_diag answer between `off` and `end`; None when it is too short to be one."""
+    if end - off < _BODY:
         return None
-    uid, inode = struct.unpack_from("=II", data, 16 + 4 + 48 + 12)
-    cookie = data[16 + 4 + 40 : 16 + 4 + 48]
-    size = min(int.from_bytes(data[:4], "little"), len(data))
-    cgroup, off = 0, 88
-    while off + 4 <= size:
-        length, kind = struct.unpack_from("=HH", data, off)
-        if length < 4:
+    family, state, sport, dport, src, dst, _, cookie, _, _, _, uid, inode = _MSG.unpack_from(data, off + 16)
+    cgroup = 0
+    at = off + _BODY
+    while at + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < 4 or at + length > end:
             break
-        if kind == _INET_DIAG_CGROUP_ID and length >= 12:
-            cgroup = int.from_bytes(data[off + 4 : off + 12], "little")
-        off += (length + 3) & ~3
-    return Socket(uid, inode, cgroup, cookie, data[17])
+        if kind == _CGROUP_ID and length == 12:
+            cgroup = int.from_bytes(data[at + 4 : at + 12], "little")
+            break
+        at += (length + 3) & ~3
+    if family == socket.AF_INET:
+        src, dst = src[:4], dst[:4]
+    elif src[:12] == _MAPPED and dst[:12] == _MAPPED:
+        src, dst = src[12:], dst[12:]
+    return Socket(uid, inode, cgroup, cookie, state, src, socket.ntohs(sport), dst, socket.ntohs(dport))

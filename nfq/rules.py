@@ -1,0 +1,367 @@
+"""The kernel rules that bring TCP to the packet workers: own chains in tables raw and mangle, IPv4 and IPv6.
+
+    raw     PREROUTING, OUTPUT ─► SECTOOL-CLEAR    our mark bits are cleared on every packet that comes from outside
+                                                   (an application's SO_MARK, somebody else's rule, a tunnel)
+    mangle  OUTPUT ─► SECTOOL-OUT                  1 our mark bits set ─► SECTOOL-VERDICT
+            INPUT  ─► SECTOOL-IN (not lo)          2 not TCP ─► on
+                                                   3 SYN or SYN-ACK ─► queue, whatever the connection's mark
+                                                   4 connection marked ALLOWED ─► on
+                                                   5 sent by the worker's own raw socket ─► on          (OUTPUT only)
+                                                   6 any other TCP ─► queue
+            SECTOOL-VERDICT                        ALLOWED: the mark is saved to the connection; the bits are cleared
+
+The worker answers with NF_REPEAT and a mark: the kernel calls the same base chain again (nfqnl_reinject), where rule 1
+takes the packet. It goes through the mangle rules of others, too, which NF_ACCEPT would skip. Since raw runs
+before mangle and is not repeated, only a verdict can have set these bits. Without a listener a queue drops (no
+--queue-bypass): fail closed. Loopback packets are judged once, in OUTPUT.
+
+Installing is one transaction per table; the tables come in the order raw, mangle, so that a mark is never trusted
+before it is cleared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sectool.errors import PrivilegeError, SectoolError, UsageError
+
+MASK: Final = 0x30000000
+MARK: Final = 0x10000000
+QUEUE: Final = 5300
+# Rule 5 knows the worker's raw socket by the file system group id it was opened with: no other program runs with it.
+RAW_GROUP: Final = 0x5EC70001
+
+CLEAR, OUT, IN, VERDICT = "SECTOOL-CLEAR", "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
+_JUMPS: Final = {
+    "raw": (("PREROUTING", CLEAR), ("OUTPUT", CLEAR)),
+    "mangle": (("INPUT", IN), ("OUTPUT", OUT)),
+}
+_CHAINS: Final = {"raw": (CLEAR,), "mangle": (OUT, IN, VERDICT)}
+_BUILT_IN: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+_SYSCTLS: Final = {"net/netfilter/nf_conntrack_acct": "1", "net/netfilter/nf_conntrack_tcp_be_liberal": "0"}
+_BEFORE: Final = "rules-before.json"
+_ATTEMPTS: Final = 5  # somebody else may change the tables between our look and our transaction
+_TIMEOUT_S: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class RulesConfig:
+    """First queue number, number of workers (one queue each), the ALLOWED mark and the mask of the bits that are ours.
+
+    `mask` has at least two bits; `mark` is some of them, and the rest is the PASS mark.
+    """
+
+    queue: int = QUEUE
+    workers: int = 1
+    mark: int = MARK
+    mask: int = MASK
+
+    def __post_init__(self) -> None:
+        if not (self.queue >= 0 and self.workers >= 1 and self.queue + self.workers <= 65_536):
+            raise UsageError(
+                f"queues {self.queue} to {self.queue + self.workers - 1} are not within 0 to 65535"
+            )
+        if not 0 < self.mask <= 0xFFFFFFFF or self.mark & ~self.mask or self.mark in (0, self.mask):
+            raise UsageError(
+                f"mark {self.mark:#x} and mask {self.mask:#x} do not go together",
+                "the mark must be some, but not all, of the mask's bits (at least two)",
+            )
+
+    @property
+    def passing(self) -> int:
+        """The PASS mark: this packet only, nothing is saved."""
+        return self.mask & ~self.mark
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One address family's tools."""
+
+    name: str  # as nft calls it
+    tool: str  # iptables or ip6tables
+
+    def command(self, suffix: str = "") -> str:
+        """`iptables-restore`, or `iptables-legacy-restore` and the like."""
+        return self.tool + suffix
+
+
+IPV4, IPV6 = Family("ip", "iptables"), Family("ip6", "ip6tables")
+
+
+def families() -> tuple[Family, ...]:
+    """IPv4, and IPv6 unless the kernel has none."""
+    return (IPV4, IPV6) if Path("/proc/net/if_inet6").exists() else (IPV4,)
+
+
+# -- what the rules are -----------------------------------------------------------------------------------------
+
+
+def _queue(config: RulesConfig) -> str:
+    if config.workers == 1:
+        return f"NFQUEUE --queue-num {config.queue}"
+    # The kernel's hash is the same for both directions (nf_queue.h, nfqueue_hash).
+    return f"NFQUEUE --queue-balance {config.queue}:{config.queue + config.workers - 1}"
+
+
+def rules(config: RulesConfig) -> dict[str, list[str]]:
+    """The chains' contents in iptables-restore syntax, by table; equal for both families."""
+    mask, mark = f"{config.mask:#x}", f"{config.mark:#x}"
+    ours = f"-m mark ! --mark 0x0/{mask}"
+    queue = _queue(config)
+    judged = [
+        f"{ours} -g {VERDICT}",
+        "! -p tcp -j RETURN",
+        f"-p tcp -m tcp --tcp-flags SYN SYN -j {queue}",
+        f"-m connmark --mark {mark}/{mask} -j RETURN",
+    ]
+    return {
+        "raw": [f"-A {CLEAR} {ours} -j MARK --set-xmark 0x0/{mask}"],
+        "mangle": [
+            *(f"-A {OUT} {rule}" for rule in judged),
+            f"-A {OUT} -m owner --gid-owner {RAW_GROUP} -j RETURN",
+            f"-A {OUT} -j {queue}",
+            f"-A {IN} -i lo -j RETURN",
+            *(f"-A {IN} {rule}" for rule in judged),
+            f"-A {IN} -j {queue}",
+            f"-A {VERDICT} -m mark --mark {mark}/{mask} -j CONNMARK --save-mark --nfmask {mask} --ctmask {mask}",
+            f"-A {VERDICT} -j MARK --set-xmark 0x0/{mask}",
+        ],
+    }
+
+
+def _install_table(table: str, config: RulesConfig, saved: str) -> list[str]:
+    lines = [f"*{table}"]
+    # Naming a chain of one's own empties it in the same transaction; built-in chains must not be named.
+    lines += [f":{chain} - [0:0]" for chain in _CHAINS[table]]
+    lines += rules(config)[table]
+    lines += _drop_jumps(table, saved)
+    lines += [f"-I {hook} 1 -j {chain}" for hook, chain in _JUMPS[table]]
+    return [*lines, "COMMIT"]
+
+
+def _remove_table(table: str, saved: str) -> list[str]:
+    present = [c for c in _CHAINS[table] if f":{c} " in _table(saved, table)]
+    if not present:
+        return []
+    return [
+        f"*{table}",
+        *_drop_jumps(table, saved),
+        *(f"-F {chain}" for chain in present),
+        *(f"-X {chain}" for chain in present),
+        "COMMIT",
+    ]
+
+
+def _drop_jumps(table: str, saved: str) -> list[str]:
+    """Deletions of every jump to our chains that is there now, however often."""
+    found = [
+        line
+        for line in _table(saved, table).splitlines()
+        if re.fullmatch(r"-A \S+ .*-[jg] SECTOOL-\S+", line)
+    ]
+    outside = [line for line in found if not line.startswith("-A SECTOOL-")]
+    return ["-D" + line.removeprefix("-A") for line in outside]
+
+
+def _table(saved: str, table: str) -> str:
+    """One table of an iptables-save text; '' when it is not there."""
+    match = re.search(rf"^\*{table}$(.*?)^COMMIT$", saved, re.MULTILINE | re.DOTALL)
+    return match[1] if match else ""
+
+
+# -- doing it ---------------------------------------------------------------------------------------------------
+
+
+def install(config: RulesConfig, run: Path) -> None:
+    """Put the rules in place, replacing older ones of ours without a moment in between.
+
+    `run` is the daemon's run folder: what was there before is remembered in it. Raises SectoolError.
+    """
+    saved = {family: _save(family) for family in families()}
+    _remember(run, saved)
+    for name, value in _SYSCTLS.items():
+        _set_sysctl(name, value)
+    for family in saved:
+        for table in ("raw", "mangle"):
+            _transact(family, lambda text, t=table: _install_table(t, config, text))
+
+
+def remove(run: Path) -> None:
+    """Take the rules away and restore what install changed. Nothing of others is touched; safe to repeat."""
+    before = _recall(run)
+    for family in families():
+        # mangle first: as long as a verdict's mark counts for something, marks from outside are cleared.
+        for table in ("mangle", "raw"):
+            _transact(family, lambda text, t=table: _remove_table(t, text))
+        _drop_empty_tables(family, before.get("tables", {}).get(family.name))
+    for name, value in before.get("sysctls", {}).items():
+        if name in _SYSCTLS and _get_sysctl(name) == _SYSCTLS[name]:
+            _set_sysctl(name, str(value))
+    (run / _BEFORE).unlink(missing_ok=True)
+
+
+def installed() -> bool:
+    """Whether all our chains and the jumps to them are in place, in both families."""
+    return all(_complete(_save(family)) for family in families())
+
+
+def _complete(saved: str) -> bool:
+    for table, jumps in _JUMPS.items():
+        text = _table(saved, table)
+        if any(f"-A {hook} -j {chain}\n" not in text for hook, chain in jumps):
+            return False
+        if any(f"-A {chain} " not in text for chain in _CHAINS[table]):
+            return False
+    return True
+
+
+def snapshot() -> str:
+    """All rules of both families without counters, times and comments, for comparing."""
+    parts = []
+    for family in families():
+        text = re.sub(r"\[\d+:\d+\]", "[0:0]", _save(family))
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        parts.append(f"{family.name}\n" + "\n".join(lines) + "\n")
+    return "".join(parts)
+
+
+def _transact(family: Family, make: Any) -> None:
+    """Apply a transaction made from the present rules; make it anew when they change meanwhile."""
+    error = SectoolError("")
+    for _ in range(_ATTEMPTS):
+        saved = _save(family)
+        lines = make(saved)
+        if not lines:
+            return
+        try:
+            _run(family, "-restore", "--noflush", "-w", "5", stdin="\n".join(lines) + "\n")
+        except PrivilegeError:
+            raise
+        except SectoolError as e:
+            error = e
+            if _save(family) == saved:
+                break
+        else:
+            return
+    raise error
+
+
+def _save(family: Family) -> str:
+    return _run(family, "-save")
+
+
+def _run(family: Family, suffix: str, *arguments: str, stdin: str | None = None) -> str:
+    command = family.command(suffix)
+    try:
+        done = subprocess.run(
+            [command, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_S,
+            env={"PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin", "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise SectoolError(
+            f"there is no program {command}", "install the package iptables (Debian, Fedora: iptables)"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SectoolError(
+            f"{command} did not answer within {_TIMEOUT_S} s", "does another program hold the lock?"
+        ) from None
+    if done.returncode:
+        raise _explain(command, done.stderr.strip() or done.stdout.strip())
+    return done.stdout
+
+
+def _explain(command: str, said: str) -> SectoolError:
+    if "Permission denied" in said or "Operation not permitted" in said:
+        return PrivilegeError(f"{command}: not permitted", "run as root (CAP_NET_ADMIN)")
+    hint = ""
+    if re.search(
+        r"not supported|No such file or directory|No chain/target/match|missing kernel module", said
+    ):
+        hint = (
+            "the kernel needs xt_NFQUEUE, xt_connmark, xt_mark and xt_owner (`modprobe xt_NFQUEUE`; some distributions"
+            " ship them in a package such as linux-modules-extra)"
+        )
+    return SectoolError(f"{command} refuses our rules: {said}", hint)
+
+
+# -- what was there before --------------------------------------------------------------------------------------
+
+
+def _remember(run: Path, saved: dict[Family, str]) -> None:
+    """Write down tables and sysctls as they are, unless an earlier install that was not removed did."""
+    path = run / _BEFORE
+    if path.exists():
+        return
+    record = {
+        "sysctls": {name: _get_sysctl(name) for name in _SYSCTLS},
+        "tables": {f.name: re.findall(r"^\*(\w+)$", text, re.MULTILINE) for f, text in saved.items()},
+    }
+    try:
+        path.write_text(json.dumps(record), encoding="ascii")
+    except OSError as e:
+        raise SectoolError(
+            f"cannot write {path}: {e.strerror}", "the run folder must exist and be writable"
+        ) from None
+
+
+def _recall(run: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((run / _BEFORE).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _drop_empty_tables(family: Family, before: list[str] | None) -> None:
+    """Delete tables that only came with our rules. The kernel refuses, as a whole, if a chain holds a rule.
+
+    iptables-nft makes tables and keeps them; without the program nft (or with iptables-legacy) they stay, empty.
+    """
+    nft = shutil.which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if before is None or nft is None:
+        return
+    for table in _JUMPS:
+        if table in before:
+            continue
+        # iptables-save shows built-in chains that do not exist; nft shows what is there.
+        listed = subprocess.run(
+            [nft, "list", "table", family.name, table], capture_output=True, text=True, check=False
+        )
+        chains = re.findall(r"^\tchain (\S+) \{$", listed.stdout, re.MULTILINE)
+        if listed.returncode or not set(chains) <= _BUILT_IN or "policy drop" in listed.stdout:
+            continue
+        batch = [f"delete chain {family.name} {table} {chain}" for chain in chains]
+        batch.append(f"delete table {family.name} {table}")
+        subprocess.run(
+            [nft, "-f", "-"], input="\n".join(batch) + "\n", capture_output=True, text=True, check=False
+        )
+
+
+def _get_sysctl(name: str) -> str | None:
+    try:
+        return Path("/proc/sys", name).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _set_sysctl(name: str, value: str) -> None:
+    path = Path("/proc/sys", name)
+    try:
+        path.write_text(value, encoding="ascii")
+    except OSError as e:
+        raise SectoolError(
+            f"cannot set {path} to {value}: {e.strerror}",
+            "the kernel needs connection tracking (`modprobe nf_conntrack`) and root",
+        ) from None

@@ -1,0 +1,191 @@
+"""Throwaway network namespaces for kernel tests.
+
+Every namespace is named `st-<hex>-<role>`; those older than an hour, left by a killed run, are swept at the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import selectors
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from nfq import netns
+
+NETNS = Path("/run/netns")
+PREFIX = "st-"
+STALE_S = 3600
+DEADLINE_S = 10.0
+
+
+def run(*argv: str, stdin: str | None = None) -> str:
+    """A command in the calling thread's namespace; its standard output. Fails the test with its own words."""
+    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr or done.stdout}"
+    return done.stdout
+
+
+def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Poll a condition until it is truthy; fail after the deadline."""
+    end = time.monotonic() + deadline_s
+    pause = selectors.DefaultSelector()  # an empty selector is a pause without busy waiting
+    with pause:
+        while not condition():
+            assert time.monotonic() < end, f"waited {deadline_s} s in vain for {what}"
+            pause.select(0.005)
+
+
+@dataclass
+class Namespace:
+    """One namespace with its addresses on eth0."""
+
+    name: str
+    v4: str = ""
+    v6: str = ""
+    opened: list[socket.socket] = field(default_factory=list)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """What netns.enter takes."""
+        return NETNS / self.name
+
+    def enter(self) -> contextlib.AbstractContextManager[None]:
+        """Be in this namespace for a block."""
+        return netns.enter(self.path)
+
+    def run(self, *argv: str, stdin: str | None = None) -> str:
+        """Run a program to its end inside."""
+        with self.enter():
+            return run(*argv, stdin=stdin)
+
+    def popen(self, *argv: str, **kwargs: object) -> subprocess.Popen[bytes]:
+        """Start a program inside; it is killed at the end of the test."""
+        with self.enter():
+            process: subprocess.Popen[bytes] = subprocess.Popen(argv, **kwargs)  # type: ignore[call-overload]
+        self.started.append(process)
+        return process
+
+    def new_socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """A socket of this namespace with a timeout; closed at the end of the test."""
+        with self.enter():
+            sock = socket.socket(family, kind)
+        sock.settimeout(DEADLINE_S)
+        self.opened.append(sock)
+        return sock
+
+    def listen(
+        self, address: str = "", port: int = 0, *, v6: bool = False, dual: bool = False
+    ) -> socket.socket:
+        """A listening TCP socket on an address (default: the wildcard)."""
+        sock = self.new_socket(socket.AF_INET6 if v6 else socket.AF_INET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if v6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
+        sock.bind((address or ("::" if v6 else "0.0.0.0"), port))
+        sock.listen(64)
+        return sock
+
+    def connect(self, address: str, port: int) -> socket.socket:
+        """A connection from here."""
+        sock = self.new_socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        sock.connect((address, port))
+        return sock
+
+    def close(self) -> None:
+        """End what was started and opened here."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        for sock in self.opened:
+            sock.close()
+
+
+@dataclass
+class Pair:
+    """Two namespaces joined by a veth: 10.77.0.1/fd77::1 and 10.77.0.2/fd77::2."""
+
+    a: Namespace
+    b: Namespace
+
+
+def _sweep() -> None:
+    if not NETNS.is_dir():
+        return
+    for entry in NETNS.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            # A namespace file carries the age of the nsfs mount, not of its creation: use the mount point's.
+            if time.time() - entry.lstat().st_ctime > STALE_S:
+                subprocess.run(["ip", "netns", "del", entry.name], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def swept() -> None:
+    """Remove namespaces of runs that were killed long ago."""
+    _sweep()
+
+
+@contextlib.contextmanager
+def make_namespace(role: str, token: str | None = None) -> Iterator[Namespace]:
+    """A namespace with its loopback device up."""
+    space = Namespace(f"{PREFIX}{token or secrets.token_hex(4)}-{role}")
+    run("ip", "netns", "add", space.name)
+    try:
+        space.run("ip", "link", "set", "lo", "up")
+        yield space
+    finally:
+        space.close()
+        subprocess.run(["ip", "netns", "del", space.name], capture_output=True, check=False)
+
+
+@contextlib.contextmanager
+def make_pair() -> Iterator[Pair]:
+    """Two namespaces joined by a veth, IPv4 and IPv6."""
+    token = secrets.token_hex(4)
+    with make_namespace("a", token) as a, make_namespace("b", token) as b:
+        a.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b.name)
+        for number, space in enumerate((a, b), 1):
+            space.v4, space.v6 = f"10.77.0.{number}", f"fd77::{number}"
+            space.run("ip", "addr", "add", f"{space.v4}/24", "dev", "eth0")
+            space.run("ip", "addr", "add", f"{space.v6}/64", "dev", "eth0", "nodad")
+            space.run("ip", "link", "set", "eth0", "up")
+        yield Pair(a, b)
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    """One empty namespace."""
+    with make_namespace("one") as space:
+        yield space
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Two namespaces joined by a veth."""
+    with make_pair() as both:
+        yield both
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """An empty cgroup v2 group for this test's processes; removed at the end, with what was made below it."""
+    from nfq.cgroup import mount
+
+    folder = mount() / f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        for inner in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+            inner.rmdir()
+        wait_until(lambda: not (folder / "cgroup.procs").read_text(), "the test's processes to end")
+        folder.rmdir()
