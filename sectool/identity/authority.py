@@ -1,13 +1,14 @@
 """Who may issue what: the trust domain's root issues host CAs, a host CA issues its workloads' SVIDs.
 
-    root (self-signed, years)  --enrolment-->  host CA (pathlen 0, label constraints)  --hourly-->  leaf +
-    delegation
+    root (self-signed, years)
+      └─ host CA (pathlen 0, label constraints)    at enrolment
+           └─ leaf and delegation                  every hour, one for each workload
 
 Every certificate begins BACKDATE_S before the moment of issue, so that a host whose clock is that much behind
 still accepts it at once. Names are as short as they can be, because every byte of leaf and host CA rides in a
 SYN: the root is O=<trust domain>, a host CA is CN=<host name>, a leaf has no subject at all (its SAN is
 critical then, RFC 5280, 4.2.1.6). CAs carry the SPIFFE ID of their trust domain without path (X509-SVID,
-3.1).
+3.2).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sectool.clock import DAY, SECOND, YEAR, iso, to_datetime
 from sectool.errors import CredentialError, SectoolError, UsageError
@@ -53,8 +54,9 @@ DEFAULT_ROOT_YEARS = 10
 DEFAULT_HOST_DAYS = 365
 
 _CA_USAGE = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-_HOST_USAGE = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
 _LEAF_USAGE = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+_LEAF_PURPOSES = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+_NO_CA = x509.BasicConstraints(False, None)
 _SHA256 = hashes.SHA256()
 _MAX_ROOT_DOMAIN = 64  # upper bound of an organisation name (RFC 5280, appendix A.1)
 
@@ -228,7 +230,7 @@ class RootAuthority:
             .add_extension(_authority_key(_key_identifier(root_key)), False)
             .add_extension(x509.SubjectKeyIdentifier(_key_identifier(public_key)), False)
             .add_extension(x509.BasicConstraints(True, 0), True)
-            .add_extension(_HOST_USAGE, True)
+            .add_extension(_CA_USAGE, True)
             .add_extension(_uri(SpiffeId(self.trust_domain, "")), False)
             .add_extension(
                 x509.UnrecognizedExtension(CONSTRAINTS_OID, encode_constraints(constraints)), False
@@ -344,6 +346,8 @@ class HostAuthority:
             _builder(leaf_key.public_key(), x509.Name([]), self._issuer, begin_us, end_us)
             .add_extension(self._issuer_id, False)
             .add_extension(_LEAF_USAGE, True)
+            .add_extension(_LEAF_PURPOSES, False)
+            .add_extension(_NO_CA, True)
             .add_extension(_uri(spiffe_id), True)
             .add_extension(x509.UnrecognizedExtension(LABELS_OID, encode_labels(labels)), False)
             .sign(self._key, _digest(self._key))

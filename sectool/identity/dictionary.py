@@ -6,7 +6,7 @@ is a run of bytes that stands in our certificates in just that order; deflate re
 cheaply, so the pieces every leaf needs come last.
 
 The dictionary is part of the wire format: changing one byte of it needs a new version byte (`BLOB_VERSION` in
-sectool.identity.credential). A test pins its SHA-256.
+sectool.identity.blob). A test pins its SHA-256.
 """
 
 from __future__ import annotations
@@ -63,11 +63,10 @@ def _build() -> bytes:
             bytes.fromhex("301306 03551d23 040c 300a 8008 40"),
             bytes.fromhex("301106 03551d0e 040a 0408 40"),
             bytes.fromhex("301206 03551d13 0101ff 0408 3006 0101ff 020100"),
-            bytes.fromhex("300e06 03551d0f 0101ff 0404 03020186"),
+            bytes.fromhex("300e06 03551d0f 0101ff 0404 03020106"),
             bytes.fromhex("301d06 03551d11 0416 3014 86") + b"\x12spiffe://example.org",
         )
     )
-    eku = bytes.fromhex("301d0603551d250416301406082b0601050507030106082b06010505070302")
     host = b"".join(
         (
             b"\x30\x82\x02\x00\x30\x82\x01\xa0" + _SERIAL + _ECDSA_SHA256,
@@ -85,11 +84,13 @@ def _build() -> bytes:
             bytes.fromhex("a382010030820100"),
             bytes.fromhex("301306 03551d23 040c 300a 8008 40"),
             bytes.fromhex("300e06 03551d0f 0101ff 0404 03020780"),
+            bytes.fromhex("301d06 03551d25 0416 3014 06082b06010505070301 06082b06010505070302"),
+            bytes.fromhex("300c06 03551d13 0101ff 0402 3000"),
             bytes.fromhex("303006 03551d11 0101ff 0426 3024 8622") + b"spiffe://example.org/host/web1/wl/",
             b"\x30\x81\x80" + _oid(LABELS_OID.dotted_string) + b"\x04\x81\x80\x0c\x81\x80",
         )
     )
-    return b"".join((_ED25519, eku, host, _LABELS, leaf))
+    return b"".join((_ED25519, host, _LABELS, leaf))
 
 
 DICTIONARY = _build()

@@ -1,6 +1,6 @@
 """Which workload a process is: from attested facts to a name, a SPIFFE path and labels.
 
-Facts are what the kernel says of a process (SO_PEERCRED-like: uid, executable, cgroup), never what it says of
+Facts are what the kernel says of a process (uid, executable, cgroup), never what it says of
 itself. The order is the contract:
 
     1 its cgroup, or one above it, was registered    /host/<host>/run/<name>   labels as registered

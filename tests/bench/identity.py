@@ -1,6 +1,6 @@
 """Costs of identity: size of credentials, issuing, verifying: `./dev bench identity`.
 
-One host CA with constraints, one thread. The labels of `common` are in the compression dictionary, those of `other` are not.
+One host CA with constraints, one thread. The common labels are in the compression dictionary, the others are not.
 """
 
 from __future__ import annotations

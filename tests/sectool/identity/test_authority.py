@@ -13,7 +13,7 @@ from sectool.errors import CredentialError, SectoolError, UsageError
 from sectool.events import DropReason, now_us
 from sectool.identity.authority import HostAuthority, RootAuthority
 from sectool.identity.blob import MAX_BLOB
-from sectool.identity.extensions import LabelConstraints
+from sectool.identity.extensions import LABELS_OID, LabelConstraints
 from sectool.identity.trust import TrustBundle
 from sectool.identity.verify import Verifier
 from sectool.labels import LabelSet
@@ -120,10 +120,31 @@ def test_a_host_ca_has_the_shape_that_is_documented(root: RootAuthority) -> None
     assert usage.critical
     assert usage.value.key_cert_sign
     assert usage.value.crl_sign
-    assert usage.value.digital_signature
+    assert not usage.value.digital_signature  # leaves only (X509-SVID, appendix A)
     names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://example.org"]
     assert certificate.serial_number.bit_length() == 65
+
+
+def test_a_leaf_has_the_shape_that_is_documented(root: RootAuthority) -> None:
+    credential = host_of(root).issue("/host/web1/wl/a", LabelSet({"app": "x"}), NOW)
+    leaf = x509.load_der_x509_certificate(credential.leaf_der)
+    seen = [(each.oid.dotted_string, each.critical) for each in leaf.extensions]
+    assert seen == [
+        ("2.5.29.35", False),
+        ("2.5.29.15", True),
+        ("2.5.29.37", False),
+        ("2.5.29.19", True),
+        ("2.5.29.17", True),
+        (LABELS_OID.dotted_string, False),
+    ]
+    assert leaf.subject.rfc4514_string() == ""
+    assert leaf.issuer.rfc4514_string() == "CN=web1"
+    assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
+    assert leaf.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature
+    labels = leaf.extensions.get_extension_for_oid(LABELS_OID).value
+    assert isinstance(labels, x509.UnrecognizedExtension)
+    assert labels.value == b"\x0c\x05app=x"
 
 
 def test_a_host_ca_never_outlives_the_root(tmp_path: Path) -> None:
