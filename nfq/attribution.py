@@ -41,7 +41,7 @@ AMBIGUOUS: Final[Executable] = (0, 0, 0)
 
 Key: TypeAlias = tuple[int, int, int, int, int]  # cgroup id, uid, executable
 
-_PROCS_BYTES: Final = 1 << 20
+_PAGE: Final = 4096
 _MAX_FDS: Final = 65_536  # looked at for one socket; beyond it stays ambiguous
 _HASH_LIMIT: Final = 1024
 _HINT_LIMIT: Final = 4096
@@ -156,11 +156,11 @@ class Attributor:
             if len(self._procs) > _FDS_LIMIT:
                 os.close(self._procs.popitem(last=False)[1])
         try:
-            data = os.pread(fd, _PROCS_BYTES, 0)
-            if len(data) > 4000:  # the kernel gives at most a page at a time
+            data = os.pread(fd, _PAGE, 0)
+            if len(data) > _PAGE - 16:  # a line more might not have fitted
                 parts = [data]
                 offset = len(data)
-                while more := os.pread(fd, _PROCS_BYTES, offset):
+                while more := os.pread(fd, _PAGE, offset):
                     parts.append(more)
                     offset += len(more)
                 data = b"".join(parts)

@@ -3,7 +3,8 @@
 NetfilterQueue 1.1.0 is the binding. Its `Packet` is what the callback gets; of its verdicts these are used:
 
     set_mark(m), repeat()   the packet goes through its base chain again, carrying mark m (see nfq.rules): ALLOWED
-                            releases the connection, PASS this packet only. m replaces the whole mark: keep foreign bits
+                            releases the connection, PASS this packet only. m replaces the whole mark: `release` keeps
+                            the bits of others
     set_payload(b)          the packet goes on as these bytes; checksums are the caller's business. b'' changes nothing
     drop()                  gone
     accept()                the packet goes on behind this table: mangle rules of others do not see it
@@ -43,6 +44,15 @@ _FLAG_FAIL_OPEN, _FLAG_GSO = 1, 4
 _COPY_PACKET = 2
 _PROC = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 _PACKET_BYTES = 1 << 17  # 64 KiB of packet, plus attributes
+
+
+def release(packet: QueuedPacket, mark: int, mask: int) -> None:
+    """Send the packet through its chain again, marked `mark` in the bits of `mask`: others' bits stay.
+
+    With the ALLOWED mark its connection is released, with the PASS mark (the rest of the mask) only this packet passes.
+    """
+    packet.set_mark(packet.mark & ~mask | mark)
+    packet.repeat()
 
 
 class _Reader:

@@ -184,13 +184,17 @@ def install(config: RulesConfig, run: Path) -> None:
 
     `run` is the daemon's run folder: what was there before is remembered in it. Raises SectoolError.
     """
-    saved = {family: _save(family) for family in families()}
-    _remember(run, saved)
-    for name, value in _SYSCTLS.items():
-        _set_sysctl(name, value)
-    for family in saved:
+    prepare(run)
+    for family in families():
         for table in ("raw", "mangle"):
             _transact(family, lambda text, t=table: _install_table(t, config, text))
+
+
+def prepare(run: Path) -> None:
+    """What comes before the rules: remember in `run` how things are, and switch connection counters on."""
+    _remember(run, {family: _save(family) for family in families()})
+    for name, value in _SYSCTLS.items():
+        _set_sysctl(name, value)
 
 
 def remove(run: Path) -> None:
