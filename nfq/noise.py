@@ -10,13 +10,14 @@ Handshake payloads of message 1 travel in clear (IX has no key yet); message 2 i
 
 from __future__ import annotations
 
-import hmac
 from hashlib import sha256
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 PROTOCOL = b"Noise_IX_25519_AESGCM_SHA256"
 DHLEN = 32
@@ -27,7 +28,7 @@ MESSAGE_2_OVERHEAD = DHLEN + DHLEN + TAGLEN + TAGLEN
 _H0 = PROTOCOL.ljust(32, b"\0")  # the name is shorter than HASHLEN: padded, not hashed
 _NONCE = bytes(12)  # counter 0: in this pattern every handshake key seals once
 
-_digest = hmac.digest
+_SHA256 = hashes.SHA256()
 _from_public = X25519PublicKey.from_public_bytes
 
 
@@ -70,10 +71,9 @@ def _dh(private: X25519PrivateKey, public: bytes) -> bytes:
 
 
 def _mix_key(ck: bytes, ikm: bytes) -> tuple[bytes, bytes]:
-    """HKDF with two outputs: new chaining key, cipher key (section 4.3)."""
-    temp = _digest(ck, ikm, "sha256")
-    out1 = _digest(temp, b"\x01", "sha256")
-    return out1, _digest(temp, out1 + b"\x02", "sha256")
+    """HKDF with two outputs: new chaining key, cipher key (section 4.3: RFC 5869 with empty info)."""
+    out = HKDF(_SHA256, 64, ck, b"").derive(ikm)
+    return out[:32], out[32:]
 
 
 def _split(ck: bytes, h: bytes) -> TransportKeys:

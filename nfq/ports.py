@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import asdict
 from typing import Any
 
 from nfq.attribution import Attributed, Attributor
@@ -13,7 +12,7 @@ from nfq.conntrack import ConntrackControl, FlowTuple
 from nfq.core import Attribution
 from nfq.flow import Flow, Owner
 from nfq.journal import Journal
-from nfq.packet import Segment
+from nfq.packet import Segment, reply_reset
 from nfq.raw import RawSender
 from nfq.recorder import Counts
 from nfq.sockdiag import SockDiag
@@ -61,7 +60,7 @@ class KernelPorts:
     def facts(self, key: Hashable) -> dict[str, Any] | None:
         """Everything the kernel attests about a key just attributed, for the agent; None when it is gone again."""
         found = self._asked.get(key)
-        return asdict(found.facts()) if found is not None else None
+        return found.facts() if found is not None else None
 
     def inject(self, packet: bytes) -> None:
         """See nfq.core.Ports."""
@@ -69,8 +68,8 @@ class KernelPorts:
             self.raw.send(packet)
 
     def reset_local(self, seg: Segment) -> None:
-        """See nfq.core.Ports."""
-        self.sockdiag.destroy(seg.source, seg.source_port, seg.destination, seg.destination_port)
+        """Answer the segment with a RST as if from its destination: connect(2) fails at once (ECONNREFUSED)."""
+        self.inject(reply_reset(seg))
 
     def _tuple(self, flow: Flow) -> FlowTuple:
         """The conntrack tuple in the direction of the initiator."""
