@@ -36,7 +36,8 @@ _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _V4_SRC, _V4_DST, _V6_SRC, _V6_DST = 1, 2, 3, 4
 _PROTO_NUM, _SPORT, _DPORT = 1, 2, 3
 _ICMP_TYPES = (5, 6, 8, 9)  # stand where ports are
-_PROTOINFO_TCP, _TCP_STATE = 1, 1
+_PROTOINFO_TCP, _TCP_STATE, _TCP_FLAGS_ORIG, _TCP_FLAGS_REPLY = 1, 1, 4, 5
+_SACK_PERM, _BE_LIBERAL = 2, 8  # IP_CT_TCP_FLAG_*
 
 _header = struct.Struct("=HH")
 _message = struct.Struct("=IHHIIBBH")  # nlmsghdr, nfgenmsg
@@ -371,11 +372,16 @@ class ConntrackControl:
     def create(self, t: FlowTuple, mark: int, timeout_s: int = 432_000) -> bool:
         """Make an entry for an established TCP connection that is not tracked yet. False when there is one.
 
-        Window tracking begins with the first packets seen (nf_conntrack_proto_tcp.c, tcp_in_window).
+        As for connections the kernel itself picks up in the middle, windows are not enforced: the scale was told in
+        the SYNs, which nobody saw (nf_conntrack_proto_tcp.c, tcp_new).
         """
-        state = _nest(
-            _PROTOINFO, _nest(_PROTOINFO_TCP, _attr(_TCP_STATE, bytes((TCP_STATES.index("ESTABLISHED"),))))
+        flags = bytes((_SACK_PERM | _BE_LIBERAL, _SACK_PERM | _BE_LIBERAL))  # value, mask
+        tcp = (
+            _attr(_TCP_STATE, bytes((TCP_STATES.index("ESTABLISHED"),))),
+            _attr(_TCP_FLAGS_ORIG, flags),
+            _attr(_TCP_FLAGS_REPLY, flags),
         )
+        state = _nest(_PROTOINFO, _nest(_PROTOINFO_TCP, *tcp))
         attributes = (
             _tuple_attr(_ORIG, t)
             + _tuple_attr(_REPLY, t.reversed())

@@ -6,6 +6,7 @@ Trying beats asking: modules load on first use and /proc lists only what is load
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,10 @@ def preflight(config: rules.RulesConfig | None = None) -> list[Finding]:
     config = rules.RulesConfig() if config is None else config
     if os.geteuid() != 0:
         return [Finding("root", False, "not run as root", "enforcing needs root: use sudo")]
-    findings = [_try("cgroup v2", lambda: f"mounted at {cgroup.mount()}")]
+    findings = [
+        _try("cgroup v2", lambda: f"mounted at {cgroup.mount()}"),
+        _try("packet marks", lambda: _marks(config)),
+    ]
     findings += [_queue_free(config.queue + n) for n in range(config.workers)]
     try:
         with netns.throwaway():
@@ -48,6 +52,28 @@ def preflight(config: rules.RulesConfig | None = None) -> list[Finding]:
     except SectoolError as e:
         findings.append(Finding("network namespaces", False, e.message, e.hint))
     return findings
+
+
+def conflicts(config: rules.RulesConfig) -> list[str]:
+    """Rules of others that write our mark bits, as iptables-save shows them."""
+    found = []
+    for line in rules.snapshot().splitlines():
+        if "SECTOOL-" in line or not re.search(r"-j (MARK|CONNMARK) ", line):
+            continue
+        masks = re.findall(r"--set-xmark 0x[0-9a-f]+/(0x[0-9a-f]+)|--(?:nf|ct)mask (0x[0-9a-f]+)", line)
+        if any(int(a or b, 16) & config.mask for a, b in masks):
+            found.append(line)
+    return found
+
+
+def _marks(config: rules.RulesConfig) -> str:
+    found = conflicts(config)
+    if found:
+        raise SectoolError(
+            f"{len(found)} rules of others write the mark bits {config.mask:#x}, such as: {found[0]}",
+            "set `mark:` and `mask:` in sectool.yaml to two bits that nothing else uses",
+        )
+    return f"bits {config.mask:#x} are not written by rules of others"
 
 
 def _try(what: str, attempt: Callable[[], str]) -> Finding:

@@ -95,9 +95,9 @@ class PacketQueue:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about the receive buffer, which is set below
                 self._queue.bind(number, self._guarded, max_len=length)
-        except PermissionError:
-            raise PrivilegeError(f"queue {number}: not permitted", "run as root (CAP_NET_ADMIN)") from None
-        except OSError as e:
+        except OSError as e:  # the library does not always say why
+            if not _may_administer():
+                raise PrivilegeError(f"queue {number}: not permitted", "run as root (CAP_NET_ADMIN)") from None
             raise _cannot_bind(number, e) from None
         self.fd: int = self._queue.get_fd()
         os.set_blocking(self.fd, False)
@@ -147,6 +147,14 @@ class PacketQueue:
 
 def _attribute(kind: int, data: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(data), kind) + data + b"\0" * (-len(data) % 4)
+
+
+def _may_administer() -> bool:
+    """Whether this thread has CAP_NET_ADMIN (bit 12 of its effective capabilities)."""
+    status = Path("/proc/thread-self/status").read_text(encoding="utf-8", errors="replace")
+    return any(
+        int(line.split()[1], 16) & 1 << 12 for line in status.splitlines() if line.startswith("CapEff:")
+    )
 
 
 def _cannot_bind(number: int, error: OSError) -> SectoolError:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import select
 import selectors
 import socket
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +21,11 @@ from pathlib import Path
 
 import pytest
 
-from nfq import netns
+from nfq import netns, rules
+from nfq.adoption import adopt_established
+from nfq.packet import Segment, parse
+from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket, release
+from nfq.raw import RawSender
 
 NETNS = Path("/run/netns")
 PREFIX = "st-"
@@ -189,3 +196,92 @@ def cgroup() -> Iterator[Path]:
             inner.rmdir()
         wait_until(lambda: not (folder / "cgroup.procs").read_text(), "the test's processes to end")
         folder.rmdir()
+
+
+Decide = Callable[["Enforcer", QueuedPacket, Segment], None]
+
+
+def allow(enforcer: Enforcer, packet: QueuedPacket, _segment: Segment) -> None:
+    """Release the connection."""
+    release(packet, enforcer.config.mark, enforcer.config.mask)
+
+
+def pass_once(enforcer: Enforcer, packet: QueuedPacket, _segment: Segment) -> None:
+    """Let this packet pass, and no other."""
+    release(packet, enforcer.config.passing, enforcer.config.mask)
+
+
+def deny(_enforcer: Enforcer, packet: QueuedPacket, _segment: Segment) -> None:
+    """Drop it."""
+    packet.drop()
+
+
+class Enforcer:
+    """The real rules and queue in a namespace, and a thread that lets `decide` judge each packet."""
+
+    def __init__(
+        self,
+        space: Namespace,
+        decide: Decide,
+        config: rules.RulesConfig | None = None,
+        *,
+        adopt: bool = False,
+    ) -> None:
+        self.space = space
+        self.decide = decide
+        self.config = config or rules.RulesConfig()
+        self.run = Path(tempfile.mkdtemp(prefix="sectool-test-"))
+        self.seen: list[tuple[int, Segment, int]] = []  # hook, segment, mark
+        self.failures: list[BaseException] = []
+        self._stop = threading.Event()
+        with space.enter():
+            self.queue = PacketQueue(self.config.queue, self._packet)
+            self.raw = RawSender()
+            self.adopted = adopt_established(self.config, self.run) if adopt else []
+            rules.install(self.config, self.run)
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
+
+    def _packet(self, packet: QueuedPacket) -> None:
+        segment = parse(packet.get_payload(), packet.hook == LOCAL_OUT)
+        self.seen.append((packet.hook, segment, packet.mark))
+        self.decide(self, packet, segment)
+
+    def _loop(self) -> None:
+        with select.epoll() as poll:
+            poll.register(self.queue.fd, select.EPOLLIN)
+            while not self._stop.is_set():
+                if poll.poll(0.05):
+                    try:
+                        self.queue.drain()
+                    except BaseException as e:
+                        self.failures.append(e)
+
+    def flags(self, hook: int | None = None) -> list[int]:
+        """TCP flags of the packets that were queued."""
+        return [segment.flags for where, segment, _ in self.seen if hook in (None, where)]
+
+    def close(self) -> None:
+        """Stop judging and take the rules away."""
+        self._stop.set()
+        self._thread.join()
+        self.queue.close()
+        self.raw.close()
+        with self.space.enter():
+            rules.remove(self.run)
+        self.run.rmdir()
+        assert not self.failures, self.failures
+
+
+@pytest.fixture
+def enforce() -> Iterator[Callable[[Namespace, Decide], Enforcer]]:
+    """Put a namespace under enforcement until the test ends."""
+    made: list[Enforcer] = []
+
+    def start(space: Namespace, decide: Decide) -> Enforcer:
+        made.append(Enforcer(space, decide))
+        return made[-1]
+
+    yield start
+    for enforcer in made:
+        enforcer.close()
