@@ -23,7 +23,7 @@ from sectool.policy import Engine, parse
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import MakeHost, Pair
+    from tests.nfq.memory import MakeHost, Pair
 
 
 def tcp(data: bytes | None) -> TCP:

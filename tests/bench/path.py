@@ -1,0 +1,87 @@
+"""What the code on the handshake path costs, without the kernel: all packets of a connection, two enforcers in memory.
+
+`cpu` is process CPU time per connection and host of everything between a packet's arrival and its verdict: parsing,
+credential check (cached, as for any workload seen before), policy, Noise, rebuilding, the event. `x25519` beside it is
+the public-key work alone that a full Noise IX handshake costs a host: one key, three exchanges.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from nfq import datapath
+from nfq.core import Result
+from nfq.noise import KeyPair
+from sectool.identity.authority import RootAuthority
+from tests.bench.rows import Row, compare, row
+from tests.nfq.memory import NOW_US, Host, Pair, make_pair
+
+CONNECTIONS = 1000
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    begin = time.process_time_ns()
+    result = work()
+    return (time.process_time_ns() - begin) / 1000 / CONNECTIONS, result
+
+
+def _packets(pair: Pair, kind: str) -> list[bytes]:
+    made = []
+    for i in range(CONNECTIONS):
+        pair.sport, pair.isn = 1024 + i, 7 + 1000 * i
+        made.append(bytes(getattr(pair, kind)()))
+    return made
+
+
+def _all(host: Host, packets: list[bytes], outbound: bool) -> list[bytes]:
+    results: list[Result] = [datapath.handle(host.core, p, outbound, False, host.now_us) for p in packets]
+    return [r.packet if r.packet is not None else p for r, p in zip(results, packets, strict=True)]
+
+
+def one_round(root: RootAuthority) -> dict[str, float]:
+    """Microseconds per connection: initiator, responder, and X25519 alone."""
+    pair = make_pair(root)
+    kinds = {k: _packets(pair, k) for k in ("syn", "synack", "ack", "reply")}
+    a = b = 0.0
+    for kind, to_b in (("syn", True), ("synack", False), ("ack", True)):
+        sender, receiver = (pair.a, pair.b) if to_b else (pair.b, pair.a)
+        sent, wire = _timed(lambda s=sender, k=kind: _all(s, kinds[k], True))  # type: ignore[misc]
+        got, _ = _timed(lambda r=receiver, w=wire: _all(r, w, False))  # type: ignore[misc]
+        a, b = (a + sent, b + got) if to_b else (a + got, b + sent)
+    heard, _ = _timed(lambda: _all(pair.a, kinds["reply"], False))
+    if len(pair.a.core.live) != CONNECTIONS or len(pair.b.core.live) != CONNECTIONS:
+        raise AssertionError("not all connections were made")
+    floor, _ = _timed(_public_key_work)
+    return {"initiator": a + heard, "responder": b, "x25519": floor}
+
+
+def _public_key_work() -> None:
+    peer = KeyPair.generate().public
+    for _ in range(CONNECTIONS):
+        key = X25519PrivateKey.generate()
+        key.public_key().public_bytes_raw()
+        for _ in range(3):
+            key.exchange(X25519PublicKey.from_public_bytes(peer))
+
+
+def rows(rounds: int) -> list[Row]:
+    """CPU microseconds per connection of either side, with the ratio to bare X25519."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = RootAuthority.create(Path(folder) / "ca", "bench.example", NOW_US)
+        one_round(root)  # imports, caches, certificates
+        measured = [one_round(root) for _ in range(rounds)]
+    made = {
+        case: row("path", case, "cpu_per_connection", "µs", [m[case] for m in measured])
+        for case in ("x25519", "initiator", "responder")
+    }
+    return [
+        made["x25519"],
+        compare(made["initiator"], made["x25519"]),
+        compare(made["responder"], made["x25519"]),
+    ]
