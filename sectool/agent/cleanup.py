@@ -34,16 +34,15 @@ def clean(paths: Paths) -> list[str]:
 
     Raises SectoolError when a daemon of another run folder enforces here.
     """
-    from nfq.netns import NamespaceLock
-
     from nfq import cgroup, rules
+    from nfq.netns import NamespaceLock
     from sectool.agent.programs import forget_programs
 
     lock = NamespaceLock(paths.run)
     lock.acquire()
     try:
         removed = ["kernel rules"] if rules.installed() else []
-        rules.remove()
+        rules.remove(paths.run)
         if paths.run.is_dir():
             forget_programs(cgroup.mount(), paths.programs)
             removed += remove_run_files(paths, everything=True)

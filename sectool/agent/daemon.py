@@ -23,9 +23,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from nfq.netns import NamespaceLock
-
 from nfq import cgroup, rules
+from nfq.netns import NamespaceLock
 from sectool.agent import control
 from sectool.agent.background import prepare_run_folder
 from sectool.agent.cleanup import remove_run_files
@@ -70,6 +69,14 @@ def serve(paths: Paths, *, verbose: bool = False, announce_fd: int | None = None
         log.error("not started: %s", error.message)
         announcer.failed(error.message, error.hint, int(error.exit_code))
         return int(error.exit_code)
+    except Exception as error:
+        if announce_fd is None:
+            raise
+        log.exception("not started, because of a defect")
+        announcer.failed(
+            f"a defect in sectool: {type(error).__name__}: {error}", f"see {paths.log_file}", int(Exit.DENIED)
+        )
+        return int(Exit.DENIED)
     return int(Exit.OK)
 
 
@@ -81,6 +88,11 @@ class Daemon:
         self.settings = load_settings(paths.settings)
         self.host = load_host(paths.state)
         self.started_us = now_us()
+        self.mark = rules.MARK if self.settings.mark is None else self.settings.mark
+        self.mask = rules.MASK if self.settings.mask is None else self.settings.mask
+        self.rules_config = rules.RulesConfig(
+            self.settings.queue, self.settings.workers, self.mark, self.mask
+        )
         self.state = "starting"
         self.rules_installed = False
         self.remove_rules = False  # set by `down`, with who asked for it
@@ -141,7 +153,9 @@ class Daemon:
         self.events = EventLog(self.paths.agent_ring())
         push.callback(self.events.close)
         output = sys.stderr.fileno()
-        self.store = StoreProcess(self.paths, output, lambda why: self.health.raise_("event store", why))
+        self.store = StoreProcess(
+            self.paths, self.settings.socket_group, output, lambda why: self.health.raise_("event store", why)
+        )
         push.push_async_callback(self.store.stop)
         if not await self.store.begin(STORE_START_S):
             self.health.raise_("event store", f"it has not answered for {STORE_START_S:.0f} s")
@@ -191,8 +205,8 @@ class Daemon:
             "journal": str(self.paths.worker_journal(number)),
             "queue": settings.queue + number,
             "queues": settings.workers,
-            "mark": settings.mark if settings.mark is not None else rules.MARK,
-            "mask": settings.mask if settings.mask is not None else rules.MASK,
+            "mark": self.mark,
+            "mask": self.mask,
             "reject": settings.reject,
             "enforced_networks": list(self.enforced_networks),
             "host": self.host.name,
@@ -210,19 +224,13 @@ class Daemon:
         return PolicyText(active.revision, active.hash, active.text) if active else PolicyText(0, "", "")
 
     def _install_rules(self) -> None:
-        settings = self.settings
-        rules.install(
-            queue=settings.queue,
-            queues=settings.workers,
-            mark=settings.mark if settings.mark is not None else rules.MARK,
-            mask=settings.mask if settings.mask is not None else rules.MASK,
-        )
+        rules.install(self.rules_config, self.paths.run)
         self.rules_installed = True
         self._stack.callback(self._maybe_remove_rules)
 
     def _maybe_remove_rules(self) -> None:
         if self.remove_rules:
-            rules.remove()
+            rules.remove(self.paths.run)
             self.rules_installed = False
 
     def _remove_traces(self) -> None:

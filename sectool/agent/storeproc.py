@@ -15,8 +15,9 @@ DRAIN_S = 10.0  # at the end it takes what is left in the rings
 class StoreProcess:
     """Packets never wait for it: while it is down the rings fill, and what does not fit is counted."""
 
-    def __init__(self, paths: Paths, output: int, died: Callable[[str], None]) -> None:
+    def __init__(self, paths: Paths, group: str | None, output: int, died: Callable[[str], None]) -> None:
         self._paths = paths
+        self._group = group
         self._output = output
         self.child = Child("event store", self._start, died)
 
@@ -26,6 +27,7 @@ class StoreProcess:
                 [
                     *(sys.executable, "-m", "store"),
                     *("--state", str(self._paths.state), "--run", str(self._paths.run)),
+                    *(("--group", self._group) if self._group else ()),
                 ]
             ),
             stdin=asyncio.subprocess.DEVNULL,

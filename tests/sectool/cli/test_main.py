@@ -77,7 +77,7 @@ def test_no_arguments_show_help_and_are_a_usage_error(cli: Cli) -> None:
         (["run", "--label", "nolabel", "--", "true"], "is not a label"),
         (["run", "--label", "a=1", "--label", "a=2", "--", "true"], "given twice"),
         (["policy", "show", "--rev", "1", "--at", "1h"], "exclude each other"),
-        (["policy", "show", "--at", "yesterdayish"], "is no time"),
+        (["policy", "show", "--at", "yesterdayish"], "is not a time"),
         (["ca", "init", "-d", "Not A Domain"], "trust domain"),
         (["host", "enroll", "--label", "x"], "is not a label"),
         (["host", "enroll", "--allow", "x"], "is not KEY=VALUE"),
