@@ -1,0 +1,1 @@
+"""Events in DuckDB, control history in SQLite, queries and time travel."""

@@ -1,0 +1,79 @@
+"""`python -m store --state DIR --run DIR`: the store process, as the agent starts it."""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from sectool.errors import SectoolError, UsageError
+from store.process import SEGMENT_BYTES, SEGMENT_US, Limits, Store
+from store.serve import Server
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until SIGTERM, SIGINT or the end of `--parent-fd`; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m store", description="drain event rings into DuckDB segments"
+    )
+    parser.add_argument("--state", type=Path, required=True, help="state folder; segments are in its events/")
+    parser.add_argument("--run", type=Path, required=True, help="run folder with ring-* and events.sock")
+    parser.add_argument("--group", help="group whose members may read events")
+    parser.add_argument("--parent-fd", type=int, help="end when this file descriptor does")
+    parser.add_argument("--segment-seconds", type=int, default=SEGMENT_US // 1_000_000)
+    parser.add_argument("--segment-bytes", type=int, default=SEGMENT_BYTES)
+    parser.add_argument("--reserve-bytes", type=int, help="room on the disk that is left to others")
+    options = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s store[%(process)d] %(levelname)s %(message)s",
+    )
+    limits = Limits(options.segment_seconds * 1_000_000, options.segment_bytes, options.reserve_bytes)
+    store = Store(options.state.absolute(), options.run.absolute(), limits)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: store.stop())
+    try:
+        store.open()
+        server = Server(store, store.run / "events.sock", _group_id(options.group))
+    except SectoolError as error:
+        print(f"store: {error.message}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)  # noqa: T201
+        return int(error.exit_code)
+    if options.parent_fd is not None:
+        threading.Thread(target=_watch, args=(options.parent_fd, store), name="parent", daemon=True).start()
+    server.start()
+    try:
+        store.serve()
+    finally:
+        server.close()
+        store.close()
+    return 0
+
+
+def _watch(fd: int, store: Store) -> None:
+    try:
+        while os.read(fd, 4096):
+            pass
+    except OSError as error:
+        logging.getLogger("store").error("parent-fd %d: %s", fd, error)
+    store.stop()
+
+
+def _group_id(name: str | None) -> int | None:
+    if name is None:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise UsageError(
+            f"there is no group {name!r} on this host", f"create it: groupadd --system {name}"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

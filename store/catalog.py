@@ -1,0 +1,182 @@
+"""The one DuckDB instance of a process: segments attached end to end, dictionaries in memory, cursors on top.
+
+The instance can touch no file outside the folder of segments, and its settings are locked before the first query.
+Attaching, detaching and remaking views is done under `changing`, which waits for running queries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+
+from store import schema
+from store.segment import Damage, damaged_by
+
+MEMORY = "1GB"
+SPILL = "2GB"
+
+
+class Catalog:
+    """Attached segments of `events`. Thread-safe; cursors are not shared between threads."""
+
+    def __init__(self, events: Path) -> None:
+        self.events = events
+        self._aliases: dict[str, str] = {}  # segment name to alias, in order of attachment
+        self._next = 1
+        self._gate = threading.Condition()
+        self._readers: set[duckdb.DuckDBPyConnection] = set()
+        self._changing = False
+        self._root = duckdb.connect(
+            ":memory:",
+            config={
+                "autoinstall_known_extensions": "false",
+                "autoload_known_extensions": "false",
+                "allow_community_extensions": "false",
+                "allow_unsigned_extensions": "false",
+                "python_enable_replacements": "false",
+            },
+        )
+        for setting in (
+            "TimeZone='UTC'",
+            f"memory_limit='{MEMORY}'",
+            f"temp_directory='{_quoted(events / 'tmp')}'",
+            f"max_temp_directory_size='{SPILL}'",
+            # Checkpoints are made from another cursor (store.process), never in the middle of an insert.
+            "checkpoint_threshold='1TB'",
+            f"allowed_directories=['{_quoted(events)}']",
+            "enable_external_access=false",
+            "lock_configuration=true",
+        ):
+            self._root.execute(f"SET {setting}")
+        for statement in (*schema.catalog_ddl(), *schema.union_ddl([])):
+            self._root.execute(statement)
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own to the instance."""
+        return self._root.cursor()
+
+    @property
+    def segments(self) -> list[str]:
+        """Names of the attached segments."""
+        return list(self._aliases)
+
+    def alias(self, name: str) -> str:
+        """The catalog name of segment `name`."""
+        return self._aliases[name]
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor for one query; segments stay attached as they are while it is held."""
+        with self._gate:
+            self._gate.wait_for(lambda: not self._changing)
+            cursor = self.cursor()
+            self._readers.add(cursor)
+        try:
+            yield cursor
+        finally:
+            with self._gate:
+                self._readers.discard(cursor)
+                self._gate.notify_all()
+            cursor.close()
+
+    def interrupt_queries(self) -> None:
+        """Stop every query that runs now."""
+        with self._gate:
+            for cursor in self._readers:
+                with contextlib.suppress(duckdb.Error):
+                    cursor.interrupt()
+
+    @contextlib.contextmanager
+    def _alone(self, timeout_s: float) -> Iterator[bool]:
+        """Whether all queries ended within `timeout_s` seconds; new ones wait meanwhile."""
+        with self._gate:
+            self._gate.wait_for(lambda: not self._changing)
+            self._changing = True
+            alone = self._gate.wait_for(lambda: not self._readers, timeout_s)
+        try:
+            yield alone
+        finally:
+            with self._gate:
+                self._changing = False
+                self._gate.notify_all()
+
+    def attach(self, path: Path, *, read_only: bool) -> None:
+        """Attach one segment; an empty file name makes a new one when writable. Raises duckdb.Error."""
+        alias = f"s{self._next}"
+        self._next += 1
+        mode = " (READ_ONLY)" if read_only else ""
+        with contextlib.closing(self.cursor()) as cursor:
+            cursor.execute(f"ATTACH '{_quoted(path)}' AS {alias}{mode}")
+            try:
+                if read_only:
+                    self._check(cursor, alias)
+                    self._learn(cursor, alias)
+            except duckdb.Error:
+                with contextlib.suppress(duckdb.Error):
+                    cursor.execute(f"DETACH {alias}")
+                raise
+        self._aliases[path.name] = alias
+
+    def attach_sealed(self, path: Path) -> Damage | None:
+        """Attach a sealed segment; what is wrong with it instead, when it cannot be."""
+        try:
+            self.attach(path, read_only=True)
+        except (duckdb.Error, OSError) as error:
+            first = str(error).strip().splitlines()[0][:300]
+            return Damage(path.name, first if damaged_by(error) else f"cannot be opened now: {first}")
+        return None
+
+    def _check(self, cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
+        row = cursor.execute(f"SELECT max(version) FROM {alias}.meta").fetchone()  # noqa: S608
+        if row is None or row[0] != schema.SEGMENT_VERSION:
+            raise duckdb.InvalidInputException(
+                f"segment of version {row and row[0]}, not {schema.SEGMENT_VERSION}"
+            )
+        for table, columns in schema.SEGMENT_TABLES.items():
+            names = ", ".join(f'"{name}"' for name, _ in columns)
+            cursor.execute(f"SELECT {names} FROM {alias}.{table} LIMIT 0")  # noqa: S608
+
+    def _learn(self, cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
+        for table in schema.DICTIONARIES:
+            cursor.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM {alias}.{table}")  # noqa: S608
+
+    def remake_views(self) -> None:
+        """Put what is attached end to end. Running queries keep what they have."""
+        with contextlib.closing(self.cursor()) as cursor:
+            for statement in schema.union_ddl(self._aliases.values()):
+                cursor.execute(statement)
+
+    def reopen_read_only(self, path: Path, timeout_s: float) -> bool:
+        """Detach a segment that was written until now and attach it read-only; False when queries kept it busy."""
+        with self._alone(timeout_s) as alone:
+            if not alone:
+                return False
+            with contextlib.closing(self.cursor()) as cursor:
+                cursor.execute(f"DETACH {self._aliases[path.name]}")
+            order = list(self._aliases)
+            del self._aliases[path.name]
+            try:
+                self.attach(path, read_only=True)
+            finally:
+                self._aliases = {name: self._aliases[name] for name in order if name in self._aliases}
+                self.remake_views()
+            return True
+
+    def detach(self, path: Path) -> None:
+        """Detach a segment that nobody queries any more."""
+        alias = self._aliases.pop(path.name)
+        self.remake_views()
+        with contextlib.closing(self.cursor()) as cursor:
+            cursor.execute(f"DETACH {alias}")
+
+    def close(self) -> None:
+        """End the instance; running queries are interrupted by their owners first."""
+        self._root.close()
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

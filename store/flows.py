@@ -1,0 +1,193 @@
+"""Lists of flows and events: the questions of the CLI and TUI, asked so that they stay fast on millions of rows.
+
+Which flows are wanted is found first, on the numeric columns alone; only their few records are then joined and
+turned into words. A flow is in the answer when any of its records matches the filter.
+"""
+
+# ruff: noqa: S608 -- SQL is put together from this package's own parts, values are parameters
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from sectool.errors import UsageError
+from sectool.events import Phase
+from sectool.filters import Filter
+from store.catalog import Catalog
+from store.filtersql import Condition, compile_filter
+from store.query import DEFAULT_TIMEOUT_MS, MAX_ROWS, Result, fetch, time_limit
+from store.schema import OPEN_IDS, flows_sql
+
+DEFAULT_COUNT = 1000
+_FLOWS = flows_sql("picked_records")
+
+
+def _compile(cursor: duckdb.DuckDBPyConnection, filter_: Filter) -> Condition:
+    return compile_filter(
+        filter_, lambda sql, values: [int(row[0]) for row in cursor.execute(sql, values).fetchall()]
+    )
+
+
+def _window(since: int | None, until: int | None) -> Condition:
+    sql, values = "", []
+    if since is not None:
+        sql, values = " AND event_start >= make_timestamp(?)", [since]
+    if until is not None:
+        sql, values = sql + " AND event_start < make_timestamp(?)", [*values, until]
+    return sql, values
+
+
+def list_flows(
+    catalog: Catalog,
+    filter_: Filter,
+    *,
+    since: int | None = None,
+    until: int | None = None,
+    at: int | None = None,
+    first: int | None = None,
+    last: int | None = None,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
+) -> Result:
+    """Flows that began in [since, until), or were open `at` a moment (UTC microseconds), oldest first.
+
+    `first` or `last` of them by event_start; without either, the last 1000. Columns are those of the view flows.
+    """
+    if first is not None and last is not None:
+        raise UsageError("ask for the first or for the last flows, not for both")
+    count = min(max(0, next((n for n in (first, last) if n is not None), DEFAULT_COUNT)), MAX_ROWS)
+    order = "ASC" if first is not None else "DESC"
+    with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
+        if at is None:
+            more = _pick(cursor, filter_, _window(since, until), count, order)
+        else:
+            more = _pick_open(cursor, filter_, _window(since, until), at, count, order)
+        bounds = cursor.execute("SELECT min(event_start), max(event_start) FROM picked").fetchone()
+        known, moments = "", list(bounds or (None, None))
+        if at is not None:
+            known = f" AND (r.ts <= make_timestamp(?) OR r.phase = {Phase.VERDICT:d})"
+            moments.append(at)
+        cursor.execute(
+            "CREATE TEMP TABLE picked_records AS SELECT r.* FROM flow_records r"
+            " SEMI JOIN picked p ON r.event_start = p.event_start AND r.event_id = p.event_id"
+            f" WHERE r.event_start BETWEEN ? AND ?{known}",
+            moments,
+        )
+        result = fetch(cursor, f"SELECT * FROM ({_FLOWS}) ORDER BY event_start, event_id", MAX_ROWS)
+        return Result(result.table, result.truncated or more)
+
+
+def _pick(
+    cursor: duckdb.DuckDBPyConnection, filter_: Filter, window: Condition, count: int, order: str
+) -> bool:
+    """Fill the temporary table `picked` with the ids of up to `count` flows; whether there are more."""
+    condition, values = _compile(cursor, filter_)
+    records = (
+        count + count // 2 + 64
+    )  # a flow has several records; look at more of them until enough are distinct
+    while True:
+        cursor.execute(
+            "CREATE OR REPLACE TEMP TABLE candidates AS SELECT event_start, event_id FROM flow_records"
+            f" WHERE {condition}{window[0]} ORDER BY event_start {order}, event_id {order} LIMIT {records}",
+            [*values, *window[1]],
+        )
+        row = cursor.execute("SELECT count(*), count(DISTINCT event_id) FROM candidates").fetchone()
+        found, distinct = row or (0, 0)
+        if found < records or distinct > count:
+            break
+        records *= 4
+    _keep(cursor, "candidates", count, order)
+    return int(distinct) > count
+
+
+def _pick_open(
+    cursor: duckdb.DuckDBPyConnection, filter_: Filter, window: Condition, at: int, count: int, order: str
+) -> bool:
+    condition, values = _compile(cursor, filter_)
+    cursor.execute("CREATE TEMP TABLE opened AS " + OPEN_IDS.replace("$moment", "make_timestamp($1)"), [at])
+    cursor.execute(
+        "CREATE TEMP TABLE candidates AS SELECT DISTINCT r.event_start, r.event_id FROM flow_records r"
+        " SEMI JOIN opened o ON r.event_start = o.event_start AND r.event_id = o.event_id"
+        f" WHERE ({condition}){window[0].replace('event_start', 'r.event_start')}",
+        [*values, *window[1]],
+    )
+    _keep(cursor, "candidates", count, order)
+    row = cursor.execute("SELECT count(*) FROM candidates").fetchone()
+    return row is not None and int(row[0]) > count
+
+
+def _keep(cursor: duckdb.DuckDBPyConnection, table: str, count: int, order: str) -> None:
+    cursor.execute(
+        f"CREATE TEMP TABLE picked AS SELECT DISTINCT event_start, event_id FROM {table}"
+        f" ORDER BY event_start {order}, event_id {order} LIMIT {count}"
+    )
+
+
+class Tail:
+    """New flows by sequence number, for one follower."""
+
+    def __init__(self, filter_: Filter, next_seq: int) -> None:
+        self._filter = filter_
+        self.next_seq = next_seq
+
+    def advance(self, catalog: Catalog, source: str, end: int, limit: int) -> pa.Table | None:
+        """Flows whose verdict has a number from `next_seq` up to and without `end`, at most `limit`; None: none.
+
+        `source` is the relation to read, as narrow as the caller knows how (the live segment's flow_records).
+        """
+        with catalog.reading() as cursor, time_limit(cursor, DEFAULT_TIMEOUT_MS):
+            condition, values = _compile(cursor, self._filter)
+            cursor.execute(
+                f"CREATE TEMP TABLE picked_records AS SELECT * FROM {source} WHERE seq >= ? AND seq < ?"
+                f" AND phase = {Phase.VERDICT:d} AND ({condition}) ORDER BY seq LIMIT {limit}",
+                [self.next_seq, end, *values],
+            )
+            row = cursor.execute("SELECT count(*), max(seq) FROM picked_records").fetchone()
+            found, newest = row or (0, None)
+            self.next_seq = end if found < limit else int(newest) + 1
+            if not found:
+                return None
+            return fetch(cursor, f"SELECT * FROM ({_FLOWS}) ORDER BY seq", MAX_ROWS).table
+
+
+def list_events(
+    catalog: Catalog,
+    types: Sequence[str] = (),
+    *,
+    since: int | None = None,
+    until: int | None = None,
+    first: int | None = None,
+    last: int | None = None,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
+) -> Result:
+    """Events that are no flows (columns seq, ts, type, body) in [since, until), oldest first.
+
+    A type ending in `.*` stands for all that begin so. `first` or `last` as in `list_flows`.
+    """
+    if first is not None and last is not None:
+        raise UsageError("ask for the first or for the last events, not for both")
+    count = min(max(0, next((n for n in (first, last) if n is not None), DEFAULT_COUNT)), MAX_ROWS)
+    order = "ASC" if first is not None else "DESC"
+    tests: list[str] = []
+    values: list[Any] = []
+    for kind in types:
+        stem = kind.removesuffix("*")
+        tests.append("type = ?" if stem == kind else "starts_with(type, ?)")
+        values.append(stem)
+    where = f"({' OR '.join(tests)})" if tests else "true"
+    window = _window(since, until)
+    with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
+        cursor.execute(
+            "CREATE TEMP TABLE picked AS SELECT * FROM events"
+            f" WHERE {where}{window[0].replace('event_start', 'ts')}"
+            f" ORDER BY ts {order}, seq {order} LIMIT {count + 1}",
+            [*values, *window[1]],
+        )
+        table = fetch(cursor, "SELECT * FROM picked ORDER BY ts, seq", count + 1).table
+        more = table.num_rows > count
+        if more:
+            table = table.slice(0, count) if first is not None else table.slice(table.num_rows - count)
+        return Result(table, more)

@@ -1,0 +1,505 @@
+"""The store process: drains every ring of the run folder into segments, and answers questions on events.sock.
+
+    main thread          rings ─► Ingest (one transaction per batch), new segments
+    maintenance thread   checkpoints beside the inserts, seals what was rolled
+    one thread a client  queries on cursors of their own (store.serve)
+
+Nothing here may end the process but a signal: a damaged file is set aside, a full disk leaves the events in the
+rings (which count what no longer fits), and every such state is `degraded` with a reason until it is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from sectool.clock import HOUR
+from sectool.errors import StoreError
+from sectool.events import Type, now_us
+from sectool.ring import RingDamagedError, RingReader
+from store import segment
+from store.catalog import Catalog
+from store.ingest import Counters, Ingest, Live
+from store.segment import Damage
+
+log = logging.getLogger("store")
+
+CHECKPOINT_S = 4.0
+LOOK_S = 0.5  # how often new rings, the disk and the age of the segment are looked at
+DRAIN_S = 8.0
+SEGMENT_US = HOUR
+SEGMENT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a new segment is begun, and how much room is left to others on the disk (bytes)."""
+
+    segment_us: int = SEGMENT_US
+    segment_bytes: int = SEGMENT_BYTES
+    reserve: int | None = None  # None: 2 % of the file system, from 8 to 256 MiB
+
+
+class Store:
+    """One running store over a state and a run folder."""
+
+    def __init__(self, state: Path, run: Path, limits: Limits | None = None) -> None:
+        self.events = state / "events"
+        self.run = run
+        self.limits = limits or Limits()
+        self.degraded: dict[str, str] = {}
+        self.committed = threading.Condition()  # notified when rows were added
+        self.counters = Counters()
+        self._rings: dict[str, RingReader] = {}
+        self._bad_rings: dict[str, tuple[int, int]] = {}
+        self._to_seal: list[Live] = []
+        self._unopened: set[str] = set()
+        self._busy = threading.Lock()  # maintenance, and closing the catalog, exclude each other
+        self._stop = threading.Event()
+        self._looked = 0.0
+        self._locks: list[int] = []
+        self.catalog: Catalog
+        self._ingest: Ingest | None = None
+        self._next_seq = 1
+
+    # --- opening ---------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Take the folders, mend what a crash left, open everything. Raises StoreError when another store runs."""
+        try:
+            self.events.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self._locks = [_lock(self.events / ".lock"), _lock(self.run / ".store.lock")]
+        except OSError as error:
+            raise StoreError(
+                f"cannot use {self.events}: {error.strerror or error}", "the store runs as root"
+            ) from None
+        self._open_catalog()
+
+    def _open_catalog(self) -> None:
+        self.catalog = Catalog(self.events)
+        self._ingest = None
+        found: list[Damage] = []
+        with contextlib.suppress(OSError):
+            found += segment.mend_chain(self.events)
+        found += self._suspect()
+        known = segment.sealed(self.events)
+        for path in segment.segment_files(self.events):
+            self._opening(path)
+            if path.name in known:
+                found += self._attach(path)
+            else:
+                found += self._adopt(path)
+        self._opening(None)
+        self.catalog.remake_views()
+        for damage in found:
+            log.error(
+                "%s: %s%s", damage.where, damage.what, f" (kept as {damage.kept})" if damage.kept else ""
+            )
+        self._damaged = found
+        self._next_seq = max(self._next_seq, self._last_seq() + 1)
+        self._look()
+        self._ensure_live()
+
+    def _suspect(self) -> list[Damage]:
+        """A segment during whose opening the last store died is set aside: it would take us along as well."""
+        marker = self.run / ".store.opening"
+        try:
+            name = marker.read_text()
+        except (OSError, UnicodeError):
+            return []
+        marker.unlink(missing_ok=True)
+        path = self.events / name
+        if path not in segment.segment_files(self.events):
+            return []
+        count = 0
+        with contextlib.suppress(OSError, ValueError):
+            count = int((self.run / ".store.suspect").read_text())
+        # Being killed from outside while opening is no proof; being killed three times in a row at the same place is.
+        (self.run / ".store.suspect").write_text(str(count + 1))
+        if count < 2:
+            return []
+        (self.run / ".store.suspect").unlink(missing_ok=True)
+        return [Damage(name, "the store died three times while opening it", segment.set_aside(path).name)]
+
+    def _opening(self, path: Path | None) -> None:
+        with contextlib.suppress(OSError):
+            if path is None:
+                (self.run / ".store.opening").unlink(missing_ok=True)
+                (self.run / ".store.suspect").unlink(missing_ok=True)
+            else:
+                (self.run / ".store.opening").write_text(path.name)
+
+    def _attach(self, path: Path) -> list[Damage]:
+        damage = self.catalog.attach_sealed(path)
+        if damage is None:
+            self._unopened.discard(path.name)
+            return []
+        if damage.what.startswith("cannot be opened now"):
+            self._unopened.add(path.name)
+            return [damage]
+        return [Damage(damage.where, damage.what, segment.set_aside(path).name)]
+
+    def _adopt(self, path: Path) -> list[Damage]:
+        """Seal a segment that a dead store left, and attach it."""
+        summary, found = segment.recover(path)
+        if summary is None:
+            if path.exists():
+                self._unopened.add(path.name)
+            return found
+        if summary.empty:
+            path.unlink()
+            return found
+        try:
+            segment.seal(self.events, path, summary)
+        except OSError as error:
+            found.append(Damage(path.name, f"cannot be sealed now: {error.strerror or error}"))
+        return found + self._attach(path)
+
+    def _last_seq(self) -> int:
+        last = 0
+        with contextlib.closing(self.catalog.cursor()) as cursor:
+            for table in ("flow_records", "events"):
+                row = cursor.execute(f"SELECT coalesce(max(seq), 0) FROM {table}").fetchone()  # noqa: S608
+                last = max(last, int(row[0]) if row else 0)
+        return last
+
+    def _positions(self) -> dict[int, tuple[int, int]]:
+        """How far each present ring was taken in, by what the newest segments noted."""
+        present = {ring.ring_id for ring in self._rings.values()}
+        out: dict[int, tuple[int, int]] = {}
+        with contextlib.closing(self.catalog.cursor()) as cursor:
+            for name in reversed(self.catalog.segments):
+                if out.keys() >= present:
+                    break
+                alias = self.catalog.alias(name)
+                for ring, position, lost in cursor.execute(
+                    f"SELECT ring, max(next), max(lost) FROM {alias}.positions GROUP BY ring"  # noqa: S608
+                ).fetchall():
+                    if ring in present and ring not in out:
+                        out[ring] = (position, lost)
+        return out
+
+    def _ensure_live(self) -> bool:
+        """Have a segment to write to; False, and degraded, while none can be made."""
+        if self._ingest is not None:
+            return True
+        if not self._room():
+            return False
+        ingest = Ingest(self.catalog, self._next_seq, self._positions(), self.counters)
+        try:
+            ingest.begin_segment(now_us())
+            for damage in self._damaged:
+                ingest.note(
+                    {
+                        "type": str(Type.STORE_DAMAGED),
+                        "ts": now_us(),
+                        "where": damage.where,
+                        "what": damage.what,
+                        "kept": damage.kept,
+                    }
+                )
+        except (duckdb.Error, OSError) as error:
+            self._degrade("segment", f"no segment can be made: {_line(error)}")
+            return False
+        self._damaged = []
+        self.degraded.pop("segment", None)
+        self._ingest = ingest
+        return True
+
+    # --- running ---------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask `serve` to end; safe in a signal handler."""
+        self._stop.set()
+
+    def serve(self) -> None:
+        """Take events in until `stop`, then drain and seal."""
+        maintenance = threading.Thread(target=self._maintain, name="maintenance", daemon=True)
+        maintenance.start()
+        idle = 0.001
+        while not self._stop.is_set():
+            taken = self.step()
+            if taken > 256:
+                idle = 0.02  # gather: a batch of thousands costs little more than one of a few
+            elif taken:
+                idle = 0.002
+            else:
+                idle = min(0.02, idle * 1.5)
+            if taken < 16384:
+                self._stop.wait(idle)
+        maintenance.join()
+        self._drain()
+
+    def step(self) -> int:
+        """Take in what is in the rings now; slots taken."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_S:
+            self._looked = now
+            self._look()
+            self._roll_if_due()
+        if not self._ensure_live() or "disk" in self.degraded:
+            return 0
+        ingest = self._ingest
+        assert ingest is not None
+        taken = 0
+        for name, ring in list(self._rings.items()):
+            try:
+                taken += ingest.take(ring, name)
+            except RingDamagedError as error:
+                self._drop_ring(name, error)
+            except (duckdb.Error, OSError, MemoryError) as error:
+                self._failed(error)
+                break
+            else:
+                self.degraded.pop("write", None)
+        if taken:
+            self._next_seq = ingest.next_seq
+            with self.committed:
+                self.committed.notify_all()
+        return taken
+
+    def _failed(self, error: Exception) -> None:
+        """A batch could not be written. It stays in the ring; make what room we can and try again."""
+        self._degrade("write", f"events cannot be written: {_line(error)}")
+        if isinstance(error, duckdb.OutOfMemoryException | MemoryError):
+            self.catalog.interrupt_queries()
+        if isinstance(error, duckdb.FatalException | duckdb.InternalException) or "invalidated" in str(error):
+            self._reopen()
+        self._stop.wait(0.2)
+
+    def _reopen(self) -> None:
+        """Begin anew with a fresh instance of the engine, after an error from which the old one does not recover."""
+        log.error("the database engine is started anew")
+        with self._busy:
+            self._to_seal.clear()  # they are adopted and sealed when they are opened again
+            self.catalog.interrupt_queries()
+            self.catalog.close()
+            self._open_catalog()
+
+    def _degrade(self, what: str, why: str) -> None:
+        if what not in self.degraded:
+            log.error("%s", why)
+        self.degraded[what] = why
+
+    def _look(self) -> None:
+        """Find rings that appeared, were replaced or went away; see whether the disk has room."""
+        seen = set()
+        for path in sorted(self.run.glob("ring-*")):
+            name = path.name.removeprefix("ring-")
+            try:
+                stat = path.lstat()
+            except OSError:
+                continue
+            seen.add(name)
+            file = (stat.st_dev, stat.st_ino)
+            ring = self._rings.get(name)
+            if ring is not None and (ring.file == file or ring.pending):
+                continue
+            if ring is not None:
+                ring.close()
+                del self._rings[name]
+            if self._bad_rings.get(name) == file:
+                continue
+            try:
+                self._rings[name] = RingReader(path)
+            except RingDamagedError as error:
+                self._bad_rings[name] = file
+                self._note_damage(Damage(path.name, error.message))
+            except OSError as error:
+                log.warning("%s: %s", path, error)
+        for name in [n for n, ring in self._rings.items() if n not in seen and not ring.pending]:
+            self._rings.pop(name).close()
+        self._room()
+
+    def _drop_ring(self, name: str, error: RingDamagedError) -> None:
+        ring = self._rings.pop(name)
+        self._bad_rings[name] = ring.file
+        ring.close()
+        self._note_damage(Damage(f"ring-{name}", error.message))
+
+    def _note_damage(self, damage: Damage) -> None:
+        log.error("%s: %s", damage.where, damage.what)
+        blob = {"type": str(Type.STORE_DAMAGED), "ts": now_us(), "where": damage.where, "what": damage.what}
+        if self._ingest is None:
+            self._damaged.append(damage)
+            return
+        with contextlib.suppress(duckdb.Error):
+            self._ingest.note(blob)
+
+    def _room(self) -> bool:
+        try:
+            disk = os.statvfs(self.events)
+        except OSError as error:
+            self._degrade("disk", f"{self.events}: {error.strerror}")
+            return False
+        size, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+        reserve = self.limits.reserve
+        if reserve is None:
+            reserve = min(256 << 20, max(8 << 20, size // 50))
+        if free < reserve:
+            self._degrade(
+                "disk",
+                f"the disk of {self.events} is full: {free >> 20} MiB left, {reserve >> 20} are kept free",
+            )
+            return False
+        if self.degraded.pop("disk", None):
+            log.warning("the disk of %s has room again", self.events)
+        return True
+
+    def _roll_if_due(self) -> None:
+        ingest = self._ingest
+        if ingest is None or not ingest.live.rows:
+            return
+        live = ingest.live
+        size = _size(live.path) + _size(segment.wal_of(live.path))
+        if now_us() - live.started_us < self.limits.segment_us and size < self.limits.segment_bytes:
+            return
+        present = {ring.ring_id for ring in self._rings.values()}
+        ingest.positions = {ring: value for ring, value in ingest.positions.items() if ring in present}
+        try:
+            ingest.begin_segment(now_us())
+        except (duckdb.Error, OSError) as error:
+            self._degrade("segment", f"no new segment can be made: {_line(error)}")
+            return
+        self.degraded.pop("segment", None)
+        self._to_seal.append(live)
+
+    # --- maintenance -----------------------------------------------------------------------------------------
+
+    def _maintain(self) -> None:
+        while not self._stop.wait(CHECKPOINT_S):
+            with self._busy:
+                try:
+                    self.maintain()
+                except (duckdb.Error, OSError) as error:
+                    log.warning("maintenance: %s", _line(error))
+
+    def maintain(self) -> None:
+        """Write the live segment's log into the segment proper, seal segments that are full."""
+        ingest = self._ingest
+        if ingest is not None and ingest.live.unsaved:
+            live, unsaved = ingest.live, ingest.live.unsaved
+            with contextlib.closing(self.catalog.cursor()) as cursor:
+                cursor.execute(f"CHECKPOINT {live.alias}")
+            live.unsaved -= unsaved
+        while self._to_seal:
+            done = self._to_seal[0]
+            with contextlib.closing(self.catalog.cursor()) as cursor:
+                cursor.execute(f"CHECKPOINT {done.alias}")
+                summary = segment.summarise(cursor, done.alias)
+            # No longer written, so its bytes are final; detaching it changes none of them.
+            if done.path.name not in segment.sealed(self.events):
+                segment.seal(self.events, done.path, summary)
+            if not self.catalog.reopen_read_only(done.path, 2.0):
+                return
+            self._to_seal.pop(0)
+
+    # --- ending ----------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + DRAIN_S
+        self._look()
+        while any(ring.pending for ring in self._rings.values()) and time.monotonic() < deadline:
+            if not self.step():
+                break
+
+    def close(self) -> None:
+        """Seal the live segment and let go of everything."""
+        with self._busy:
+            live = self._ingest.live if self._ingest is not None else None
+            self._ingest = None
+            self.catalog.interrupt_queries()
+            for ring in self._rings.values():
+                ring.close()
+            self._rings.clear()
+            try:
+                if live is not None:
+                    self._to_seal.append(live)
+                for done in self._to_seal:
+                    with contextlib.closing(self.catalog.cursor()) as cursor:
+                        cursor.execute(f"CHECKPOINT {done.alias}")
+                        summary = segment.summarise(cursor, done.alias)
+                        self.catalog.detach(done.path)
+                    if summary.empty:
+                        done.path.unlink()
+                    elif done.path.name not in segment.sealed(self.events):
+                        segment.seal(self.events, done.path, summary)
+            except (duckdb.Error, OSError) as error:
+                log.error("the last segment is sealed at the next start: %s", _line(error))
+            self._to_seal.clear()
+            self.catalog.close()
+        for fd in self._locks:
+            os.close(fd)
+        self._locks = []
+
+    # --- what others ask -------------------------------------------------------------------------------------
+
+    @property
+    def next_seq(self) -> int:
+        """Sequence number the next row gets: all below are committed."""
+        return self._next_seq
+
+    def recent(self, seq: int) -> str:
+        """The narrowest relation that holds all flow records from number `seq` on."""
+        ingest = self._ingest
+        if ingest is not None and seq >= ingest.live.first_seq:
+            return f"{ingest.live.alias}.flow_records"
+        return "flow_records"
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start of the process, rings, segments, and what is wrong."""
+        counters = self.counters
+        files = segment.segment_files(self.events)
+        return {
+            "ingested": counters.records + counters.events,
+            "flow_records": counters.records,
+            "events": counters.events,
+            "lost": counters.lost,
+            "damaged_slots": counters.damaged_slots,
+            "batches": counters.batches,
+            "failed_batches": counters.failures,
+            "next_seq": self._next_seq,
+            "rings": {
+                name: {"pending": ring.pending, "capacity": ring.capacity, "lost": ring.lost}
+                for name, ring in list(self._rings.items())
+            },
+            "segments": len(files),
+            "unopened_segments": sorted(self._unopened),
+            "bytes": sum(_size(path) + _size(segment.wal_of(path)) for path in files),
+            "degraded": "; ".join(self.degraded.values()),
+        }
+
+
+def _lock(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StoreError(
+            f"another store runs on {path.parent}",
+            "stop the other daemon, or give this one folders of its own",
+        ) from None
+    return fd
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,0 +1,183 @@
+"""Somebody else's SQL, run so that it can read the events and do nothing else.
+
+What keeps it harmless, from the outside in: exactly one statement, which is a SELECT to DuckDB's own parser; no table
+function but those of `TABLE_FUNCTIONS`; a read-only transaction; an instance that can touch no file outside the
+folder of segments and whose settings are locked (store.catalog); limits on time, rows and bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from sectool.errors import Exit, SectoolError, UsageError
+from store.catalog import Catalog
+
+MAX_SQL = 100_000  # characters
+MAX_ROWS = 1_000_000
+MAX_BYTES = 128 << 20
+DEFAULT_ROWS = 10_000
+DEFAULT_TIMEOUT_MS = 10_000
+MAX_TIMEOUT_MS = 600_000
+
+TABLE_FUNCTIONS = frozenset(
+    {
+        *("flows_between", "flows_open_at"),
+        *("range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree", "summary"),
+        *(
+            "duckdb_tables",
+            "duckdb_views",
+            "duckdb_columns",
+            "duckdb_functions",
+            "duckdb_types",
+            "duckdb_settings",
+        ),
+        *("pragma_table_info", "pragma_version", "pragma_database_size"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Rows of a query. `truncated` when there were more than the limits let through."""
+
+    table: pa.Table
+    truncated: bool
+
+
+class StoppedError(SectoolError):
+    """A query was stopped at its time limit."""
+
+    exit_code = Exit.PARTIAL
+
+
+def check(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """The one statement in `sql`. Raises UsageError when it is not one SELECT of allowed parts."""
+    if len(sql) > MAX_SQL:
+        raise UsageError(f"the query has {len(sql)} characters; at most {MAX_SQL} are allowed")
+    try:
+        statements = cursor.extract_statements(sql)
+    except (duckdb.Error, UnicodeError) as error:
+        raise _refused(error) from None
+    if len(statements) != 1:
+        raise UsageError(f"one query at a time, please; these are {len(statements)}")
+    if statements[0].type != duckdb.StatementType.SELECT:
+        raise UsageError(
+            "only SELECT can be asked here",
+            "events are never changed; policy is changed with `sectool policy`",
+        )
+    text = str(statements[0].query)
+    try:
+        row = cursor.execute(
+            "SELECT json_serialize_sql(?::VARCHAR, skip_null := true, skip_empty := true)", [text]
+        ).fetchone()
+    except duckdb.Error as error:
+        raise _refused(error) from None
+    tree = json.loads(row[0]) if row is not None else {"error": True}
+    if tree.get("error"):
+        raise UsageError(f"this query is not understood: {tree.get('error_message', 'not a plain SELECT')}")
+    for name in _table_functions(tree):
+        if name not in TABLE_FUNCTIONS:
+            raise UsageError(
+                f"the function {name} cannot be read from here",
+                "views: flows, flow_records, events; see docs/store.md",
+            )
+    return text
+
+
+def _table_functions(tree: Any) -> Iterator[str]:
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, dict):
+            if node.get("type") == "TABLE_FUNCTION":
+                function = node.get("function", {})
+                yield str(function.get("function_name", "?")).lower()
+            todo.extend(node.values())
+        elif isinstance(node, list):
+            todo.extend(node)
+
+
+@contextlib.contextmanager
+def time_limit(cursor: duckdb.DuckDBPyConnection, timeout_ms: int) -> Iterator[None]:
+    """Interrupt what runs on `cursor` after `timeout_ms` (StoppedError). Other errors of SQL become UsageError."""
+    expired = threading.Event()
+    done = threading.Event()
+
+    def stop() -> None:
+        if not done.wait(timeout_ms / 1000):
+            expired.set()
+            while not done.wait(0.05):  # an interrupt between two steps of the same query would go unheard
+                cursor.interrupt()
+
+    watch = threading.Thread(target=stop, name="query time limit", daemon=True)
+    watch.start()
+    try:
+        yield
+    except duckdb.InterruptException:
+        if expired.is_set():
+            raise StoppedError(
+                f"the query took longer than {timeout_ms / 1000:g} s and was stopped",
+                "narrow it with a time range (flows_between) or raise its time limit",
+            ) from None
+        raise StoppedError("the query was stopped to make room", "try again in a moment") from None
+    except duckdb.OutOfMemoryException:
+        raise StoppedError(
+            "the query needs more memory than the store gives it", "narrow it, or aggregate less at once"
+        ) from None
+    except duckdb.Error as error:
+        raise _refused(error) from None
+    finally:
+        done.set()
+        watch.join()
+
+
+def run(
+    catalog: Catalog, sql: str, *, limit: int = DEFAULT_ROWS, timeout_ms: int = DEFAULT_TIMEOUT_MS
+) -> Result:
+    """Run one SELECT of somebody else. Raises UsageError for bad SQL, StoppedError at its time limit."""
+    limit = min(max(limit, 0), MAX_ROWS)
+    timeout_ms = min(max(timeout_ms, 1), MAX_TIMEOUT_MS)
+    with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
+        statement = check(cursor, sql)
+        cursor.execute("BEGIN TRANSACTION READ ONLY")
+        try:
+            return fetch(cursor, statement, limit)
+        finally:
+            with contextlib.suppress(duckdb.Error):
+                cursor.execute("ROLLBACK")
+
+
+def fetch(cursor: duckdb.DuckDBPyConnection, sql: str, limit: int) -> Result:
+    """The rows of one SELECT as far as the limits allow; what lies beyond is never computed."""
+    reader = cursor.sql(sql).to_arrow_reader(2048)
+    batches: list[pa.RecordBatch] = []
+    rows = size = 0
+    truncated = False
+    for batch in reader:
+        left = limit - rows
+        if batch.num_rows > left:
+            truncated = True
+            batch = batch.slice(0, left)
+        if batch.num_rows:
+            batches.append(batch)
+        rows += batch.num_rows
+        size += batch.nbytes
+        if truncated or size > MAX_BYTES:
+            truncated = True
+            break
+    return Result(pa.Table.from_batches(batches, reader.schema), truncated)
+
+
+def _refused(error: Exception) -> UsageError:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return UsageError(
+        f"the query fails: {lines[0][:500] if lines else type(error).__name__}", "\n".join(lines[1:6])[:500]
+    )

@@ -1,0 +1,309 @@
+"""events.sock: one thread per client, one answer per request, and `tail` until the client hangs up.
+
+Who may ask is decided by the kernel's word about the peer (SO_PEERCRED): root, the user the store runs as, and the
+members of the socket's group. Nothing a client does can stop ingest: queries run on cursors of their own with time
+limits, sends to a client that does not read end after `SEND_S`, and a follower that is too slow gets a counted gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import pwd
+import select
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from sectool.api import wire
+from sectool.api.server import Peer
+from sectool.errors import Exit, PrivilegeError, SectoolError, UsageError
+from sectool.filters import Filter
+from store import query
+from store.flows import Tail, list_events, list_flows
+from store.process import Store
+from store.query import Result
+
+log = logging.getLogger("store.api")
+
+MAX_CLIENTS = 64
+MAX_QUERIES = 4  # at once
+QUEUE_S = 5.0
+SEND_S = 30.0
+IDLE_S = 600.0
+TAIL_S = 0.1  # at most ten answers a second to one follower
+TAIL_ROWS = 5000
+TAIL_BEHIND = 200_000  # a follower further behind than this many events loses those in between
+MAX_REQUEST = 1 << 20
+
+Answer = tuple[dict[str, Any], bytes]
+
+
+class Server:
+    """Serves `store` on a unix socket at `path` that belongs to root and `group_id` (mode 0660)."""
+
+    def __init__(self, store: Store, path: Path, group_id: int | None = None) -> None:
+        self.store = store
+        self.path = path
+        self._group = group_id
+        self._clients: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._queries = threading.BoundedSemaphore(MAX_QUERIES)
+        self._closing = False
+        self._operations: dict[str, Callable[[Mapping[str, Any]], Answer]] = {
+            "ping": lambda _: ({"pid": os.getpid(), "next_seq": self.store.next_seq}, b""),
+            "stats": lambda _: (self.store.stats(), b""),
+            "query": self._query,
+            "flows": self._flows,
+            "events": self._events,
+        }
+        self._listener = self._listen()
+
+    def _listen(self) -> socket.socket:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(self.path.lstat().st_mode):
+                self.path.unlink()  # of a store that died; a living one holds the lock of the run folder
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(self.path))
+        except OSError as error:
+            listener.close()
+            raise SectoolError(f"cannot listen on {self.path}: {error.strerror or error}") from None
+        finally:
+            os.umask(before)
+        os.chown(self.path, -1, self._group if self._group is not None else -1)
+        self.path.chmod(0o660)
+        listener.listen(32)
+        return listener
+
+    def start(self) -> None:
+        """Answer from now on, in threads."""
+        threading.Thread(target=self._accept, name="events.sock", daemon=True).start()
+
+    def close(self) -> None:
+        """Hang up on everybody and remove the socket."""
+        self._closing = True
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            for client in self._clients:
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while not self._closing:
+            try:
+                client, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED):
+                    return  # closed
+                log.warning("accept: %s", error)
+                time.sleep(0.2)
+                continue
+            with self._lock:
+                if len(self._clients) >= MAX_CLIENTS:
+                    client.close()
+                    continue
+                self._clients.add(client)
+            threading.Thread(target=self._converse, args=(client,), name="client", daemon=True).start()
+
+    def _converse(self, client: socket.socket) -> None:
+        try:
+            client.settimeout(SEND_S)
+            peer = Peer.of(client)
+            if not allowed(peer, self.path):
+                log.warning("%s (pid %d) has no access", peer.name, peer.pid)
+                _refuse(
+                    client,
+                    PrivilegeError(
+                        f"{peer.name} may not read events", "run it with sudo, or join the socket's group"
+                    ),
+                )
+                return
+            log.info("%s (pid %d) connected", peer.name, peer.pid)
+            while self._turn(client, peer):
+                pass
+        except (OSError, EOFError):
+            log.debug("a client went away")
+        finally:
+            with self._lock:
+                self._clients.discard(client)
+            client.close()
+
+    def _turn(self, client: socket.socket, peer: Peer) -> bool:
+        """Answer one request; False when the conversation is over."""
+        readable, _, _ = select.select([client], [], [], IDLE_S)
+        if not readable:
+            return False
+        try:
+            frame = wire.read(client, MAX_REQUEST)
+        except wire.WireError as error:
+            _refuse(client, error)
+            return False
+        if frame is None:
+            return False
+        op = frame.header.get("op")
+        level = (
+            logging.INFO if op in ("query", "tail") else logging.DEBUG
+        )  # a screen that refreshes asks all the time
+        log.log(level, "%s by %s (pid %d)", op if isinstance(op, str) else "?", peer.name, peer.pid)
+        try:
+            if op == "tail":
+                self._tail(client, frame.header)
+                return False
+            operation = self._operations.get(op) if isinstance(op, str) else None
+            if operation is None:
+                raise UsageError(
+                    f"the store knows no operation {op!r}", "client and store may differ in version"
+                )
+            fields, payload = operation(frame.header)
+            message = wire.encode({"ok": True, **fields}, payload)
+        except SectoolError as error:
+            _refuse(client, error)
+        except (duckdb.Error, pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and op == "tail":
+                raise
+            log.exception("%s failed", op)
+            _refuse(
+                client,
+                SectoolError(
+                    f"{op} failed in the store: {type(error).__name__}", "see agent.log in the run folder"
+                ),
+            )
+        else:
+            client.sendall(message)
+        return True
+
+    # --- operations ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _slot(self) -> Any:
+        if not self._queries.acquire(timeout=QUEUE_S):
+            raise SectoolError("the store is busy with other queries", "try again in a moment")
+        try:
+            yield
+        finally:
+            self._queries.release()
+
+    def _query(self, request: Mapping[str, Any]) -> Answer:
+        sql = request.get("sql")
+        if not isinstance(sql, str):
+            raise UsageError("query: sql has to be text")
+        limit = _number(request, "limit", query.DEFAULT_ROWS)
+        timeout_ms = _number(request, "timeout_ms", query.DEFAULT_TIMEOUT_MS)
+        assert limit is not None
+        assert timeout_ms is not None
+        with self._slot():
+            return _table(query.run(self.store.catalog, sql, limit=limit, timeout_ms=timeout_ms))
+
+    def _flows(self, request: Mapping[str, Any]) -> Answer:
+        filter_ = Filter.from_json(request.get("filter"))
+        bounds = {name: _number(request, name) for name in ("since", "until", "at", "first", "last")}
+        timeout_ms = _number(request, "timeout_ms", query.DEFAULT_TIMEOUT_MS)
+        assert timeout_ms is not None
+        with self._slot():
+            return _table(list_flows(self.store.catalog, filter_, timeout_ms=timeout_ms, **bounds))
+
+    def _events(self, request: Mapping[str, Any]) -> Answer:
+        types = request.get("types") or []
+        if not isinstance(types, list) or not all(isinstance(t, str) for t in types) or len(types) > 100:
+            raise UsageError("events: types is a list of texts")
+        bounds = {name: _number(request, name) for name in ("since", "until", "first", "last")}
+        timeout_ms = _number(request, "timeout_ms", query.DEFAULT_TIMEOUT_MS)
+        assert timeout_ms is not None
+        with self._slot():
+            return _table(list_events(self.store.catalog, types, timeout_ms=timeout_ms, **bounds))
+
+    def _tail(self, client: socket.socket, request: Mapping[str, Any]) -> None:
+        """Send new flows until the client hangs up or the store ends."""
+        store = self.store
+        start = _number(request, "from_seq")
+        tail = Tail(
+            Filter.from_json(request.get("filter")), store.next_seq if start is None else max(0, start)
+        )
+        client.sendall(wire.encode({"ok": True, "next_seq": tail.next_seq}))
+        while not self._closing:
+            with store.committed:
+                store.committed.wait_for(lambda: store.next_seq > tail.next_seq or self._closing, 1.0)
+            end = store.next_seq
+            gap = 0
+            if end - tail.next_seq > TAIL_BEHIND and start is None:
+                gap = end - TAIL_ROWS - tail.next_seq
+                tail.next_seq += gap
+            before = tail.next_seq
+            table = None
+            if end > before:
+                table = tail.advance(store.catalog, store.recent(before), end, TAIL_ROWS)
+            if table is not None or gap:
+                header: dict[str, Any] = {"ok": True, "next_seq": tail.next_seq}
+                if gap:
+                    header["gap"] = gap
+                client.sendall(wire.encode(header, b"" if table is None else to_ipc(table)))
+            if tail.next_seq >= end:
+                start = None  # caught up: from now on a slow client loses the middle, not its connection
+                readable, _, _ = select.select([client], [], [], TAIL_S)
+                if readable and not client.recv(1, socket.MSG_PEEK):
+                    return
+        with contextlib.suppress(OSError):
+            client.sendall(wire.encode({"ok": True, "next_seq": tail.next_seq, "end": True}))
+
+
+def allowed(peer: Peer, path: Path) -> bool:
+    """Whether `peer` may read: root, our own user, or a member of the socket's group."""
+    if peer.uid in (0, os.geteuid()):
+        return True
+    group = path.stat().st_gid
+    if peer.gid == group:
+        return True
+    try:
+        user = pwd.getpwuid(peer.uid)
+    except KeyError:
+        return False
+    return group in os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def to_ipc(table: pa.Table) -> bytes:
+    """A table as an Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _table(result: Result) -> Answer:
+    return {"rows": result.table.num_rows, "truncated": result.truncated}, to_ipc(result.table)
+
+
+def _number(request: Mapping[str, Any], name: str, default: int | None = None) -> int | None:
+    value = request.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 62:
+        raise UsageError(f"{name} has to be a whole number from 0 up")
+    return value
+
+
+def _refuse(client: socket.socket, error: SectoolError) -> None:
+    client.sendall(
+        wire.encode(
+            {
+                "ok": False,
+                "error": error.message,
+                "hint": error.hint,
+                "exit": int(error.exit_code or Exit.DENIED),
+            }
+        )
+    )
