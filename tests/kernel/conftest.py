@@ -164,7 +164,13 @@ def make_pair() -> Iterator[Pair]:
             space.v4, space.v6 = f"10.77.0.{number}", f"fd77::{number}"
             space.run("ip", "addr", "add", f"{space.v4}/24", "dev", "eth0")
             space.run("ip", "addr", "add", f"{space.v6}/64", "dev", "eth0", "nodad")
-            space.run("ip", "link", "set", "eth0", "up")
+            space.run("ip", "link", "set", "eth0", "address", f"02:00:00:00:00:0{number}", "up")
+        for space, other, number in ((a, b, 2), (b, a, 1)):
+            # Known beforehand: right after a link comes up the first IPv6 neighbour discovery can take a second.
+            for address in (other.v4, other.v6):
+                space.run(
+                    "ip", "neigh", "replace", address, "lladdr", f"02:00:00:00:00:0{number}", "dev", "eth0"
+                )
         yield Pair(a, b)
 
 
@@ -285,3 +291,7 @@ def enforce() -> Iterator[Callable[[Namespace, Decide], Enforcer]]:
     yield start
     for enforcer in made:
         enforcer.close()
+
+
+from tests.kernel.hosts import lan as lan  # noqa: E402  hosts.py itself imports from above
+from tests.kernel.hosts import running_lan as running_lan  # noqa: E402

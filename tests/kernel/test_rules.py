@@ -398,7 +398,7 @@ def test_fragments_are_put_together_before_they_are_judged(pair: Pair, enforce: 
     with pair.b.enter():
         sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     with sender:
-        for piece in fragment(syn, fragsize=24):
+        for piece in fragment(syn, fragsize=24):  # type: ignore[no-untyped-call]
             sender.sendto(raw(piece), (pair.a.v4, 0))
     wait_until(lambda: enforcer.seen, "the SYN")
     assert [len(segment.payload) for _, segment, _ in enforcer.seen] == [64]
