@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 
 from store import schema
-from store.segment import Damage, damaged_by
+from store.segment import Damage, damaged_by, one
 
 MEMORY = "1GB"
 SPILL = "2GB"
@@ -131,14 +131,12 @@ class Catalog:
         return None
 
     def _check(self, cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
-        row = cursor.execute(f"SELECT max(version) FROM {alias}.meta").fetchone()  # noqa: S608
-        if row is None or row[0] != schema.SEGMENT_VERSION:
-            raise duckdb.InvalidInputException(
-                f"segment of version {row and row[0]}, not {schema.SEGMENT_VERSION}"
-            )
+        row = one(cursor, f"SELECT max(version) FROM {alias}.meta")  # noqa: S608
+        if row[0] != schema.SEGMENT_VERSION:
+            raise duckdb.InvalidInputException(f"segment of version {row[0]}, not {schema.SEGMENT_VERSION}")
         for table, columns in schema.SEGMENT_TABLES.items():
             names = ", ".join(f'"{name}"' for name, _ in columns)
-            cursor.execute(f"SELECT {names} FROM {alias}.{table} LIMIT 0")  # noqa: S608
+            cursor.execute(f"SELECT {names} FROM {alias}.{table} LIMIT 0").fetchall()  # noqa: S608
 
     def _learn(self, cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
         for table in schema.DICTIONARIES:

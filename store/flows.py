@@ -21,6 +21,7 @@ from store.catalog import Catalog
 from store.filtersql import Condition, compile_filter
 from store.query import DEFAULT_TIMEOUT_MS, MAX_ROWS, Result, fetch, time_limit
 from store.schema import OPEN_IDS, flows_sql
+from store.segment import one
 
 DEFAULT_COUNT = 1000
 _FLOWS = flows_sql("picked_records")
@@ -65,8 +66,8 @@ def list_flows(
             more = _pick(cursor, filter_, _window(since, until), count, order)
         else:
             more = _pick_open(cursor, filter_, _window(since, until), at, count, order)
-        bounds = cursor.execute("SELECT min(event_start), max(event_start) FROM picked").fetchone()
-        known, moments = "", list(bounds or (None, None))
+        bounds = one(cursor, "SELECT min(event_start), max(event_start) FROM picked")
+        known, moments = "", list(bounds)
         if at is not None:
             known = f" AND (r.ts <= make_timestamp(?) OR r.phase = {Phase.VERDICT:d})"
             moments.append(at)
@@ -94,8 +95,7 @@ def _pick(
             f" WHERE {condition}{window[0]} ORDER BY event_start {order}, event_id {order} LIMIT {records}",
             [*values, *window[1]],
         )
-        row = cursor.execute("SELECT count(*), count(DISTINCT event_id) FROM candidates").fetchone()
-        found, distinct = row or (0, 0)
+        found, distinct = one(cursor, "SELECT count(*), count(DISTINCT event_id) FROM candidates")
         if found < records or distinct > count:
             break
         records *= 4
@@ -115,8 +115,7 @@ def _pick_open(
         [*values, *window[1]],
     )
     _keep(cursor, "candidates", count, order)
-    row = cursor.execute("SELECT count(*) FROM candidates").fetchone()
-    return row is not None and int(row[0]) > count
+    return int(one(cursor, "SELECT count(*) FROM candidates")[0]) > count
 
 
 def _keep(cursor: duckdb.DuckDBPyConnection, table: str, count: int, order: str) -> None:
@@ -145,8 +144,7 @@ class Tail:
                 f" AND phase = {Phase.VERDICT:d} AND ({condition}) ORDER BY seq LIMIT {limit}",
                 [self.next_seq, end, *values],
             )
-            row = cursor.execute("SELECT count(*), max(seq) FROM picked_records").fetchone()
-            found, newest = row or (0, None)
+            found, newest = one(cursor, "SELECT count(*), max(seq) FROM picked_records")
             self.next_seq = end if found < limit else int(newest) + 1
             if not found:
                 return None

@@ -169,8 +169,7 @@ class Store:
         last = 0
         with contextlib.closing(self.catalog.cursor()) as cursor:
             for table in ("flow_records", "events"):
-                row = cursor.execute(f"SELECT coalesce(max(seq), 0) FROM {table}").fetchone()  # noqa: S608
-                last = max(last, int(row[0]) if row else 0)
+                last = max(last, int(segment.one(cursor, f"SELECT coalesce(max(seq), 0) FROM {table}")[0]))  # noqa: S608
         return last
 
     def _positions(self) -> dict[int, tuple[int, int]]:

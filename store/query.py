@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from sectool.errors import Exit, SectoolError, UsageError
 from store.catalog import Catalog
+from store.segment import one
 
 MAX_SQL = 100_000  # characters
 MAX_ROWS = 1_000_000
@@ -75,12 +76,12 @@ def check(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
         )
     text = str(statements[0].query)
     try:
-        row = cursor.execute(
-            "SELECT json_serialize_sql(?::VARCHAR, skip_null := true, skip_empty := true)", [text]
-        ).fetchone()
+        row = one(
+            cursor, "SELECT json_serialize_sql(?::VARCHAR, skip_null := true, skip_empty := true)", [text]
+        )
     except duckdb.Error as error:
         raise _refused(error) from None
-    tree = json.loads(row[0]) if row is not None else {"error": True}
+    tree = json.loads(row[0])
     if tree.get("error"):
         raise UsageError(f"this query is not understood: {tree.get('error_message', 'not a plain SELECT')}")
     for name in _table_functions(tree):

@@ -257,8 +257,7 @@ class LocalReader:
         with self._catalog.reading() as cursor:
             counts = []
             for table in ("flow_records", "events"):
-                row = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
-                counts.append(int(row[0]) if row else 0)
+                counts.append(int(segment.one(cursor, f"SELECT count(*) FROM {table}")[0]))  # noqa: S608
         files = segment.segment_files(self._events)
         return {
             "flow_records": counts[0],

@@ -14,7 +14,7 @@ import hmac
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,15 +78,21 @@ def segment_files(events: Path) -> list[Path]:
     return sorted(found, key=lambda p: (p.name.split("-")[1], int(p.stem.rpartition("-")[2])))
 
 
+def one(cursor: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
+    """The single row of a query, read to its end: a result left half read would bar the cursor for what follows."""
+    (row,) = cursor.execute(sql, list(values)).fetchall()
+    return tuple(row)
+
+
 def summarise(connection: duckdb.DuckDBPyConnection, alias: str) -> Summary:
     """Count what the segment attached as `alias` holds."""
-    row = connection.execute(
+    row = one(
+        connection,
         f"SELECT r.n, e.n, coalesce(least(r.a, e.a), 0), coalesce(greatest(r.z, e.z), 0),"  # noqa: S608
         " coalesce(epoch_us(least(r.t, e.t)), 0), coalesce(epoch_us(greatest(r.u, e.u)), 0) FROM"
         f" (SELECT count(*) n, min(seq) a, max(seq) z, min(ts) t, max(ts) u FROM {alias}.flow_records) r,"
-        f" (SELECT count(*) n, min(seq) a, max(seq) z, min(ts) t, max(ts) u FROM {alias}.events) e"
-    ).fetchone()
-    assert row is not None
+        f" (SELECT count(*) n, min(seq) a, max(seq) z, min(ts) t, max(ts) u FROM {alias}.events) e",
+    )
     return Summary(*(int(value) for value in row))
 
 
