@@ -430,7 +430,8 @@ def fetch_history(at: Session) -> list[dict[str, Any]]:
             items: list[dict[str, Any]] = control.call("policy.history")["items"]
             return items
     except NoDaemonError as error:
-        return _offline(at, error).history()
+        rows: list[dict[str, Any]] = _offline(at, error).history()
+        return rows
 
 
 def _offline(at: Session, error: NoDaemonError) -> Any:

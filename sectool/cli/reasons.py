@@ -42,6 +42,7 @@ MEANING: dict[DropReason, str] = {
     DropReason.RATE_LIMITED: "too many handshakes from one source prefix",
     DropReason.TABLE_FULL: "a table of bounded size is full",
     DropReason.ENFORCER_STARTING: "the enforcer was not ready yet",
+    DropReason.DENIED_BEFORE: "a retransmission of an attempt that was denied already",
     DropReason.RECORD_INVALID: "an encrypted record did not verify",
     DropReason.RECORD_REPLAYED: "an encrypted record was played again",
     DropReason.RECORD_MISSING: "an encrypted connection carried a packet without a record",

@@ -108,7 +108,7 @@ def test_up_without_enrolment_says_what_to_do(cli: Cli) -> None:
     for args in (["up"], ["up", "--background"]):
         done = cli(*args)
         assert done.code == 2, done
-        assert "not enrolled" in done.err
+        assert "no host CA here" in done.err
         assert "sectool host enroll" in done.err
 
 
