@@ -1,0 +1,327 @@
+"""Who owns a socket, on a real kernel: one program, many of it, mixed cgroups, deleted programs, races."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfq.attribution import Attributed, Attributor
+from nfq.cgroup import Cgroups, join
+from nfq.sockdiag import SockDiag
+from tests.kernel.conftest import Namespace, wait_until
+
+pytestmark = pytest.mark.kernel
+
+LOCAL = ipaddress.ip_address("127.0.0.1").packed
+
+# Binds, listens, connects to itself; says the ports; then does what it is told, line by line.
+PROGRAM = """
+import os, socket, subprocess, sys
+os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+print(server.getsockname()[1], client.getsockname()[1], flush=True)
+for line in sys.stdin:
+    exec(line)
+    print("done", flush=True)
+"""
+
+
+class Program:
+    """A copy of the interpreter under a name of its own, in a cgroup, with a listener and a connection."""
+
+    def __init__(self, space: Namespace, group: Path, executable: Path | str, uid: int = 0) -> None:
+        self.process = space.popen(
+            str(executable),
+            "-c",
+            PROGRAM,
+            str(uid),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: join(group, os.getpid()),
+        )
+        assert self.process.stdout is not None
+        self.listening, self.connected = map(int, self.process.stdout.readline().split())
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def do(self, line: str) -> None:
+        """Have it run a line of Python."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == b"done\n"
+
+    def end(self) -> None:
+        """Kill it and wait."""
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def attributor(namespace: Namespace) -> Iterator[Attributor]:
+    """Looks at the namespace."""
+    with namespace.enter():
+        diag = SockDiag()
+    made = Attributor(diag)
+    yield made
+    made.close()
+    diag.close()
+
+
+@pytest.fixture
+def ended(namespace: Namespace, cgroup: Path) -> Iterator[Path]:
+    """The test's cgroup; its processes end before it is removed."""
+    yield cgroup
+    namespace.close()
+    for raw in (cgroup / "cgroup.procs").read_text().split():
+        os.kill(int(raw), 9)
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> tuple[Path, Path]:
+    """Two different executables that are both Python."""
+    real = Path(os.path.realpath(sys.executable))
+    copies = tmp_path / "one", tmp_path / "two"
+    for copy in copies:
+        shutil.copy(real, copy)
+    return copies
+
+
+def outgoing(attributor: Attributor, program: Program) -> Attributed:
+    """Owner of its connection."""
+    found = attributor.outgoing(LOCAL, program.connected, LOCAL, program.listening)
+    assert found is not None
+    return found
+
+
+def incoming(attributor: Attributor, program: Program) -> Attributed:
+    """Owner of its listener."""
+    found = attributor.incoming(LOCAL, program.listening, LOCAL, 1)
+    assert found is not None
+    return found
+
+
+def test_facts_of_a_program(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    program = Program(namespace, ended, programs[0], uid=65534)
+    for found in (outgoing(attributor, program), incoming(attributor, program)):
+        assert (found.pid, found.uid, found.cgroup_id) == (program.pid, 65534, ended.stat().st_ino)
+        assert found.facts() == {
+            "uid": 65534,
+            "user": "nobody",
+            "executable": str(programs[0]),
+            "sha256": hashlib.sha256(programs[0].read_bytes()).hexdigest(),
+            "cgroup": f"/{ended.name}",
+            "unit": "",
+            "pid": program.pid,
+        }
+    assert outgoing(attributor, program).key == incoming(attributor, program).key
+    assert attributor.outgoing(LOCAL, 1, LOCAL, 2) is None
+    assert attributor.incoming(LOCAL, 1, LOCAL, 2) is None
+
+
+def test_many_processes_of_one_executable_share_a_key(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    several = [Program(namespace, ended, programs[0]) for _ in range(3)]
+    keys = {outgoing(attributor, program).key for program in several}
+    assert len(keys) == 1
+    found = outgoing(attributor, several[2])
+    assert not found.ambiguous
+    assert found.pid == 0, "which of them is not claimed"
+    facts = found.attest()
+    assert facts is not None
+    assert facts.executable == str(programs[0])
+    assert facts.pid in {program.pid for program in several}
+
+
+def test_another_user_cgroup_or_executable_is_another_key(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    inner = ended / "inner"
+    inner.mkdir()
+    base = outgoing(attributor, Program(namespace, ended, programs[0])).key
+    others = [
+        outgoing(attributor, Program(namespace, inner, programs[0])).key,
+        outgoing(attributor, Program(namespace, ended, programs[0], uid=65534)).key,
+        outgoing(attributor, Program(namespace, ended, programs[1])).key,
+    ]
+    assert len({base, *others}) == 4
+    namespace.close()
+    wait_until(lambda: not (inner / "cgroup.procs").read_text(), "the inner program to end")
+
+
+def test_in_a_mixed_cgroup_each_socket_is_its_holders(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    one, two = (Program(namespace, ended, executable) for executable in programs)
+    for program, executable in ((one, programs[0]), (two, programs[1])):
+        for found in (outgoing(attributor, program), incoming(attributor, program)):
+            assert found.pid == program.pid
+            facts = found.attest()
+            assert facts is not None
+            assert facts.executable == str(executable)
+
+
+def test_a_socket_held_by_two_executables_is_nobodys(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    one = Program(namespace, ended, programs[0])
+    one.do(
+        "child = subprocess.Popen(['sleep', '600'], pass_fds=[client.fileno()], stdin=-3, stdout=-3)"
+    )  # -3: DEVNULL
+    found = outgoing(attributor, one)
+    assert found.ambiguous
+    assert found.pid == 0
+    facts = found.attest()
+    assert facts is not None
+    assert (facts.executable, facts.sha256, facts.uid) == ("", "", 0)
+    assert facts.cgroup == f"/{ended.name}"
+    assert not incoming(attributor, one).ambiguous, "the listener was not handed on"
+
+
+def test_a_root_parent_does_not_stand_in_for_a_child_of_another_user(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    """The socket is root's, made before privileges were dropped; the only root process left is another program."""
+    shell = Program(namespace, ended, programs[1])
+    worker = Program(namespace, ended, programs[0])
+    worker.do("os.setuid(65534)")
+    found = incoming(attributor, worker)
+    assert found.uid == 0
+    facts = found.attest()
+    assert facts is not None
+    assert facts.executable == str(programs[0])
+    assert found.pid == worker.pid != shell.pid
+
+
+def test_without_any_process_left_it_is_ambiguous(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    """Its owner moved away: the cgroup the socket was made in is empty."""
+    program = Program(namespace, ended, programs[0])
+    before = outgoing(attributor, program)
+    elsewhere = ended / "elsewhere"
+    elsewhere.mkdir()
+    join(elsewhere, program.pid)
+    after = outgoing(attributor, program)
+    assert after.ambiguous
+    assert after.key[:2] == before.key[:2]
+    program.end()
+    wait_until(lambda: not (elsewhere / "cgroup.procs").read_text(), "the program to end")
+
+
+def test_a_program_deleted_or_replaced_on_disk_is_what_runs(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    digest = hashlib.sha256(programs[0].read_bytes()).hexdigest()
+    program = Program(namespace, ended, programs[0])
+    fresh = outgoing(attributor, program)
+    programs[0].unlink()
+    programs[0].write_text("#!/bin/sh\necho something else\n")
+    replaced = outgoing(attributor, program)
+    assert replaced.key != fresh.key, "its link count and so its ctime changed"
+    facts = replaced.attest()
+    assert facts is not None
+    assert facts.executable == f"{programs[0]} (deleted)"
+    assert facts.sha256 == digest
+    assert fresh.attest() is None, "what the old key stood for is not there any more"
+
+
+def test_facts_are_refused_when_the_process_has_become_another_program(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    program = Program(namespace, ended, programs[0])
+    found = outgoing(attributor, program)
+    assert program.process.stdin is not None
+    program.process.stdin.write(b"os.execv('/bin/sleep', ['sleep', '600'])\n")
+    program.process.stdin.flush()
+    sleep = os.path.realpath("/bin/sleep")
+    wait_until(lambda: str(Path(f"/proc/{program.pid}/exe").readlink()) == sleep, "the exec")
+    assert found.attest() is None
+    program.end()
+    assert found.facts() is None
+
+
+def test_the_hash_is_computed_once(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    found = outgoing(attributor, Program(namespace, ended, programs[0]))
+    first = found.attest()
+    assert first is not None
+    stamp = next(iter(attributor._hashes))
+    attributor._hashes[stamp] = "remembered"
+    again = found.attest()
+    assert again is not None
+    assert again.sha256 == "remembered"
+
+
+def test_a_half_open_connection_does_not_hide_the_listener(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    program = Program(namespace, ended, programs[0])
+    client = namespace.new_socket()
+    client.bind(("127.0.0.1", 0))
+    client.connect(
+        ("127.0.0.1", program.listening)
+    )  # not accepted: the kernel's own socket, without an inode
+    found = attributor.incoming(LOCAL, program.listening, LOCAL, client.getsockname()[1])
+    assert found is not None
+    assert found.pid == program.pid
+    assert found.key == incoming(attributor, program).key
+
+
+def test_caches_do_not_keep_dead_cgroups_alive(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    inner = ended / "inner"
+    inner.mkdir()
+    program = Program(namespace, inner, programs[0])
+    found = outgoing(attributor, program)
+    assert found.attest() is not None
+    program.end()
+    wait_until(lambda: not (inner / "cgroup.procs").read_text(), "the program to end")
+    inner.rmdir()
+    assert found.attest() is None
+    assert attributor._members(found.cgroup_id) == b""
+
+
+def test_cgroup_ids_and_paths(ended: Path) -> None:
+    groups = Cgroups()
+    odd = ended / "a b\\c"
+    odd.mkdir()
+    number = odd.stat().st_ino
+    assert groups.path(number) == f"/{ended.name}/a b\\c"
+    assert groups.id_of(f"/{ended.name}/a b\\c") == number
+    assert groups.path(1) == "/"
+    assert groups.folder(number) == odd
+    groups._by_handle = False
+    groups._paths.clear()
+    assert groups.path(number) == f"/{ended.name}/a b\\c", "and by searching, where handles are not permitted"
+    odd.rmdir()
+    assert groups.path(number) is None
+    assert groups.path(2**63) is None
+    groups.close()
+
+
+def test_the_socket_of_a_dead_listener_is_nobodys(namespace: Namespace, attributor: Attributor) -> None:
+    server = namespace.listen()
+    port = server.getsockname()[1]
+    assert attributor.incoming(LOCAL, port, LOCAL, 1) is not None
+    server.shutdown(socket.SHUT_RDWR)
+    assert attributor.incoming(LOCAL, port, LOCAL, 1) is None
