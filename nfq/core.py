@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 from nfq.flow import Flow, FlowTable, LocalWorkload, Owner, State
 from nfq.handshake import CLOCK_WINDOW_S, Verifier
 from nfq.limits import SeenHandshakes, TokenBuckets
+from nfq.noise import EphemeralPool
 from nfq.packet import Segment
 from nfq.recorder import Counts, Recorder
 from sectool.events import Action, DropReason
@@ -165,6 +166,7 @@ class Core:
         self.half_open = FlowTable(config.half_open_limit)
         self.live = FlowTable(config.live_limit)
         self.denials = DenialMemory()
+        self.ephemerals = EphemeralPool()
         self.seen = SeenHandshakes(2 * CLOCK_WINDOW_S * 1_000_000)
         self.syn_limit = TokenBuckets(config.syn_rate, config.syn_burst)
         self.refusal_limit = TokenBuckets(config.refusal_rate, 2 * config.refusal_rate)

@@ -134,12 +134,17 @@ class Hello:
     __slots__ = ("_noise", "payload")
 
     def __init__(
-        self, static: KeyPair, blob: bytes, now_us: int, wish: EncryptWish = EncryptWish.NEVER
+        self,
+        static: KeyPair,
+        blob: bytes,
+        now_us: int,
+        wish: EncryptWish = EncryptWish.NEVER,
+        ephemeral: KeyPair | None = None,
     ) -> None:
         header = _SYN_HEADER.pack(
             VERSION, MessageType.HELLO, wish, 0, now_us // 1_000_000 & 0xFFFFFFFF, len(blob), 0
         )
-        self._noise = Initiator(static, _PROLOGUE + header, blob)
+        self._noise = Initiator(static, _PROLOGUE + header, blob, ephemeral)
         self.payload = header + self._noise.message
 
     def read(self, payload: bytes, verifier: Verifier, now_us: int) -> Answer:
@@ -216,11 +221,12 @@ class Greeting:
         reason: DropReason = DropReason.NONE,
         revision: int = 0,
         rule: int = 0,
+        ephemeral: KeyPair | None = None,
     ) -> tuple[bytes, TransportKeys]:
         """Message 2 as SYN-ACK or RST payload, and the flow's keys (three X25519 exchanges, about 200 µs)."""
         inner = _ANSWER.pack(decision, suite, reason, revision, rule, len(blob)) + blob
         try:
-            message, keys = self._noise.write(static, inner)
+            message, keys = self._noise.write(static, inner, ephemeral)
         except NoiseError as e:
             raise HandshakeError(DropReason.HANDSHAKE_FORGED, str(e)) from e
         return _ANSWER_HEADER.pack(VERSION, MessageType.ANSWER) + message, keys

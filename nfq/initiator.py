@@ -57,7 +57,7 @@ def out_syn(core: Core, seg: Segment, now_us: int) -> Result:
         return _outside(core, seg, flow, now_us)
     if core.half_open.full:
         return core.drop(DropReason.TABLE_FULL)
-    flow.hello = Hello(local.static, local.blob, now_us)
+    flow.hello = Hello(local.static, local.blob, now_us, ephemeral=core.ephemerals.take())
     core.half_open.add(flow)
     core.half_open.expire_after(flow, now_us, SYN_SENT_TIMEOUT_US)
     return _with_hello(seg, flow)

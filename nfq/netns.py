@@ -158,7 +158,9 @@ def lock_holder() -> int | None:
     Seeing other users' daemons takes root, and one in another process namespace is never seen.
     """
     # Num RefCount Protocol Flags Type St Inode Path (net/unix/af_unix.c); a leading NUL is shown as @
-    rows = [line.split() for line in Path("/proc/thread-self/net/unix").read_text(errors="replace").splitlines()]
+    rows = [
+        line.split() for line in Path("/proc/thread-self/net/unix").read_text(errors="replace").splitlines()
+    ]
     shown = "@" + _LOCK_NAME[1:]
     inodes = [row[6] for row in rows if len(row) == 8 and row[7] == shown]
     if not inodes:

@@ -63,6 +63,30 @@ class KeyPair(NamedTuple):
         return cls(private, private.public_key().public_bytes_raw())
 
 
+class EphemeralPool:
+    """Ephemeral keys made ahead while there is nothing else to do, each handed out once.
+
+    They cost the same CPU then as later, but a connection does not wait for it. Empty, the pool makes keys on demand.
+    """
+
+    def __init__(self, size: int = 64) -> None:
+        self.size = size
+        self._keys: list[KeyPair] = []
+
+    @property
+    def full(self) -> bool:
+        """Nothing to do."""
+        return len(self._keys) >= self.size
+
+    def add(self) -> None:
+        """Make one key ahead."""
+        self._keys.append(KeyPair.generate())
+
+    def take(self) -> KeyPair:
+        """A key nobody has had."""
+        return self._keys.pop() if self._keys else KeyPair.generate()
+
+
 def _dh(private: X25519PrivateKey, public: bytes) -> bytes:
     try:
         return private.exchange(_from_public(public))
@@ -84,7 +108,7 @@ def _split(ck: bytes, h: bytes) -> TransportKeys:
 class Initiator:
     """The connecting side: send `message`, then `read` each candidate answer until one authenticates.
 
-    `ephemeral` is for test vectors only. Messages are one packet's payload, far below Noise's 65,535 bytes.
+    `ephemeral` must be fresh. Messages are one packet's payload, far below Noise's 65,535 bytes.
     """
 
     __slots__ = ("_e", "_h", "_s", "message")
@@ -122,7 +146,7 @@ class Initiator:
 class Responder:
     """The accepting side. Reading message 1 costs no public-key work; `write` answers it.
 
-    `ephemeral` is for test vectors only: the same one with another payload would reuse a nonce.
+    `ephemeral` must be fresh: the same one with another payload would reuse a nonce.
     """
 
     __slots__ = ("_h", "payload", "remote_ephemeral", "remote_static")

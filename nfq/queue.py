@@ -97,7 +97,9 @@ class PacketQueue:
                 self._queue.bind(number, self._guarded, max_len=length)
         except OSError as e:  # the library does not always say why
             if not _may_administer():
-                raise PrivilegeError(f"queue {number}: not permitted", "run as root (CAP_NET_ADMIN)") from None
+                raise PrivilegeError(
+                    f"queue {number}: not permitted", "run as root (CAP_NET_ADMIN)"
+                ) from None
             raise _cannot_bind(number, e) from None
         self.fd: int = self._queue.get_fd()
         os.set_blocking(self.fd, False)

@@ -181,6 +181,7 @@ def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
                 Decision.PLAIN,
                 revision=core.revision,
                 rule=rule.id if rule is not None else 0,
+                ephemeral=core.ephemerals.take(),
             )
         except HandshakeError as e:
             core.recorder.denied(flow, e.reason, now_us, Action.ERROR)

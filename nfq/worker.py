@@ -66,6 +66,7 @@ class Worker:
         self.early: list[wire.Frame] = []  # what came in one piece with the configuration
         self.core: Core
         self.running = True
+        self.has_policy = False
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -190,6 +191,7 @@ class Worker:
             return
         policy_hash = int(header["hash"][:15] or "0", 16)
         cut = datapath.activate(self.core, engine, revision, policy_hash, now_us())
+        self.has_policy = True
         us = (time.perf_counter_ns() - started) // 1000
         self._send({"t": "policy_active", "revision": revision, "cut": cut, "us": us})
 
@@ -269,18 +271,27 @@ class Worker:
         """Serve until told to stop."""
         poll = select.epoll()
         control, queue, endings = self.control.fileno(), self.queue.fd, self.endings.fd
-        for fd in (control, queue, endings):
+        for fd in (control, endings):
             poll.register(fd, select.EPOLLIN)
         gc.collect()
         gc.freeze()  # what is here now stays: collections need not look at it again
         self._send({"t": "ready"})
         for frame in self.early:
             self._message(frame.header, frame.payload)
+        reading = False
         next_tick = now_us() + TICK_US
         while self.running:
+            if self.has_policy and not reading:
+                # Only now: a packet judged under no policy would be denied for the wrong reason. The kernel keeps it.
+                poll.register(queue, select.EPOLLIN)
+                reading = True
             due = self.endings_due[0][0] if self.endings_due else next_tick
-            wait_us = 0 if self.reconciler.busy else max(0, min(due, next_tick) - now_us())
-            for fd, _ in poll.poll(wait_us / 1e6):
+            idle = self.core.ephemerals.full and not self.reconciler.busy
+            wait_us = max(0, min(due, next_tick) - now_us()) if idle else 0
+            ready = poll.poll(wait_us / 1e6)
+            if not ready and not self.core.ephemerals.full:
+                self.core.ephemerals.add()
+            for fd, _ in ready:
                 if fd == queue:
                     self.queue.drain()
                 elif fd == endings:
