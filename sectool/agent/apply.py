@@ -12,6 +12,7 @@ from sectool.api.server import Reply, Request
 from sectool.errors import SectoolError, UsageError
 from sectool.events import Type
 from sectool.policy import DocumentSet, diff
+from store.control import Actor
 
 if TYPE_CHECKING:
     from sectool.agent.daemon import Daemon
@@ -65,7 +66,7 @@ async def _switch(
         before = daemon.revisions.active
         if before is not None and before.hash == candidate.hash:
             return Reply({"revision": before.revision, "hash": before.hash, "unchanged": True})
-        revision = await daemon.revisions.add(candidate, request.peer.name, reason)
+        revision = await daemon.revisions.add(candidate, Actor(request.peer.uid, request.peer.name), reason)
         daemon.define_rules()
         daemon.events.emit(
             kind,

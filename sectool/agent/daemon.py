@@ -181,6 +181,7 @@ class Daemon:
         else:
             self.define_rules()
             await self.revisions.activated(active.revision)
+        self.records.trusted(self._trusted())
         log.info("enforcing as %s in %s", self.host.name, self.host.trust_domain)
 
     async def _start_workers(self, output: int) -> None:
@@ -316,8 +317,13 @@ class Daemon:
     async def reload_trust(self) -> None:
         """Read the trust bundle anew and hand it to the workers."""
         self.host = load_host(self.paths.state)
+        self.records.trusted(self._trusted())
         for worker in self.workers:
             worker.send({"t": "bundle"}, self._bundle())
+
+    def _trusted(self) -> dict[str, list[str]]:
+        roots = self.host.bundle.roots
+        return {domain: sorted(p.fingerprint.hex() for p in profiles) for domain, profiles in roots.items()}
 
     async def _tick(self) -> None:
         while True:

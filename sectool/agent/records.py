@@ -1,4 +1,4 @@
-"""What the agent puts on record: policy revisions in the control history, workloads and identities as events.
+"""What the agent puts on record: policy revisions, activations, identities, workloads and trust.
 
 All of it happens on one thread of its own, in the order it was asked for: a slow disk holds up the record, never a
 packet and never the agent. Events for the store go with it (sectool.agent.eventlog).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from sectool.identity.credential import Credential
 
 if TYPE_CHECKING:
     from sectool.agent.identities import Issued
+    from store.control import Actor, ControlHistory, Version
 
 log = logging.getLogger("sectool.agent")
 
@@ -45,17 +46,20 @@ class Records:
 
     def __init__(self, path: Path, host: str) -> None:
         """Open or make the history at `path`. Raises StoreError when it cannot be read or written."""
+        from store.control import Actor
+
         self._host = host
+        self._agent = Actor(os.geteuid(), "sectool agent")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
         try:
-            self._history: sqlite3.Connection = self._thread.submit(_open, path).result()
+            self._history: ControlHistory = self._thread.submit(_open, path).result()
         except BaseException:
             self._thread.shutdown()
             raise
 
     async def close(self) -> None:
         """Finish what is under way."""
-        await self._do(self._history.close)
+        await self._do(self._history.close_file)
         self._thread.shutdown()
 
     def _do(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
@@ -76,19 +80,24 @@ class Records:
 
     async def revision_at(self, moment_us: int) -> Stored | None:
         """The revision that was in force at a moment."""
-        return await self._do(_revision_at, self._history, moment_us)
+        return await self._do(_revision_at, self._history, self._host, moment_us)
 
     async def revisions(self) -> list[Stored]:
         """All revisions, newest first."""
         return await self._do(_revisions, self._history)
 
-    async def add_revision(self, text: str, digest: str, author: str, reason: str) -> Stored:
+    async def add_revision(self, text: str, digest: str, author: Actor, reason: str) -> Stored:
         """Store the next revision. Raises StoreError, and then nothing is stored."""
         return await self._do(_add, self._history, text, digest, author, reason)
 
     async def activated(self, revision: int) -> None:
         """This host enforces `revision` from now on."""
+        await self._do(_activated, self._history, self._host, revision, self._agent)
         log.info("revision %d is in force", revision)
+
+    def trusted(self, roots: dict[str, list[str]]) -> None:
+        """Trust domains trusted from now on, with the fingerprints of their roots."""
+        self._later(_put_trust, self._history, roots, self._agent)
 
     # Workloads and identities.
 
@@ -98,18 +107,17 @@ class Records:
         """A credential was issued: dictionary entries, events, and a row each in the history."""
         peer = credential.peer
         events.define(Type.DICT_LABELS, peer.labels.id, labels=dict(peer.labels))
-        events.define(
-            Type.DICT_IDENTITY,
-            peer.id,
-            spiffe_id=peer.spiffe_id,
-            trust_domain=peer.trust_domain,
-            labels_id=peer.labels.id,
-            fingerprint=peer.fingerprint.hex(),
-            serial=peer.serial,
-            not_before=peer.not_before_us,
-            not_after=peer.not_after_us,
-            issuer=peer.host,
-        )
+        identity = {
+            "spiffe_id": peer.spiffe_id,
+            "trust_domain": peer.trust_domain,
+            "labels_id": peer.labels.id,
+            "fingerprint": peer.fingerprint.hex(),
+            "serial": peer.serial,
+            "not_before": peer.not_before_us,
+            "not_after": peer.not_after_us,
+            "issuer": peer.host,
+        }
+        events.define(Type.DICT_IDENTITY, peer.id, **identity)
         events.define(Type.DICT_WORKLOAD, entry.workload_id, **entry.describe())
         if before is None:
             events.emit(
@@ -129,10 +137,21 @@ class Records:
             workload_id=entry.workload_id,
             replaces=before.peer.id if before else None,
         )
+        labels = dict(peer.labels)
+        self._later(_put_identity, self._history, {**identity, "id": peer.id, "labels": labels}, self._agent)
+        if before is None:
+            workload = {
+                **entry.describe(),
+                "id": entry.workload_id,
+                "path": entry.workload.path,
+                "labels": labels,
+            }
+            self._later(_put_workload, self._history, workload, self._agent)
 
     def stopped(self, events: EventLog, entry: Issued) -> None:
         """A workload has ended."""
         events.emit(Type.WORKLOAD_STOP, workload_id=entry.workload_id, workload=entry.workload.name)
+        self._later(_end_workload, self._history, entry.workload_id, self._agent)
 
 
 def _complain(done: Future[None]) -> None:
@@ -141,60 +160,92 @@ def _complain(done: Future[None]) -> None:
         log.error("not put on record: %s", error.message if isinstance(error, SectoolError) else error)
 
 
-# Policy revisions, newest last, in a table of their own.
-
-_TABLE = """
-CREATE TABLE IF NOT EXISTS policy_revision (
-    revision INTEGER PRIMARY KEY, hash TEXT NOT NULL, text TEXT NOT NULL,
-    author TEXT NOT NULL, reason TEXT NOT NULL, applied_us INTEGER NOT NULL
-) STRICT
-"""
-_COLUMNS = "revision, hash, text, author, reason, applied_us"
+# What follows runs on the thread of the records (or in a command that reads offline).
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute(_TABLE)
-    return connection
+def _open(path: Path) -> ControlHistory:
+    from store.control import ControlHistory
+
+    return ControlHistory(path)
 
 
-def _select(history: sqlite3.Connection, rest: str, *values: int) -> list[Stored]:
-    rows = history.execute(f"SELECT {_COLUMNS} FROM policy_revision {rest}", values)  # noqa: S608
-    return [Stored(*row) for row in rows.fetchall()]
-
-
-def _newest(history: sqlite3.Connection) -> Stored | None:
-    return next(iter(_select(history, "ORDER BY revision DESC LIMIT 1")), None)
-
-
-def _revision(history: sqlite3.Connection, number: int) -> Stored | None:
-    return next(iter(_select(history, "WHERE revision = ?", number)), None)
-
-
-def _revision_at(history: sqlite3.Connection, moment_us: int) -> Stored | None:
-    rest = "WHERE applied_us <= ? ORDER BY revision DESC LIMIT 1"
-    return next(iter(_select(history, rest, moment_us)), None)
-
-
-def _revisions(history: sqlite3.Connection) -> list[Stored]:
-    return _select(history, "ORDER BY revision DESC")
-
-
-def _add(history: sqlite3.Connection, text: str, digest: str, author: str, reason: str) -> Stored:
-    history.execute(
-        "INSERT INTO policy_revision (hash, text, author, reason, applied_us) VALUES (?, ?, ?, ?, ?)",
-        (digest, text, author, reason, now_us()),
+def _stored(version: Version) -> Stored:
+    body = version.body
+    return Stored(
+        int(body["revision"]), body["hash"], body["text"], body["author"], body["reason"], version.valid_from
     )
+
+
+def _revisions(history: ControlHistory) -> list[Stored]:
+    return sorted(map(_stored, history.history("policy")), key=lambda s: -s.revision)
+
+
+def _newest(history: ControlHistory) -> Stored | None:
+    return next(iter(_revisions(history)), None)
+
+
+def _revision(history: ControlHistory, number: int) -> Stored | None:
+    return next(map(_stored, history.history("policy", str(number))), None)
+
+
+def _revision_at(history: ControlHistory, host: str, moment_us: int) -> Stored | None:
+    for version in history.as_of("activation", moment_us):
+        if version.key == host:
+            return _revision(history, int(version.body["revision"]))
+    return None
+
+
+def _add(history: ControlHistory, text: str, digest: str, author: Actor, reason: str) -> Stored:
     newest = _newest(history)
-    assert newest is not None
-    return newest
+    number = newest.revision + 1 if newest else 1
+    moment = now_us()
+    body = {"revision": number, "hash": digest, "text": text, "author": author.name, "reason": reason}
+    history.append("policy", str(number), body, author, reason, moment)
+    return Stored(number, digest, text, author.name, reason, moment)
 
 
-def read_offline(path: Path) -> list[Stored]:
-    """All revisions on record at `path`, newest first, read without a daemon."""
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        return _revisions(connection)
-    finally:
-        connection.close()
+def _activated(history: ControlHistory, host: str, revision: int, agent: Actor) -> None:
+    history.append("activation", host, {"revision": revision}, agent, "the packet workers switched")
+
+
+def _put_identity(history: ControlHistory, identity: dict[str, Any], agent: Actor) -> None:
+    history.append("identity", identity["spiffe_id"], identity, agent, "issued")
+
+
+def _put_workload(history: ControlHistory, workload: dict[str, Any], agent: Actor) -> None:
+    history.append("workload", str(workload["id"]), workload, agent, "seen")
+
+
+def _end_workload(history: ControlHistory, number: int, agent: Actor) -> None:
+    if any(version.key == str(number) for version in history.current("workload")):
+        history.close("workload", str(number), agent, "its last process has ended")
+
+
+def _put_trust(history: ControlHistory, roots: dict[str, list[str]], agent: Actor) -> None:
+    known = {version.key: version.body.get("roots") for version in history.current("trust")}
+    for domain, prints in roots.items():
+        if known.get(domain) != prints:
+            history.append("trust", domain, {"roots": prints}, agent, "trusted")
+    for domain in known.keys() - roots.keys():
+        history.close("trust", domain, agent, "not trusted any more")
+
+
+class OfflineRecords:
+    """The same facts from the file at `path`, read without a daemon."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StoreError when it cannot be read."""
+        from store.control import ControlHistory
+
+        with ControlHistory(path, read_only=True) as history:
+            self.revisions = _revisions(history)  # newest first
+            self._activations = [
+                (v.valid_from, v.valid_to, v.body) for v in history.history("activation") if v.tx_to is None
+            ]
+
+    def revision_at(self, moment_us: int) -> Stored | None:
+        """The revision that was in force at a moment."""
+        for start, end, body in self._activations:
+            if start <= moment_us and (end is None or moment_us < end):
+                return next((s for s in self.revisions if s.revision == body["revision"]), None)
+        return None

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sectool.agent.records import Records, Stored, read_offline
+from sectool.agent.records import OfflineRecords, Records, Stored
 from sectool.errors import SectoolError
 from sectool.policy import DocumentSet, Engine, WorkloadDoc, parse
+
+if TYPE_CHECKING:
+    from store.control import Actor
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Revisions:
         """Workload documents in force."""
         return self.active.documents.workloads if self.active else ()
 
-    async def add(self, candidate: Draft, author: str, reason: str) -> Revision:
+    async def add(self, candidate: Draft, author: Actor, reason: str) -> Revision:
         """Store `candidate` as the next revision and make it the one in force."""
         stored = await self._records.add_revision(candidate.documents.text, candidate.hash, author, reason)
         self.active = Revision(stored, active=True)
@@ -137,8 +140,8 @@ class Revisions:
         return _found(await self._records.revision(number), f"revision {number}")
 
     async def at(self, moment_us: int) -> Revision:
-        """The revision that was the newest at a moment; SectoolError when there was none."""
-        return _found(await self._records.revision_at(moment_us), "a revision that old")
+        """The revision that was in force at a moment; SectoolError when there was none."""
+        return _found(await self._records.revision_at(moment_us), "revision that was in force then")
 
     async def history(self) -> list[dict[str, Any]]:
         """All revisions, newest first."""
@@ -156,7 +159,8 @@ class OfflineHistory:
     """The same answers from the control history itself, for when no daemon runs."""
 
     def __init__(self, path: Path) -> None:
-        self._stored = read_offline(path)  # newest first
+        self._records = OfflineRecords(path)
+        self._stored = self._records.revisions  # newest first
 
     def active(self) -> Revision | None:
         """The newest revision: what a daemon would enforce."""
@@ -167,10 +171,8 @@ class OfflineHistory:
         return _found(next((s for s in self._stored if s.revision == number), None), f"revision {number}")
 
     def at(self, moment_us: int) -> Revision:
-        """The revision that was the newest at a moment; SectoolError when there was none."""
-        return _found(
-            next((s for s in self._stored if s.applied_us <= moment_us), None), "a revision that old"
-        )
+        """The revision that was in force at a moment; SectoolError when there was none."""
+        return _found(self._records.revision_at(moment_us), "revision that was in force then")
 
     def history(self) -> list[dict[str, Any]]:
         """All revisions, newest first."""
