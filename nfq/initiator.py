@@ -209,7 +209,10 @@ def in_reset(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
         flow.revision = core.revision
         core.recorder.denied(flow, DropReason.PEER_DENIED, now_us)
     if not core.config.reject:
-        return DROP  # the SYN will be retransmitted, and may be let in by then
+        # The SYN will be retransmitted, and may be let in by then, but not with a handshake seen over there before.
+        assert flow.local is not None
+        flow.hello = Hello(flow.local.static, flow.local.blob, now_us, ephemeral=core.ephemerals.take())
+        return DROP
     core.half_open.remove(flow)
     return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b""))
 

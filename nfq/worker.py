@@ -28,6 +28,7 @@ from nfq.ports import KernelPorts
 from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket
 from nfq.reconcile import Reconciler
 from nfq.recorder import Counts, Recorder
+from nfq.sockdiag import TcpState
 from sectool.api import wire
 from sectool.errors import SectoolError
 from sectool.events import ConnState, now_us
@@ -41,6 +42,13 @@ ENDING_DELAY_US = 20_000  # lets the last ACK be counted before the counters are
 HOLD_TIMEOUT_US = 5_000_000
 HOLD_LIMIT = 1024
 TICK_US = 1_000_000
+_OPEN = (
+    TcpState.ESTABLISHED,
+    TcpState.FIN_WAIT1,
+    TcpState.CLOSE_WAIT,
+    TcpState.LAST_ACK,
+    TcpState.CLOSING,
+)
 
 
 class _Held:
@@ -249,11 +257,25 @@ class Worker:
     def _live(self, key: bytes) -> Flow | None:
         return self.core.live.get(key) or self.core.live.get(reverse_key(key))
 
+    def _open(self, key: bytes, flow: Flow) -> bool:
+        """Whether the connection has a socket all the same.
+
+        When the proving ACK and the first data are taken in on two CPUs at once, the kernel makes two sockets and
+        destroys one of them (inet_csk_complete_hashdance).
+        """
+        n = flow.address_size
+        ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
+        found = self.ports.sockdiag.lookup(key[:n], ports[0], key[n : 2 * n], ports[1])
+        # A FIN_WAIT2 that belongs to nobody is what TIME_WAIT begins as.
+        return found is not None and (
+            found.state in _OPEN or (found.state == TcpState.FIN_WAIT2 and found.inode != 0)
+        )
+
     def _account(self, now: int) -> None:
         while self.endings_due and self.endings_due[0][0] <= now:
             _, key = self.endings_due.popleft()
             flow = self._live(key)
-            if flow is not None:
+            if flow is not None and not self._open(key, flow):
                 counts, state = self.ports.counters(flow)
                 datapath.ended(self.core, flow.key, counts or Counts(), state or ConnState.SF, now)
 
