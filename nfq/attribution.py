@@ -44,7 +44,6 @@ Key: TypeAlias = tuple[int, int, int, int, int]  # cgroup id, uid, executable
 _PAGE: Final = 4096
 _MAX_FDS: Final = 65_536  # looked at for one socket; beyond it stays ambiguous
 _HASH_LIMIT: Final = 1024
-_HINT_LIMIT: Final = 4096
 _FDS_LIMIT: Final = 1024  # cgroup.procs files kept open
 
 
@@ -84,7 +83,6 @@ class Attributor:
         self._cgroups = Cgroups() if cgroups is None else cgroups
         self._proc = os.fspath(proc)
         self._procs: OrderedDict[int, int] = OrderedDict()  # cgroup id -> cgroup.procs, open
-        self._last: OrderedDict[tuple[int, int], tuple[int, str]] = OrderedDict()  # (cgroup, uid) -> pid, fd
         self._hashes: OrderedDict[tuple[int, ...], str] = OrderedDict()
 
     def close(self) -> None:
@@ -138,8 +136,7 @@ class Attributor:
         # if it belongs to this one, the executables are equal anyway or the list has changed.
         if first is None or self._members(sock.cgroup_id) != before:
             return self._holder(sock, self._members(sock.cgroup_id).split())
-        pid = witness if len(pids) == 1 else self._hinted(sock)
-        return pid, witness, first
+        return (witness if len(pids) == 1 else 0), witness, first
 
     def _members(self, cgroup_id: int) -> bytes:
         """cgroup.procs; b'' when the cgroup is gone or is threaded."""
@@ -177,19 +174,12 @@ class Attributor:
             return None
         return st.st_dev, st.st_ino, st.st_ctime_ns
 
-    def _hinted(self, sock: Socket) -> int:
-        """The process that held the last socket of this cgroup and user, if it holds this one too; else 0."""
-        hint = self._last.get((sock.cgroup_id, sock.uid))
-        if hint is None:
-            return 0
-        pid, fd = hint
-        try:
-            return pid if os.readlink(f"{self._proc}/{pid}/fd/{fd}") == f"socket:[{sock.inode}]" else 0
-        except OSError:
-            return 0
-
     def _holder(self, sock: Socket, pids: list[bytes]) -> tuple[int, int, Executable]:
-        """Look for the socket's inode among the open files of all these processes."""
+        """Look for the socket's inode among the open files of all these processes.
+
+        All of them, whatever their user: one that gave up root after making the socket has another uid than it. And
+        to the end, since a second holder that runs something else makes it ambiguous.
+        """
         if not sock.inode:
             return 0, 0, AMBIGUOUS
         wanted = f"socket:[{sock.inode}]"
@@ -197,26 +187,36 @@ class Attributor:
         budget = _MAX_FDS
         for raw in pids:
             pid = int(raw)
-            started = self._started(pid)
-            executable = self._executable(pid)
-            if started is None or executable is None:
-                continue
             fd, looked = self._find_fd(pid, wanted, budget)
             budget -= looked
             if budget <= 0:
                 return 0, 0, AMBIGUOUS
             if fd is None:
                 continue
-            if self._started(pid) != started or self._executable(pid) != executable:
+            executable = self._executable_of_holder(pid, fd, wanted)
+            if executable is None:
                 return 0, 0, AMBIGUOUS  # it ended or became another program under our eyes
             found.append((pid, executable))
-            self._last[sock.cgroup_id, sock.uid] = (pid, fd)
-            if len(self._last) > _HINT_LIMIT:
-                self._last.popitem(last=False)
         if not found or any(executable != found[0][1] for _, executable in found):
             return 0, 0, AMBIGUOUS
         pid, executable = found[0]
         return (pid if len(found) == 1 else 0), pid, executable
+
+    def _executable_of_holder(self, pid: int, fd: str, wanted: str) -> Executable | None:
+        """What a process runs, if it is one process, one program and holds the socket all the while."""
+        started, executable = self._started(pid), self._executable(pid)
+        try:
+            still = os.readlink(f"{self._proc}/{pid}/fd/{fd}") == wanted
+        except OSError:
+            return None
+        if (
+            still
+            and started is not None
+            and self._executable(pid) == executable
+            and self._started(pid) == started
+        ):
+            return executable
+        return None
 
     def _find_fd(self, pid: int, wanted: str, budget: int) -> tuple[str | None, int]:
         """The descriptor that is the socket, or None; and how many were looked at."""

@@ -4,7 +4,7 @@
                                                    (an application's SO_MARK, somebody else's rule, a tunnel)
     mangle  OUTPUT ─► SECTOOL-OUT                  1 our mark bits set ─► SECTOOL-VERDICT
             INPUT  ─► SECTOOL-IN (not lo)          2 not TCP ─► on
-                                                   3 SYN or SYN-ACK ─► queue, whatever the connection's mark
+                                                   3 SYN or SYN-ACK ─► the connection's mark is cleared; queue
                                                    4 connection marked ALLOWED ─► on
                                                    5 sent by the worker's own raw socket ─► on          (OUTPUT only)
                                                    6 any other TCP ─► queue
@@ -14,6 +14,10 @@ The worker answers with NF_REPEAT and a mark: the kernel calls the same base cha
 takes the packet. It goes through the mangle rules of others, too, which NF_ACCEPT would skip. Since raw runs
 before mangle and is not repeated, only a verdict can have set these bits. Without a listener a queue drops (no
 --queue-bypass): fail closed. Loopback packets are judged once, in OUTPUT.
+
+Rule 3 clears because a connection may find a mark that is not its own: connection tracking goes on with the old entry
+when both ends have silently forgotten a connection and its ports are used again, and expected connections (helpers)
+inherit their master's mark. A stray SYN so sends a live connection through the queue once more, and no further.
 
 Installing is one transaction per table; the tables come in the order raw, mangle, so that a mark is never trusted
 before it is cleared.
@@ -118,6 +122,7 @@ def rules(config: RulesConfig) -> dict[str, list[str]]:
     judged = [
         f"{ours} -g {VERDICT}",
         "! -p tcp -j RETURN",
+        f"-p tcp -m tcp --tcp-flags SYN SYN -j CONNMARK --set-xmark 0x0/{mask}",
         f"-p tcp -m tcp --tcp-flags SYN SYN -j {queue}",
         f"-m connmark --mark {mark}/{mask} -j RETURN",
     ]

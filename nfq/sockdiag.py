@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -118,7 +119,7 @@ class SockDiag:
         while True:
             data = self._sock.recv(_BUFFER)
             # Answers to requests given up before (a timeout) may still lie here.
-            if len(data) >= 20 and int.from_bytes(data[8:12], "little") == seq:
+            if len(data) >= 20 and int.from_bytes(data[8:12], sys.byteorder) == seq:
                 return data
 
     def lookup(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> Socket | None:
@@ -132,10 +133,10 @@ class SockDiag:
             )
         except OSError as e:
             raise SectoolError(f"cannot ask the kernel for a socket: {e.strerror or e}") from None
-        kind = data[4] | data[5] << 8
+        kind = int.from_bytes(data[4:6], sys.byteorder)
         if kind == _BY_FAMILY:
             return parse(data, 0, len(data))
-        code = -int.from_bytes(data[16:20], "little", signed=True)
+        code = -int.from_bytes(data[16:20], sys.byteorder, signed=True)
         if code in (errno.ENOENT, errno.EINVAL, errno.ESTALE):
             return None
         raise SectoolError(
@@ -162,7 +163,7 @@ class SockDiag:
             )
         except OSError as e:
             raise SectoolError(f"cannot ask the kernel to close a socket: {e.strerror or e}") from None
-        code = -int.from_bytes(data[16:20], "little", signed=True)
+        code = -int.from_bytes(data[16:20], sys.byteorder, signed=True)
         if code == 0:
             return Destroyed.DONE
         if code in (errno.EOPNOTSUPP, errno.EINVAL):
@@ -202,7 +203,7 @@ def parse(data: bytes, off: int, end: int) -> Socket | None:
         if length < 4 or at + length > end:
             break
         if kind == _CGROUP_ID and length == 12:
-            cgroup = int.from_bytes(data[at + 4 : at + 12], "little")
+            cgroup = int.from_bytes(data[at + 4 : at + 12], sys.byteorder)
             break
         at += (length + 3) & ~3
     if family == socket.AF_INET:

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.kernel.conftest import Decide, Enforcer, Namespace, Pair, allow, deny
 pytestmark = pytest.mark.kernel
 
 SO_MARK = 36
+TCP_REPAIR = 19
 Enforce = Callable[[Namespace, Decide], Enforcer]
 FAMILIES = ("v4", "v6")
 VARIANTS = ("nft", "legacy")
@@ -239,6 +241,16 @@ def test_preflight_names_rules_that_write_our_mark_bits(namespace: Namespace) ->
     assert "mask" in finding.hint
 
 
+def test_preflight_without_root_is_one_finding() -> None:
+    code = (
+        "import os; os.setgid(65534); os.setuid(65534)\n"
+        "from nfq.preflight import preflight\n"
+        "print([(f.what, f.ok) for f in preflight()])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[('root', False)]\n"
+
+
 # -- what passes ------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +337,62 @@ def test_data_of_an_unknown_connection_is_queued_whatever_its_mark(pair: Pair, e
     client.sendall(b"secret")
     with peer, pytest.raises(TimeoutError):
         peer.recv(10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connection_does_not_inherit_the_mark_of_one_that_vanished(
+    pair: Pair, enforce: Enforce, family: str
+) -> None:
+    """Both ends forget a released connection; connection tracking does not, and takes the next for the same."""
+    enforcer = enforce(pair.a, allow)
+    server = pair.a.listen(v6=family == "v6")
+    client = pair.b.connect(address(pair.a, family), server.getsockname()[1])
+    peer, _ = server.accept()
+    own = client.getsockname()
+    for end in (client, peer):
+        end.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        end.close()
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
+    enforcer.decide = pass_once
+    enforcer.seen.clear()
+    again = pair.b.new_socket(socket.AF_INET6 if family == "v6" else socket.AF_INET)
+    again.bind(own[:2])
+    again.connect((address(pair.a, family), server.getsockname()[1]))
+    talk(again, server)
+    assert len(marks(pair.a)) == 1, "it is the same entry"
+    assert enforcer.flags(LOCAL_IN).count(SYN) == 1
+    payloads = [segment.payload for hook, segment, _ in enforcer.seen if hook == LOCAL_IN]
+    assert b"ping" in payloads, "what follows the SYN has to be judged"
+
+
+def test_a_stray_syn_only_sends_a_live_connection_through_the_queue_once_more(
+    pair: Pair, enforce: Enforce
+) -> None:
+    from scapy.compat import raw
+    from scapy.layers.inet import IP, TCP
+
+    enforcer = enforce(pair.a, allow)
+    server = pair.a.listen()
+    port = server.getsockname()[1]
+    client = pair.b.connect(pair.a.v4, port)
+    peer, _ = server.accept()
+    enforcer.decide = deny
+    enforcer.seen.clear()
+    stray = raw(
+        IP(src=pair.b.v4, dst=pair.a.v4) / TCP(sport=client.getsockname()[1], dport=port, flags="S", seq=9)
+    )
+    with pair.b.enter():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    with sender:
+        sender.sendto(stray, (pair.a.v4, 0))
+    wait_until(lambda: enforcer.seen, "the stray SYN")
+    enforcer.decide = allow
+    peer.settimeout(10)
+    for _ in range(3):
+        client.sendall(b"more")
+        assert peer.recv(10) == b"more"
+    peer.close()
+    assert len(enforcer.flags(LOCAL_IN)) == 2
 
 
 def test_a_mark_from_an_earlier_rule_counts_for_nothing(pair: Pair, enforce: Enforce) -> None:

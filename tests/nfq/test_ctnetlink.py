@@ -9,8 +9,8 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq import conntrack
-from nfq.conntrack import TCP_STATES, Entry, FlowTuple, parse
+from nfq import ctnetlink
+from nfq.ctnetlink import TCP_STATES, Entry, FlowTuple, parse
 
 
 def attr(kind: int, content: bytes) -> bytes:
@@ -159,4 +159,4 @@ def test_an_entry_without_addresses_is_malformed() -> None:
 def test_what_is_sent_reads_back() -> None:
     """The requests' tuples are the shape that answers have."""
     for flow in (FLOW, FlowTuple(bytes(15) + b"\1", bytes(15) + b"\2", 1, 2)):
-        assert parse(message(0x0100, conntrack._tuple_attr(1, flow))).entries[0].tuple == flow
+        assert parse(message(0x0100, ctnetlink.tuple_attr(1, flow))).entries[0].tuple == flow
