@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sectool.agent.revisions import Draft, Revision, draft
-from sectool.agent.worker import Activation, Worker
+from sectool.agent.worker import Activation
 from sectool.api.server import Reply, Request
 from sectool.errors import SectoolError, UsageError
 from sectool.events import Type
@@ -92,13 +92,13 @@ async def _activate(
     for worker, answer in zip(daemon.workers, answers, strict=True):
         if isinstance(answer, Activation):
             cut += answer.cut
-            daemon.health.clear(_problem(worker))
+            daemon.health.clear(policy_problem(worker.number))
             continue
         if not isinstance(answer, SectoolError):
             log.error("worker %d: activating failed", worker.number, exc_info=answer)
         why = answer.message if isinstance(answer, SectoolError) else f"{type(answer).__name__}"
         problems.append(f"{why}; it goes on with revision {worker.revision}")
-        daemon.health.raise_(_problem(worker), why)
+        daemon.health.raise_(policy_problem(worker.number), why)
     if _workloads(before) != _workloads(revision):
         daemon.identities.forget_sockets()
         for worker in daemon.workers:
@@ -126,8 +126,9 @@ async def _activate(
     }
 
 
-def _problem(worker: Worker) -> str:
-    return f"policy of worker {worker.number}"
+def policy_problem(number: int) -> str:
+    """Name of the problem that a worker has not switched."""
+    return f"policy of worker {number}"
 
 
 def _text(request: Request) -> str:

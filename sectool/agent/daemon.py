@@ -20,12 +20,14 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from nfq import cgroup, rules
 from nfq.netns import NamespaceLock
 from sectool.agent import control
+from sectool.agent.apply import policy_problem
 from sectool.agent.background import prepare_run_folder
 from sectool.agent.cleanup import remove_run_files
 from sectool.agent.eventlog import EventLog
@@ -51,6 +53,9 @@ log = logging.getLogger("sectool.agent")
 STORE_START_S = 15.0
 WORKER_START_S = 20.0
 WORKER_GRACE_S = 5.0
+WORKER_SILENCE_S = 20.0
+PREDECESSOR_S = 8.0  # for what a killed daemon's children still hold
+DEFINE_S = 3600.0
 TICK_S = 1.0
 
 
@@ -102,6 +107,7 @@ class Daemon:
         self.health = Health(self._health_changed)
         self.identities = Identities(self._resolve, self._issue, self._issued)
         self._announcer = announcer
+        self._defined = time.monotonic()
         self._stack = contextlib.AsyncExitStack()
         self.activation = asyncio.Lock()  # one policy change at a time
 
@@ -145,6 +151,7 @@ class Daemon:
         lock.acquire()
         push.callback(lock.release)
         push.callback(self._remove_traces)
+        after_crash = self.paths.pid_file.exists()  # an orderly end removes it
         self.paths.pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
         self.records = Records(self.paths.control_history, self.host.name)
         push.push_async_callback(self.records.close)
@@ -162,7 +169,7 @@ class Daemon:
         self.programs = Programs(cgroup.mount(), self.paths.programs, self._program_ended)
         self.programs.load()
         push.callback(self._say_stopped)
-        await self._start_workers(output)
+        await self._start_workers(output, PREDECESSOR_S if after_crash else 0.0)
         server = Server(self.paths.control_socket, control.operations(self), self.settings.socket_group)
         await server.start()
         push.push_async_callback(server.close)
@@ -184,7 +191,7 @@ class Daemon:
         self.records.trusted(self._trusted())
         log.info("enforcing as %s in %s", self.host.name, self.host.trust_domain)
 
-    async def _start_workers(self, output: int) -> None:
+    async def _start_workers(self, output: int, patience_s: float) -> None:
         for number in range(self.settings.workers):
             worker = Worker(
                 number,
@@ -195,7 +202,7 @@ class Daemon:
             )
             self.workers.append(worker)
             self._stack.push_async_callback(worker.stop, WORKER_GRACE_S)
-            await worker.begin(WORKER_START_S)
+            await worker.begin(WORKER_START_S, patience_s)
 
     def _worker_config(self, number: int) -> dict[str, Any]:
         settings = self.settings
@@ -262,8 +269,13 @@ class Daemon:
             return
         if why:
             self.health.raise_(f"worker {number}", why)
-        else:
-            self.health.clear(f"worker {number}")
+            return
+        self.health.clear(f"worker {number}")
+        active = self.revisions.active
+        late = policy_problem(number)
+        if late in self.health.problems and active and self.workers[number].revision == active.revision:
+            self.health.clear(late)
+            self.records.activated_later(active.revision)
 
     def _resolve(self, facts: Facts) -> Workload:
         registered = {program.cgroup: program.labels for program in self.programs.by_id.values()}
@@ -302,6 +314,7 @@ class Daemon:
     def define_rules(self) -> None:
         """Dictionary entries for every rule of the active revision, ahead of the flows they decide."""
         active = self.revisions.active
+        self._defined = time.monotonic()
         for rule in active.engine.rules if active else ():
             self.events.define(
                 Type.DICT_RULE,
@@ -338,7 +351,11 @@ class Daemon:
             for key in entry.keys:
                 for worker in self.workers:
                     worker.send(*_credential(key, entry))
+        for worker in self.workers:
+            worker.check(WORKER_SILENCE_S)
         self.programs.sweep()
+        if time.monotonic() - self._defined > DEFINE_S:
+            self.define_rules()
         if (
             self.store.child.pid is not None
             and "event store" in self.health.problems

@@ -95,6 +95,10 @@ class Records:
         await self._do(_activated, self._history, self._host, revision, self._agent)
         log.info("revision %d is in force", revision)
 
+    def activated_later(self, revision: int) -> None:
+        """The same, without waiting."""
+        self._later(_activated, self._history, self._host, revision, self._agent)
+
     def trusted(self, roots: dict[str, list[str]]) -> None:
         """Trust domains trusted from now on, with the fingerprints of their roots."""
         self._later(_put_trust, self._history, roots, self._agent)

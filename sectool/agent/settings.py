@@ -65,7 +65,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "mark": _number(1, 0xFFFF_FFFF),
     "mask": _number(1, 0xFFFF_FFFF),
     "reject": _truth,
-    "svid_lifetime_s": _number(60, 86400),
+    "svid_lifetime_s": _number(10, 86400),
     "clock_skew_s": _number(0, 600),
     "syn_rate": _number(1, 1_000_000),
     "activation_timeout_s": _number(1, 60),

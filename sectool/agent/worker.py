@@ -16,6 +16,7 @@ import contextlib
 import logging
 import socket
 import sys
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,7 @@ class Worker:
         self.stats: dict[str, Any] = {}
         self.revision: int | None = None
         self.ready = False
+        self.heard = 0.0  # when it last said anything (monotonic seconds)
         self.fatal: SectoolError | None = None
         self.child = Child(f"worker {number}", self._start, self._died)
         self._setup = setup
@@ -91,11 +93,20 @@ class Worker:
         """Whether it takes packets under a policy revision."""
         return self.ready and self.revision is not None
 
-    async def begin(self, timeout_s: float) -> None:
-        """Start it and wait until it enforces. Raises SectoolError when it cannot."""
+    async def begin(self, timeout_s: float, patience_s: float = 0.0) -> None:
+        """Start it and wait until it enforces. Raises SectoolError when it cannot.
+
+        For `patience_s` seconds a refusal is not taken for final: what a predecessor that was killed still holds
+        (its queue, its ring) comes free a moment after.
+        """
+        deadline = time.monotonic() + patience_s
         await self.child.begin()
         try:
-            await asyncio.wait_for(self._became_ready.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._became_ready.wait()
+                while self.fatal is not None and time.monotonic() < deadline:
+                    self._became_ready.clear()
+                    await self._became_ready.wait()
         except TimeoutError:
             raise SectoolError(
                 f"packet worker {self.number} was not ready within {timeout_s:.0f} s",
@@ -136,7 +147,8 @@ class Worker:
             if not waiting.done():
                 waiting.set_exception(SectoolError(f"packet worker {self.number} {why}"))
         self._activations.clear()
-        self._changed(f"packet worker {self.number} {why}")
+        said = f": {self.fatal.message}" if self.fatal is not None else ""
+        self._changed(f"packet worker {self.number} {why}{said}")
 
     def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
         """Queue one frame; nothing happens while the worker is down (it is configured anew when it comes back)."""
@@ -169,6 +181,16 @@ class Worker:
                 await asyncio.wait_for(self._heard_stats.wait(), timeout_s)
         return self.stats
 
+    def check(self, silence_s: float) -> None:
+        """Kill a worker that has been silent for `silence_s` seconds (it tells its counters every second)."""
+        process = self.child.process
+        if self.ready and process is not None and time.monotonic() - self.heard > silence_s:
+            log.error(
+                "worker %d (pid %d) has been silent for %.0f s; killed", self.number, process.pid, silence_s
+            )
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
     async def stop(self, grace_s: float) -> None:
         """Let it write its last events and end."""
         self.send({"t": "stop"})
@@ -185,6 +207,7 @@ class Worker:
             decoder = wire.Decoder()
             while data := await reader.read(READ_BYTES):
                 for frame in decoder.feed(data):
+                    self.heard = time.monotonic()
                     self._hear(frame.header)
         except (SectoolError, OSError) as error:
             log.error("worker %d: unreadable message: %s", self.number, error)

@@ -25,7 +25,7 @@ COMMANDS: dict[str, Place] = {
     "status": Place("sectool.cli.status", "Show what is enforced right now, and how well.", "status"),
     "run": Place("sectool.cli.run", "Run a program as a workload with labels of its own.", "run"),
     "policy": Place("sectool.cli.policy", "Apply, test, explain, compare and roll back policy."),
-    "explain": Place("sectool.cli.policy", "Why a connection is allowed or denied, and by whom.", "explain"),
+    "explain": Place("sectool.cli.explain", "Why a connection is allowed or denied, and by whom.", "explain"),
     "flows": Place(
         "sectool.cli.flows", "List or follow the connections seen, with verdict and reason.", "flows"
     ),

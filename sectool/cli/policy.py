@@ -1,21 +1,20 @@
-"""`sectool policy …` and `sectool explain`."""
+"""`sectool policy …`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sectool.cli.context import Session, require_root, session
+from sectool.cli.explain import explain
 from sectool.cli.moments import moment_us, show_time
 from sectool.cli.output import Column, Format, emit, emit_document
+from sectool.cli.revisions import documents_of, fetch_history, fetch_revision, in_force
 from sectool.cli.text import escape_block
-from sectool.errors import Exit, NoDaemonError, SectoolError, UsageError
-
-if TYPE_CHECKING:
-    from sectool.policy import DocumentSet
+from sectool.errors import Exit, UsageError
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
@@ -105,7 +104,7 @@ def list_(ctx: typer.Context, output: Output = Format.TABLE) -> None:
       sectool policy list -o json
     """
     at = session(ctx)
-    meta, documents = _in_force(at)
+    meta, documents = in_force(at)
     rows = [
         {
             "kind": str(document.kind),
@@ -204,93 +203,7 @@ def test(ctx: typer.Context, files: Files, output: Output = Format.TABLE) -> Non
         raise typer.Exit(int(Exit.DENIED))
 
 
-@app.command("explain")
-def explain_(
-    ctx: typer.Context,
-    flow: Annotated[
-        str,
-        typer.Argument(
-            metavar="FLOW", help="A connection: 'LABELS -> LABELS SERVICE'; also ip:, net:, fqdn:."
-        ),
-    ],
-    file: Annotated[
-        list[Path] | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Ask these files instead of the policy in force."),
-    ] = None,
-    at: Annotated[
-        str | None, typer.Option("--at", metavar="TIME", help="Ask the policy that was in force then.")
-    ] = None,
-    output: Output = Format.TABLE,
-) -> None:
-    """Why a connection is allowed or denied, which rule decides, who owns it, and what would allow it.
-
-    The answer comes from the code that decides. Exits 0 for allowed, 1 for denied.
-
-    \b
-    Examples:
-      sectool explain 'app=web -> app=db tcp/5432'
-      sectool explain 'ip:198.51.100.7 -> app=web tcp/443' --at 2h
-      sectool policy explain 'app=web -> app=db tcp/5432' --file shop.yaml
-    """
-    from sectool.events import Action, now_us
-    from sectool.policy import Engine, explain, load, parse_flow
-
-    here = session(ctx)
-    if file and at:
-        raise UsageError("--file and --at exclude each other", "--at asks the history of this host")
-    spec = parse_flow(flow)
-    now = moment_us(at) if at else now_us()
-    if file:
-        documents, revision = load(file), 0
-    else:
-        meta, documents = _in_force(here, now if at else None)
-        revision = meta["revision"]
-    networks = {doc.name: doc.spec for doc in documents.networks}
-    answer = explain(Engine(documents, revision), spec.request(networks), now)
-    allowed = answer.decision.action in (Action.ALLOW, Action.AUDIT)
-    if output in (Format.TABLE, Format.WIDE):
-        sys.stdout.write("".join(escape_block(line) + "\n" for line in answer.lines()))
-    else:
-        emit_document(_explanation(flow, answer), output, "sectool.explanation/1")
-    if not allowed:
-        raise typer.Exit(int(Exit.DENIED))
-
-
-def _explanation(flow: str, answer: Any) -> dict[str, Any]:
-    decision = answer.decision
-    near = answer.nearest_allow
-    return {
-        "flow": flow,
-        "verdict": decision.action.name.lower(),
-        "reason": decision.reason.name.lower(),
-        "revision": answer.revision or None,
-        "rule": _rule(decision.rule),
-        "encrypted": decision.encrypt,
-        "pending_verdict": decision.pending_action.name.lower(),
-        "pending_rule": _rule(decision.pending_rule),
-        "applied": [_rule(r) for r in answer.applied],
-        "staged": [_rule(r) for r in answer.staged],
-        "nearest_allow": _rule(near.rule) if near else None,
-        "missing": [{"part": m.part, "clause": m.clause, "found": m.found} for m in near.misses]
-        if near
-        else [],
-        "remedy": str(answer.remedy),
-        "sentence": answer.sentence,
-    }
-
-
-def _rule(rule: Any) -> dict[str, Any] | None:
-    if rule is None:
-        return None
-    return {
-        "id": rule.id,
-        "kind": rule.kind,
-        "policy": rule.policy,
-        "owner": rule.owner,
-        "index": rule.index,
-        "text": rule.text,
-        "where": rule.where,
-    }
+app.command("explain")(explain)
 
 
 @app.command()
@@ -334,8 +247,8 @@ def diff_(
     from sectool.policy import diff
 
     at = session(ctx)
-    before = _documents(at, old)
-    after = _documents(at, new) if new is not None else _in_force(at)[1]
+    before = documents_of(at, old)
+    after = documents_of(at, new) if new is not None else in_force(at)[1]
     changes = diff(before, after)
     if output in (Format.TABLE, Format.WIDE):
         for change in changes:
@@ -386,62 +299,3 @@ def rollback(
         else:
             answer = control.call("policy.rollback", revision=revision, reason=reason)
     _tell_change(at, answer.header, output, dry_run=dry_run)
-
-
-def _documents(at: Session, name: str) -> DocumentSet:
-    from sectool.policy import load, parse
-
-    if name.isdigit():
-        meta, text = fetch_revision(at, int(name), None)
-        return parse(text, f"revision {meta['revision']}")
-    return load([Path(name)])
-
-
-def _in_force(at: Session, moment: int | None = None) -> tuple[dict[str, Any], DocumentSet]:
-    from sectool.policy import parse
-
-    meta, text = fetch_revision(at, None, moment)
-    return meta, parse(text, f"revision {meta['revision']}")
-
-
-def fetch_revision(at: Session, number: int | None, moment: int | None) -> tuple[dict[str, Any], str]:
-    """A revision's facts and text: from the daemon, or from the control history when no daemon runs."""
-    try:
-        with at.control() as control:
-            answer = control.call("policy.show", rev=number, at=moment)
-            meta = {k: v for k, v in answer.header.items() if k not in ("ok", "payload")}
-            return meta, answer.payload.decode("utf-8")
-    except NoDaemonError as error:
-        offline = _offline(at, error)
-        revision = (
-            offline.get(number) if number is not None else offline.at(moment) if moment else offline.active()
-        )
-        if revision is None:
-            raise SectoolError(
-                "no policy has been applied on this host yet", "sectool policy apply FILE"
-            ) from None
-        return revision.summary(), revision.text
-
-
-def fetch_history(at: Session) -> list[dict[str, Any]]:
-    """All revisions, newest first."""
-    try:
-        with at.control() as control:
-            items: list[dict[str, Any]] = control.call("policy.history")["items"]
-            return items
-    except NoDaemonError as error:
-        rows: list[dict[str, Any]] = _offline(at, error).history()
-        return rows
-
-
-def _offline(at: Session, error: NoDaemonError) -> Any:
-    from sectool.agent.revisions import OfflineHistory
-
-    if not at.paths.control_history.exists():
-        raise error
-    at.say(f"no daemon is running; reading {at.paths.control_history}")
-    return OfflineHistory(at.paths.control_history)
-
-
-# `sectool explain` is `sectool policy explain`.
-explain = explain_

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -348,3 +350,131 @@ def test_members_of_the_socket_group_may_look_and_not_touch(host: Host) -> None:
     done = host.shell(*as_nobody[:-2], "-c", program, host.run / "control.sock")
     assert "down is for root" in done.out
     assert host.status()["enforcing"]
+
+
+def test_follow_shows_new_flows_as_they_come(shared: Host, server: object) -> None:
+    shared.apply(POLICY)
+    following = shared.popen(
+        sys.executable, "-m", "sectool", "flows", "-f", "--last", "0", "--to-port", "5432", "-o", "jsonl",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert following.stdout is not None
+    lines: list[str] = []
+
+    def one() -> bool:
+        assert client(shared, "app=web") == 0
+        ready, _, _ = select.select([following.stdout], [], [], 1.0)
+        if ready and following.stdout is not None:
+            lines.append(following.stdout.readline())
+        return bool(lines)
+
+    try:
+        until(one, "a new flow is shown")
+        row = json.loads(lines[0])
+        assert (row["schema"], row["event.action"], row["destination.port"]) == (
+            "sectool.flow/1",
+            "allow",
+            5432,
+        )
+        following.send_signal(signal.SIGINT)
+        _, err = following.communicate(timeout=20)
+        assert (following.returncode, err) == (130, "")
+    finally:
+        following.kill()
+        following.wait()
+
+
+def test_a_worker_that_does_not_answer_is_told_of_and_a_late_switch_heals(shared: Host) -> None:
+    shared.apply(POLICY)
+    worker = shared.status()["workers"][0]["pid"]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        done = shared.apply(POLICY.replace("shop", "late"), "-o", "json")
+        assert done.code == 1
+        assert "did not switch to revision" in json.loads(done.out)["problems"][0]
+        assert shared.sectool("status").code == 1
+        assert shared.status()["state"] == "degraded"
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    after = until(lambda: (s := shared.status())["state"] == "enforcing" and s, "it has switched")
+    assert after["workers"][0]["revision"] == after["policy"]["revision"]
+    shared.apply(POLICY)
+
+
+def test_identities_are_renewed_while_running(host: Host) -> None:
+    (host.state / "sectool.yaml").write_text("svid_lifetime_s: 10\n")
+    host.ok("up", "--background")
+    host.apply(POLICY)
+    listening = host.popen(
+        sys.executable, "-m", "sectool", "run", "-l", "app=db", "--", sys.executable, "-c", SERVER,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert listening.stdout is not None
+        assert listening.stdout.readline() == "listening\n"
+        assert client(host, "app=web") == 0
+        first = next(i for i in host.json("identity", "list")["items"] if i["labels"].get("app") == "db")
+        renewed = until(
+            lambda: next(
+                i for i in host.json("identity", "list")["items"]
+                if i["labels"].get("app") == "db" and i["rotations"] >= 2
+            ) if any(i["rotations"] >= 2 for i in host.json("identity", "list")["items"]) else None,
+            "two renewals",
+        )  # fmt: skip
+        assert renewed["spiffe_id"] == first["spiffe_id"]
+        assert renewed["serial"] != first["serial"]
+        assert client(host, "app=web") == 0  # long after the first one has expired
+        assert host.json("events", "--type", "identity.rotated")["items"]
+    finally:
+        listening.kill()
+        listening.wait()
+
+
+def test_a_restart_right_after_kill_9_waits_for_what_the_dead_one_still_holds(host: Host) -> None:
+    host.ok("up", "--background")
+    os.kill(host.status()["pid"], signal.SIGKILL)
+    host.ok("up", "--background")
+    assert until(lambda: (s := host.status())["state"] == "enforcing" and s, "it enforces")
+
+
+def test_a_damaged_control_history_stops_the_start_and_is_left_as_it_is(host: Host) -> None:
+    damaged = b"SQLite format 3\0" + b"\xff" * 5000
+    (host.state / "control.sqlite").write_bytes(damaged)
+    for args in (["up", "--background"], ["policy", "history"]):
+        done = host.sectool(*args)
+        assert done.code == 4, done
+        assert "control.sqlite" in done.err
+        assert "hint: " in done.err
+    assert (host.state / "control.sqlite").read_bytes() == damaged
+    assert "SECTOOL" not in host.rules()
+
+
+def test_a_full_disk_refuses_the_policy_and_the_one_in_force_stays(host: Host) -> None:
+    small = host.folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(small)], check=True)
+    try:
+        subprocess.run(["cp", "-a", f"{host.state}/.", str(small)], check=True)
+        at = ("--state", small)
+        host.ok(*at, "up", "--background")
+        policy = host.folder / "policy.yaml"
+        policy.write_text(POLICY)
+        host.ok(*at, "policy", "apply", policy)
+        with (small / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(b"x" * 4096)
+        # Small enough to be read and large enough not to fit into what is left of a page.
+        policy.write_text(
+            POLICY + "".join(f"  - allow app=x{i} to call app=db on tcp/{i + 1}\n" for i in range(2000))
+        )
+        done = host.sectool(*at, "policy", "apply", policy)
+        assert done.code == 4, done
+        assert "control.sqlite" in done.err
+        assert host.sectool(*at, "explain", "app=web -> app=db tcp/5432").code == 0
+        status = host.json(*at, "status")
+        assert status["policy"]["revision"] == status["workers"][0]["revision"] == 1
+        (small / "filler").unlink()
+        host.ok(*at, "policy", "apply", policy)
+        host.ok(*at, "down")
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
