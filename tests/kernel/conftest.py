@@ -130,7 +130,7 @@ def _sweep() -> None:
         return
     for entry in NETNS.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
-            # A namespace file carries the age of the nsfs mount, not of its creation: use the mount point's.
+            # The mount keeps the namespace's inode, and with it the time it was made.
             if time.time() - entry.lstat().st_ctime > STALE_S:
                 subprocess.run(["ip", "netns", "del", entry.name], capture_output=True, check=False)
 
