@@ -25,7 +25,7 @@ from nfq.flow import Flow, LocalWorkload, reverse_key
 from nfq.journal import Journal
 from nfq.noise import KeyPair
 from nfq.ports import KernelPorts
-from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket
+from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket, release
 from nfq.reconcile import Reconciler
 from nfq.recorder import Counts, Recorder
 from nfq.sockdiag import TcpState
@@ -95,7 +95,7 @@ class Worker:
         self.journal = Journal(Path(header["journal"]))
         self.ports = KernelPorts(self.journal, int(header["mask"]))
         self.core = Core(config, Engine(parse("")), verifier, Recorder(self.ring), self.ports)
-        self.mark = int(header["mark"])
+        self.mark, self.mask = int(header["mark"]), int(header["mask"])
         self.loopback = socket.if_nametoindex("lo")
         self.endings = SocketEndings()
         self.reconciler = Reconciler(self.core, self.ports.conntrack, self.mark, int(header["mask"]))
@@ -128,11 +128,8 @@ class Worker:
         else:
             if result.packet is not None:
                 packet.set_payload(result.packet)
-            if verdict is Verdict.RELEASE:
-                packet.set_mark(self.mark)
-                packet.repeat()
-            else:
-                packet.accept()
+            # Not accept(): the packet shall meet the mangle rules of others, too.
+            release(packet, self.mark if verdict is Verdict.RELEASE else self.mask & ~self.mark, self.mask)
 
     def _hold(self, packet: QueuedPacket, data: bytes, outbound: bool, local: bool, key: Hashable) -> None:
         if self.held_packets >= HOLD_LIMIT:
