@@ -108,13 +108,13 @@ CASES: tuple[Case, ...] = (
     Case(
         "denied by intent",
         "the shop's own deny rule keeps its crawler out, although a wider rule would allow it",
-        "batch", ("app=crawler", "env=prod"), _curl(_web.ip6), TIMED_OUT["curl"], "imed out", 80,
+        "batch", ("app=crawler", "env=prod"), _curl(_web.ip6), TIMED_OUT["curl"], "Failed to connect", 80,
         (Seen("web", "deny", "intent_deny", CRAWLER), _refused("batch", "intent_deny")),
     ),
     Case(
         "denied with a RST",
         "web has `reject: true`: its programs learn at once that somebody denied them",
-        "web", ("app=report",), _curl(_batch.ip4, port=5201), REFUSED["curl"], "refused", 5201,
+        "web", ("app=report",), _curl(_batch.ip4, port=5201), REFUSED["curl"], "Failed to connect", 5201,
         (Seen("batch", "deny", "default_deny"), _refused("web", "default_deny")),
     ),
     Case(
@@ -126,7 +126,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "no identity",
         "plain runs no enforcer and calls from inside the enforced network (web answers with a RST, too)",
-        "plain", (), _curl(_web.ip4, "--interface", _plain.ip4), REFUSED["curl"], "refused", 80,
+        "plain", (), _curl(_web.ip4, "--interface", _plain.ip4), REFUSED["curl"], "Failed to connect", 80,
         (Seen("web", "deny", "no_identity"),),
     ),
     Case(

@@ -97,7 +97,7 @@ def status(name: Name = "lab") -> None:
         out.write(f"{node.name:8}{domain:16}{state:10}{count:9}  {addresses}\n")
 
 
-@app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@app.command(name="exec")
 def execute(
     host: Annotated[str, typer.Argument(metavar="HOST", help="web, db, batch, rogue or plain.")],
     command: Annotated[
@@ -113,7 +113,8 @@ def execute(
 ) -> None:
     """Run a program on a host of the lab. Its input, output and exit code are its own.
 
-    `sectool` there is this host's: `sectool lab exec db -- sectool flows`.
+    Write -- before a program that takes options. `sectool` is the host's own there, as in
+    `sectool lab exec db -- sectool flows`.
 
     \b
     Examples:
@@ -128,7 +129,8 @@ def execute(
     node = Lab(name)[host]
     if not node.netns.exists():
         raise SectoolError(f"lab {name} is not up", f"build it: sectool lab up --name {name}")
-    argv = [SECTOOL, *command[1:]] if command[0] == "sectool" else command
+    program, *rest = command
+    argv = [SECTOOL if program == "sectool" else program, *rest]
     argv = node.place().argv(node.workload(label or [], argv) if label else argv)
     os.execvpe(argv[0], argv, node.environment())
 

@@ -23,6 +23,7 @@ from labs.capture import Capture, examine, read
 from labs.cases import CASES
 from labs.judge import Outcome, judge
 from labs.lab import SECTOOL, Lab, Node, sweep
+from labs.records import Follower
 from sectool.errors import SectoolError
 
 EXPLAIN = "app=web,env=dev,zone=back -> app=db,env=prod,zone=back tcp/5432"
@@ -125,12 +126,15 @@ def run_cases(lab: Lab, report: Report) -> None:
     """Every case, in the order of the story."""
     report.title("cases: what a real client saw, and what the enforcers on both ends recorded")
     server = incidents.serve_iperf(lab)
+    followers = {node.name: Follower(node) for node in lab.enforcing}
     captures = [
         Capture(lab["web"], f"tcp port 5432 and (host {lab['db'].host.ip4} or host {lab['db'].host.ip6})"),
         Capture(lab["db"], f"tcp port 5432 and (host {lab['web'].host.ip4} or host {lab['web'].host.ip6})"),
     ]
     for case in CASES:
-        report.add(judge(lab, case))
+        report.add(judge(lab, case, followers))
+    for follower in followers.values():
+        follower.stop()
     report.add(wire(captures))
     report.add(incidents.bulk(lab))
     report.add(incidents.policy_change(lab))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,11 +12,12 @@ from pathlib import Path
 from labs import netns, records, services
 from labs.cases import CURL
 from labs.judge import Outcome
-from labs.lab import SECTOOL, Lab, Node
+from labs.lab import Lab, Node
 from labs.topology import POLICIES
 from sectool.errors import SectoolError
 
 IPERF_PORT = 5201
+ENOUGH = 50_000_000  # bytes that count as a moving transfer
 BATCH = ("app=batch", "env=prod")
 
 
@@ -39,54 +39,61 @@ def serve_iperf(lab: Lab) -> subprocess.Popen[str]:
     return server
 
 
-def start_transfer(lab: Lab, seconds: int) -> subprocess.Popen[str]:
-    """A bulk transfer from web to batch, as fast as it goes."""
+def start_transfer(lab: Lab) -> subprocess.Popen[str]:
+    """A bulk transfer from web to batch, as fast as it goes, until `stop_transfer`."""
     web, batch = lab["web"], lab["batch"]
-    command = ["iperf3", "-c", batch.host.ip4, "-p", str(IPERF_PORT), "-t", str(seconds), "-i", "0.5", "-J"]
-    transfer = web.popen(web.workload(("app=web",), command))
-    wait_until(
-        "the transfer is under way", lambda: transferred(web) > 10_000_000 or transfer.poll() is not None
-    )
+    command = ["iperf3", "-c", batch.host.ip4, "-p", str(IPERF_PORT), "-t", "60"]
+    transfer = web.popen(web.workload(("app=web",), command), out=subprocess.DEVNULL)
+    wait_until("the transfer is under way", lambda: transferred(web) > ENOUGH or transfer.poll() is not None)
     return transfer
 
 
+def stop_transfer(lab: Lab, transfer: subprocess.Popen[str]) -> bool:
+    """End it, and wait until the server is ready for the next one. Whether it was still running."""
+    running = transfer.poll() is None
+    transfer.terminate()
+    transfer.communicate(timeout=10)
+    server = lab["batch"].netns
+    open_on_server = ("ss", "-Htn", "state", "established", f"sport = :{IPERF_PORT}")
+    wait_until("iperf3 on batch is done", lambda: not netns.run(*open_on_server, netns=server).strip())
+    return running
+
+
 def transferred(node: Node) -> int:
-    """Bytes that acknowledged connections to the iperf3 port have sent, by the kernel's own count."""
+    """Bytes that connections to the iperf3 port have had acknowledged, by the kernel's own count."""
     text = netns.run("ss", "-Htin", f"dport = :{IPERF_PORT}", netns=node.netns)
     return sum(int(word.partition(":")[2]) for word in text.split() if word.startswith("bytes_acked:"))
 
 
-def _report(transfer: subprocess.Popen[str]) -> tuple[int, int, float]:
-    """Wait for iperf3: exit code, bytes sent, and the least megabytes in any half second."""
-    out, _ = transfer.communicate(timeout=30)
-    if transfer.returncode != 0:
-        return transfer.returncode, 0, 0.0
-    report = json.loads(out)
-    whole = [i["sum"]["bytes"] / 1e6 for i in report["intervals"] if i["sum"]["seconds"] > 0.4]
-    return 0, int(report["end"]["sum_sent"]["bytes"]), min(whole)
+def moves(node: Node, what: str) -> int:
+    """Wait until ENOUGH more bytes have been acknowledged; how many."""
+    start = transferred(node)
+    wait_until(f"the transfer moves on {what}", lambda: transferred(node) - start > ENOUGH)
+    return transferred(node) - start
 
 
 def bulk(lab: Lab) -> Outcome:
     """Once both ends agree, the kernel carries the flow alone: the count of queued packets stands still."""
     web, batch = lab["web"], lab["batch"]
-    transfer = start_transfer(lab, 3)
-    first_bytes, first = transferred(web), (web.queued(), batch.queued())
-    time.sleep(0.5)
-    last, last_bytes = (web.queued(), batch.queued()), transferred(web)
-    code, sent, _ = _report(transfer)
-    moved = last_bytes - first_bytes
-    ok = code == 0 and first == last and moved > 50_000_000
+    transfer = start_transfer(lab)
+    first = (web.queued(), batch.queued())
+    moved = moves(web, "while it is watched")
+    last = (web.queued(), batch.queued())
+    running = stop_transfer(lab, transfer)
     return Outcome(
         "bulk transfer",
         "iperf3 from web to batch; `sectool status` is asked twice while it runs",
-        "web [app=web] $ iperf3 -c batch -t 3",
-        ("exit 0", "queued packets between the two looks: web +0, batch +0"),
+        "web [app=web] $ iperf3 -c 10.77.0.30",
         (
-            f"exit {code}, {sent / 1e9:.2f} GB sent",
-            f"queued packets: web +{last[0] - first[0]}, batch +{last[1] - first[1]}"
-            f" (totals {last[0]} and {last[1]}), while {moved / 1e6:.0f} MB went over",
+            f"at least {ENOUGH / 1e6:.0f} MB between two looks",
+            "queued meanwhile: web 0 packets, batch 0 packets",
         ),
-        ok,
+        (
+            f"{moved / 1e6:.0f} MB between two looks",
+            f"queued meanwhile: web {last[0] - first[0]} packets, batch {last[1] - first[1]} packets"
+            f" (in all so far {last[0]} and {last[1]})",
+        ),
+        running and first == last,
     )
 
 
@@ -95,7 +102,7 @@ def policy_change(lab: Lab) -> Outcome:
     web, batch = lab["web"], lab["batch"]
     begin = time.time()
     url = f"http://{web.host.ip4}/big"
-    download = ["curl", "-sS", "--limit-rate", "2M", "-o", "/dev/null", url]
+    download = ["curl", "-sS", "-o", "/dev/null", url]
     client = batch.popen(batch.workload(BATCH, download))
     wait_until(
         "the download is under way",
@@ -103,26 +110,31 @@ def policy_change(lab: Lab) -> Outcome:
     )
     web.sectool("policy", "apply", str(POLICIES / "freeze.yaml"), "--reason", "incident: stop all downloads")
     applied = time.monotonic()
-    _, err = client.communicate(timeout=20)
+    try:
+        _, err = client.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        client.kill()
+        err = "not cut: still running after 10 s"
+        client.communicate()
     took = time.monotonic() - applied
-    cut, others = records.await_flow(
-        web, begin, 80, lambda f: f.action == "deny" and f.reason == "policy_changed"
-    )
+    cut, others = records.await_flow(web, begin, 80, lambda f: f.reason == "policy_changed")
     web.sectool("policy", "rollback", "1", "--reason", "incident is over")
     again = batch.execute(batch.workload(BATCH, [*CURL, f"http://{web.host.ip4}/"]))
     ok = client.returncode == 56 and took < 1.0 and cut is not None and again.exit == 0
     return Outcome(
         "policy change",
         "web gets a revision without the rule under which a download is running; later a rollback",
-        f"batch [{','.join(BATCH)}] $ curl --limit-rate 2M {url}",
+        f"batch [{','.join(BATCH)}] $ curl {url}",
         (
             "exit 56, cut within 1 s of `policy apply`",
-            "web: deny policy_changed",
+            "web: cut, policy_changed",
             "after the rollback: exit 0",
         ),
         (
             f"exit {client.returncode} after {took:.2f} s, '{err.strip()[:80]}'",
-            f"web: {cut}" if cut else "web: " + ("; ".join(map(str, others)) or "no event on record"),
+            f"web: cut, {cut.reason}; was {cut.action} [{cut.rule}]"
+            if cut
+            else "web: " + ("; ".join(map(str, others)) or "no event on record"),
             f"after the rollback: exit {again.exit}",
         ),
         ok,
@@ -174,38 +186,30 @@ def enforcer_killed(lab: Lab) -> Outcome:
     web, batch = lab["web"], lab["batch"]
     shell = Shell(batch, f"http://{web.host.ip4}/")
     before = shell.connect()
-    transfer = start_transfer(lab, 6)
+    transfer = start_transfer(lab)
     for pid in daemon_processes(batch):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-    at_kill = transferred(web)
     without = shell.connect()
-    moved = transferred(web) - at_kill
+    moved_without = moves(web, "without an enforcer")
     lab.start_daemons([batch])
     resumed = shell.connect()
     shell.close()
-    still_running = transfer.poll() is None
-    code, sent, least = _report(transfer)
-    ok = (
-        (before, without, resumed, code) == (0, 28, 0, 0)
-        and moved > 50_000_000
-        and still_running
-        and least > 0
-    )
+    moved_after = moves(web, "after the restart")
+    running = stop_transfer(lab, transfer)
     return Outcome(
         "enforcer killed",
         "kill -9 of agent, worker and store on batch in the middle of a transfer; then `sectool up` again",
-        f"batch $ kill -9 …; {SECTOOL.rpartition('/')[2]} up --background",
+        "batch $ kill -9 …; sectool up --background",
         (
             "new connections: exit 0 before, 28 (timed out) without an enforcer, 0 after the restart",
-            "the transfer goes on throughout and ends with exit 0",
+            "the transfer goes on throughout",
         ),
         (
             f"new connections: exit {before} before, {without} without an enforcer, {resumed} after the restart",
-            f"{moved / 1e6:.0f} MB without an enforcer, {sent / 1e9:.2f} GB in all, exit {code},"
-            f" at least {least:.0f} MB in every half second",
+            f"{moved_without / 1e6:.0f} MB more without an enforcer, {moved_after / 1e6:.0f} MB more after the restart",
         ),
-        ok,
+        (before, without, resumed, running) == (0, 28, 0, True),
     )

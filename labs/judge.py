@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,8 +35,8 @@ def shown(command: tuple[str, ...] | list[str]) -> str:
     return " ".join(f"'{part}'" if " " in part or not part else part for part in command)
 
 
-def judge(lab: Lab, case: Case) -> Outcome:
-    """Make the connection and look at what both ends say of it."""
+def judge(lab: Lab, case: Case, followers: Mapping[str, records.Follower] | None = None) -> Outcome:
+    """Make the connection and look at what both ends say of it (through `followers`, by host, where there are any)."""
     node = lab[case.host]
     begin = time.time() - 0.001
     result = node.execute(node.workload(case.labels, case.command))
@@ -45,7 +46,8 @@ def judge(lab: Lab, case: Case) -> Outcome:
     got = [f"exit {result.exit}, '{_words(result.out) or _words(result.err)}' after {result.seconds:.2f} s"]
     for seen in case.events:
         wanted = partial(records.matches, seen=seen, port=case.port)
-        flow, others = records.await_flow(lab[seen.host], begin, case.port, wanted)
+        follower = (followers or {}).get(seen.host)
+        flow, others = records.await_flow(lab[seen.host], begin, case.port, wanted, follower)
         expected.append(str(seen))
         if flow is not None:
             got.append(f"{seen.host}: {flow}")

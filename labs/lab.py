@@ -261,28 +261,27 @@ class Lab:
             if enforcer.reject:
                 (node.state / "sectool.yaml").write_text("reject: true\n")
 
-    def start_daemons(self, nodes: Sequence[Node]) -> None:
-        """`sectool up --background` on these hosts, all at once; returns when each of them enforces."""
-        starting = [(node, node.popen([SECTOOL, "up", "--background"], group="sectool")) for node in nodes]
-        for node, process in starting:
+    def everywhere(self, nodes: Sequence[Node], *args: str) -> None:
+        """`sectool ARGS` on these hosts, all at once. SectoolError names the first host where it fails."""
+        running = [(node, node.popen([SECTOOL, *args], group="sectool")) for node in nodes]
+        for node, process in running:
+            command = f"on {node.name}: `sectool {' '.join(args)}`"
             try:
                 _, err = process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise SectoolError(
-                    f"on {node.name}: `sectool up --background` did not end within 60 s"
-                ) from None
+                raise SectoolError(f"{command} did not end within 60 s") from None
             if process.returncode != 0:
-                log = node.log_tail()
-                raise SectoolError(f"on {node.name}: `sectool up --background` failed: {err.strip()}\n{log}")
+                raise SectoolError(f"{command} failed: {err.strip()}\n{node.log_tail()}")
+
+    def start_daemons(self, nodes: Sequence[Node]) -> None:
+        """`sectool up --background` on these hosts; returns when each of them enforces."""
+        self.everywhere(nodes, "up", "--background")
 
     def _apply(self) -> None:
-        files = dict(self.topology.policies)
-        for node in self.enforcing:
-            enforcer = node.host.enforcer
-            if enforcer is not None and enforcer.trust_domain in files:
-                file = str(files[enforcer.trust_domain])
-                node.sectool("policy", "apply", file, "--reason", "lab: first policy")
+        for domain, file in self.topology.policies:
+            nodes = [n for n in self.enforcing if n.host.enforcer and n.host.enforcer.trust_domain == domain]
+            self.everywhere(nodes, "policy", "apply", str(file), "--reason", "lab: first policy")
 
     # --- down ----------------------------------------------------------------------------------------------
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from labs.lab import SECTOOL
+
 if TYPE_CHECKING:
     from labs.cases import Seen
     from labs.lab import Node
 
 DEADLINE = 6.0  # seconds after which an event that is not on record counts as missing
+PATIENCE = 2.0  # seconds for which a follower is trusted to have it first
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +86,56 @@ def matches(flow: Flow, seen: Seen, port: int) -> bool:
     )
 
 
+class Follower:
+    """`sectool flows -f` on one host: what is recorded there, a moment after it is."""
+
+    def __init__(self, node: Node) -> None:
+        self._flows: dict[str, Flow] = {}
+        self._process = node.popen(
+            [SECTOOL, "flows", "--follow", "--last", "0", "-o", "jsonl"], group="sectool"
+        )
+        self._thread = threading.Thread(target=self._read, name=f"follow {node.name}", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            row = json.loads(line)
+            self._flows[row["event.id"]] = parse(row)  # a later line of a flow replaces the one before
+
+    def since(self, moment: float) -> list[Flow]:
+        """The flows that began at `moment` or later."""
+        return [flow for flow in list(self._flows.values()) if flow.start >= moment]
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+        self._thread.join(timeout=5)
+
+
 def await_flow(
-    node: Node, since: float, port: int, wanted: Callable[[Flow], bool]
+    node: Node,
+    since: float,
+    port: int,
+    wanted: Callable[[Flow], bool],
+    follower: Follower | None = None,
 ) -> tuple[Flow | None, list[Flow]]:
-    """Wait for a recorded flow to `port` that is `wanted`: it (None: it never came), and all flows to that port."""
+    """Wait for a recorded flow to `port` that is `wanted`: it (None: it never came), and all flows to that port.
+
+    A follower is looked at first: it is cheap. Without one, or when it has nothing, the store is asked.
+    """
     end = time.monotonic() + DEADLINE
+    patience = time.monotonic() + PATIENCE
     while True:
-        found = [f for f in flows(node, since) if f.port == port]
+        if follower is not None and time.monotonic() < patience:
+            candidates = follower.since(since)
+        else:
+            candidates = flows(node, since)
+        found = [f for f in candidates if f.port == port]
         for flow in found:
             if wanted(flow):
                 return flow, found
         if time.monotonic() > end:
             return None, found
-        time.sleep(0.1)
+        time.sleep(0.02 if follower is not None else 0.1)

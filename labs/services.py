@@ -38,6 +38,7 @@ http {{
     listen {port}; listen [::]:{port};
     root {folder}/www;
     location = / {{ return 200 "{hello}\\n"; }}
+    location = /big {{ limit_rate 2m; sendfile_max_chunk 64k; }}
   }}
 }}
 """
@@ -99,7 +100,7 @@ def start(place: Place, command: list[str], log: Path, ready: Callable[[], bool]
 
 
 def nginx(lab: str, host: Host, folder: Path, port: int = 80, hello: str = HELLO) -> Service:
-    """nginx on all addresses of a host, wholly as www-data; `/` says hello, `/big` is a large file."""
+    """nginx on all addresses of a host, wholly as www-data; `/` says hello, `/big` takes two minutes."""
     pages = folder / "www"
     pages.mkdir(parents=True)
     with (pages / "big").open("wb") as big:
