@@ -144,7 +144,8 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     flow.answer_wire = seg.payload
     flow.peer_isn = seg.seq
     flow.state = State.PROVING
-    flow.event_id = b""  # a refusal of an earlier transmission, if any, was an event of its own
+    # A refusal of an earlier transmission, if any, was an event of its own.
+    flow.event_id, flow.decider, flow.peer_reason = b"", Decider.LOCAL, DropReason.NONE
     core.recorder.allowed(flow, now_us)
     core.settle(flow, now_us)
     return _stripped(seg)

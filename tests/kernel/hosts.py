@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from nfq import rules
 from nfq.cgroup import mount
 from sectool.api.wire import as_key, encode, read
+from sectool.clock import DAY
 from sectool.events import Action, ConnState, DropReason, Phase, Point, now_us
 from sectool.identity.authority import HostAuthority, RootAuthority
 from sectool.identity.credential import Credential
@@ -472,7 +473,9 @@ def make_lan(folder: Path) -> Iterator[Lan]:
         stack.callback(wire.close)
         wire.join("a", a, 1)
         wire.join("b", b, 2)
-        root = RootAuthority.create(folder / "ca", DOMAIN, now_us())
+        root = RootAuthority.create(
+            folder / "ca", DOMAIN, now_us() - DAY
+        )  # a day old: it can have vouched yesterday
         hosts = []
         for name, space, labels in (("a", a, {"app": "web"}), ("b", b, {"app": "db"})):
             host = Host(space, name, root, labels)

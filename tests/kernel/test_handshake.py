@@ -554,6 +554,12 @@ def test_denied_flow_is_allowed_again_after_a_switch(lan: Lan) -> None:
     lan.policy(POLICY)
     client = finish(dialled)  # its next SYN is judged anew
     echo(client, accept(listener))
+    for host in lan.hosts:
+        record = host.event(port_of(listener), action=Action.ALLOW)
+        assert record["decider"] == Decider.LOCAL
+        assert record["peer_reason"] == DropReason.NONE
+        assert record["drop_reason"] == DropReason.NONE
+        assert [told for told in host.told(port_of(listener)) if "REPLAYED" in told] == []
 
 
 # -- telling programs at once -------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def again(packet: Packet, payload: bytes | None = None, **fields: object) -> Pac
     for name, value in fields.items():
         setattr(copy[TCP], name, value)
     copy[TCP].remove_payload()
-    del copy[TCP].chksum
+    del copy[TCP].chksum, copy[TCP].dataofs
     if IP in copy:
         del copy[IP].chksum, copy[IP].len
     else:
