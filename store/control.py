@@ -49,16 +49,20 @@ CREATE TABLE transactions (
     reason TEXT NOT NULL, kind TEXT NOT NULL, body_hash TEXT NOT NULL, prev TEXT NOT NULL, hash TEXT NOT NULL
 ) STRICT;
 CREATE TABLE rows (
-    id INTEGER PRIMARY KEY, tx INTEGER NOT NULL REFERENCES transactions(id), closed_by INTEGER REFERENCES transactions(id),
+    id INTEGER PRIMARY KEY,
+    tx INTEGER NOT NULL REFERENCES transactions(id), closed_by INTEGER REFERENCES transactions(id),
     kind TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL,
     valid_from INTEGER NOT NULL, valid_to INTEGER, tx_from INTEGER NOT NULL, tx_to INTEGER,
     CHECK (valid_to IS NULL OR valid_to >= valid_from), CHECK (tx_to IS NULL OR tx_to >= tx_from)
 ) STRICT;
 CREATE INDEX rows_by_key ON rows (kind, key, tx_from);
 CREATE INDEX rows_open ON rows (kind, key) WHERE tx_to IS NULL;
-CREATE TRIGGER transactions_kept BEFORE DELETE ON transactions BEGIN SELECT RAISE(ABORT, 'history is never deleted'); END;
-CREATE TRIGGER transactions_fixed BEFORE UPDATE ON transactions BEGIN SELECT RAISE(ABORT, 'history is never edited'); END;
-CREATE TRIGGER rows_kept BEFORE DELETE ON rows BEGIN SELECT RAISE(ABORT, 'history is never deleted'); END;
+CREATE TRIGGER transactions_kept BEFORE DELETE ON transactions
+    BEGIN SELECT RAISE(ABORT, 'history is never deleted'); END;
+CREATE TRIGGER transactions_fixed BEFORE UPDATE ON transactions
+    BEGIN SELECT RAISE(ABORT, 'history is never edited'); END;
+CREATE TRIGGER rows_kept BEFORE DELETE ON rows
+    BEGIN SELECT RAISE(ABORT, 'history is never deleted'); END;
 CREATE TRIGGER rows_fixed BEFORE UPDATE ON rows
     WHEN OLD.tx_to IS NOT NULL OR NEW.tx_to IS NULL OR NEW.closed_by IS NULL
         OR NEW.id IS NOT OLD.id OR NEW.tx IS NOT OLD.tx OR NEW.kind IS NOT OLD.kind OR NEW.key IS NOT OLD.key
@@ -301,9 +305,8 @@ class ControlHistory:
                 "UPDATE rows SET tx_to = ?, closed_by = ? WHERE id = ?", (tx_us, number, row[0])
             )
         connection.executemany(
-            "INSERT INTO rows (id, kind, key, body, valid_from, valid_to, tx_from, tx)"
-            f" VALUES (?, ?, ?, ?, ?, ?, {tx_us:d}, {number:d})",  # noqa: S608 -- two integers
-            added,
+            "INSERT INTO rows (id, kind, key, body, valid_from, valid_to, tx_from, tx) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(*row, tx_us, number) for row in added],
         )
         return entry
 
@@ -358,27 +361,32 @@ class ControlHistory:
         with self._errors():
             connection = self._db.conn
             assert connection is not None
-            prev, number, tx_us = GENESIS, 0, 0
-            for row in self._db.query("SELECT * FROM transactions ORDER BY id"):
-                entry = _transaction(row)
-                number += 1
-                if entry.id != number:
-                    return f"transaction {number} is missing"
-                if entry.prev != prev:
-                    return f"transaction {number} does not follow the one before it"
-                if not hmac.compare_digest(_hash(entry), entry.hash):
-                    return f"transaction {number} was edited"
-                if entry.tx_us < tx_us:
-                    return f"transaction {number} is older than the one before it"
-                prev, tx_us = entry.hash, entry.tx_us
-                problem = self._verify_rows(connection, entry)
-                if problem:
-                    return problem
-            stray = connection.execute(
-                "SELECT id FROM rows WHERE tx NOT IN (SELECT id FROM transactions)"
-                " OR (tx_to IS NULL) <> (closed_by IS NULL) OR closed_by NOT IN (SELECT id FROM transactions) LIMIT 1"
-            ).fetchone()
-            return f"row {stray[0]} belongs to no transaction" if stray else None
+            connection.execute("BEGIN")  # one snapshot, whatever others append meanwhile
+            try:
+                return self._verify(connection)
+            finally:
+                connection.execute("ROLLBACK")
+
+    def _verify(self, connection: sqlite3.Connection) -> str | None:
+        prev, tx_us = GENESIS, 0
+        for number, entry in enumerate(self.transactions(), 1):
+            if entry.id != number:
+                return f"transaction {number} is missing"
+            if entry.prev != prev:
+                return f"transaction {number} does not follow the one before it"
+            if not hmac.compare_digest(_hash(entry), entry.hash):
+                return f"transaction {number} was edited"
+            if entry.tx_us < tx_us:
+                return f"transaction {number} is older than the one before it"
+            prev, tx_us = entry.hash, entry.tx_us
+            problem = self._verify_rows(connection, entry)
+            if problem:
+                return problem
+        stray = connection.execute(
+            "SELECT id FROM rows WHERE tx NOT IN (SELECT id FROM transactions)"
+            " OR (tx_to IS NULL) <> (closed_by IS NULL) OR closed_by NOT IN (SELECT id FROM transactions) LIMIT 1"
+        ).fetchone()
+        return f"row {stray[0]} belongs to no transaction" if stray else None
 
     @staticmethod
     def _verify_rows(connection: sqlite3.Connection, entry: Transaction) -> str | None:
@@ -447,7 +455,7 @@ def _canonical(body: Mapping[str, Any]) -> str:
 
 
 def _content_hash(added: Sequence[Sequence[Any]], closed: Sequence[int]) -> str:
-    """SHA-256 over what a transaction did: rows added (id, kind, key, body, valid_from, valid_to), ids of rows closed."""
+    """SHA-256 over rows added (id, kind, key, body, valid_from, valid_to) and ids of rows closed."""
     content = json.dumps([[list(row) for row in added], list(closed)], separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
 

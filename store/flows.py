@@ -19,12 +19,13 @@ from sectool.events import Phase
 from sectool.filters import Filter
 from store.catalog import Catalog
 from store.filtersql import Condition, compile_filter
-from store.query import DEFAULT_TIMEOUT_MS, MAX_ROWS, Result, fetch, time_limit
+from store.query import DEFAULT_TIMEOUT_MS, MAX_ROWS, Result, small, time_limit
 from store.schema import OPEN_IDS, flows_sql
 from store.segment import one
 
 DEFAULT_COUNT = 1000
 _FLOWS = flows_sql("picked_records")
+_NEW_FLOWS = flows_sql("picked_records", verdicts_only=True)
 
 
 def _compile(cursor: duckdb.DuckDBPyConnection, filter_: Filter) -> Condition:
@@ -77,8 +78,7 @@ def list_flows(
             f" WHERE r.event_start BETWEEN ? AND ?{known}",
             moments,
         )
-        result = fetch(cursor, f"SELECT * FROM ({_FLOWS}) ORDER BY event_start, event_id", MAX_ROWS)
-        return Result(result.table, result.truncated or more)
+        return Result(small(cursor, f"SELECT * FROM ({_FLOWS}) ORDER BY event_start, event_id"), more)
 
 
 def _pick(
@@ -148,7 +148,7 @@ class Tail:
             self.next_seq = end if found < limit else int(newest) + 1
             if not found:
                 return None
-            return fetch(cursor, f"SELECT * FROM ({_FLOWS}) ORDER BY seq", MAX_ROWS).table
+            return small(cursor, f"SELECT * FROM ({_NEW_FLOWS}) ORDER BY seq")
 
 
 def list_events(
@@ -184,7 +184,7 @@ def list_events(
             f" ORDER BY ts {order}, seq {order} LIMIT {count + 1}",
             [*values, *window[1]],
         )
-        table = fetch(cursor, "SELECT * FROM picked ORDER BY ts, seq", count + 1).table
+        table = small(cursor, "SELECT * FROM picked ORDER BY ts, seq")
         more = table.num_rows > count
         if more:
             table = table.slice(0, count) if first is not None else table.slice(table.num_rows - count)

@@ -9,6 +9,8 @@ segment, in the same transaction as the rows, and skips them. A failed insert ch
 from __future__ import annotations
 
 import contextlib
+import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ class Counters:
     damaged_slots: int = 0
     batches: int = 0
     failures: int = 0
+    insert_ms: deque[float] = field(default_factory=lambda: deque(maxlen=4096))  # of the latest batches
 
 
 @dataclass(slots=True)
@@ -129,12 +132,14 @@ class Ingest:
             )
         if batch.damaged:
             extra.append(_lost(f"ring {name}", batch.damaged, "slots of the ring that hold no event"))
+        began = time.perf_counter()
         try:
             rows, events = self.write(batch.blobs + extra, batch.records, (ring.ring_id, batch.end, lost))
         except BaseException:
             ring.rewind()
             raise
         ring.commit()
+        self.counters.insert_ms.append((time.perf_counter() - began) * 1000)
         self.positions[ring.ring_id] = (batch.end, lost)
         self.counters.records += rows
         self.counters.events += events

@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ from store.segment import Damage
 log = logging.getLogger("store")
 
 CHECKPOINT_S = 4.0
+CHECKPOINT_ROWS = 61_440  # half a row group of DuckDB
 LOOK_S = 0.5  # how often new rings, the disk and the age of the segment are looked at
+GATHER_S = 0.06
+GATHER = 8192  # slots
 DRAIN_S = 8.0
 SEGMENT_US = HOUR
 SEGMENT_BYTES = 1 << 30
@@ -225,27 +229,49 @@ class Store:
         """Take events in until `stop`, then drain and seal."""
         maintenance = threading.Thread(target=self._maintain, name="maintenance", daemon=True)
         maintenance.start()
-        idle = 0.001
+        idle, since = 0.001, 0.0
         while not self._stop.is_set():
-            taken = self.step()
-            if taken > 256:
-                idle = 0.02  # gather: a batch of thousands costs little more than one of a few
-            elif taken:
-                idle = 0.002
-            else:
-                idle = min(0.02, idle * 1.5)
-            if taken < 16384:
+            now = time.monotonic()
+            if now - self._looked > LOOK_S:
+                self._attend(now)
+            waiting, urgent = self._waiting()
+            if not waiting:
+                since, idle = 0.0, min(0.02, idle * 1.5)
                 self._stop.wait(idle)
+                continue
+            since, idle = since or now, 0.001
+            if urgent or now - since >= GATHER_S:
+                self.step()
+                since = 0.0
+                if self.degraded:
+                    self._stop.wait(0.1)
+            else:
+                self._stop.wait(0.005)
         maintenance.join()
         self._drain()
 
+    def _attend(self, now: float) -> None:
+        self._looked = now
+        self._look()
+        self._roll_if_due()
+
+    def _waiting(self) -> tuple[bool, bool]:
+        """Whether there is something to take in, and whether so much that it should be now.
+
+        A transaction costs some milliseconds however small it is: events are gathered for `GATHER_S` first.
+        """
+        noted = self._ingest.positions if self._ingest is not None else {}
+        waiting = urgent = False
+        for ring in self._rings.values():
+            pending = ring.pending
+            urgent = urgent or pending >= min(GATHER, ring.capacity // 4)
+            waiting = waiting or bool(pending) or ring.lost > noted.get(ring.ring_id, (0, 0))[1]
+        return waiting or self._ingest is None, urgent
+
     def step(self) -> int:
         """Take in what is in the rings now; slots taken."""
-        now = time.monotonic()
-        if now - self._looked > LOOK_S:
-            self._looked = now
-            self._look()
-            self._roll_if_due()
+        if time.monotonic() - self._looked > LOOK_S:
+            self._attend(time.monotonic())
         if not self._ensure_live() or "disk" in self.degraded:
             return 0
         ingest = self._ingest
@@ -376,7 +402,14 @@ class Store:
     # --- maintenance -----------------------------------------------------------------------------------------
 
     def _maintain(self) -> None:
-        while not self._stop.wait(CHECKPOINT_S):
+        last = time.monotonic()
+        while not self._stop.wait(0.1):
+            live = self._ingest.live if self._ingest is not None else None
+            # Inserts wait while rows are written out: many small waits, which the rings bridge, not a long one.
+            full = live is not None and live.unsaved >= CHECKPOINT_ROWS
+            if not full and time.monotonic() - last < CHECKPOINT_S:
+                continue
+            last = time.monotonic()
             with self._busy:
                 try:
                     self.maintain()
@@ -467,6 +500,8 @@ class Store:
             "damaged_slots": counters.damaged_slots,
             "batches": counters.batches,
             "failed_batches": counters.failures,
+            "insert_p50_ms": _quantile(counters.insert_ms, 0.5),
+            "insert_p99_ms": _quantile(counters.insert_ms, 0.99),
             "next_seq": self._next_seq,
             "rings": {
                 name: {"pending": ring.pending, "capacity": ring.capacity, "lost": ring.lost}
@@ -490,6 +525,11 @@ def _lock(path: Path) -> int:
             "stop the other daemon, or give this one folders of its own",
         ) from None
     return fd
+
+
+def _quantile(values: Iterable[float], q: float) -> float | None:
+    ordered = sorted(values)
+    return round(ordered[min(len(ordered) - 1, int(q * len(ordered)))], 3) if ordered else None
 
 
 def _size(path: Path) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ import pyarrow as pa
 from sectool.errors import Exit, SectoolError, UsageError
 from store.catalog import Catalog
 from store.segment import one
+
+# The copy it warns of is what spares the second planning (see `small`).
+warnings.filterwarnings("ignore", message="Arrow output on a DB-API result")
 
 MAX_SQL = 100_000  # characters
 MAX_ROWS = 1_000_000
@@ -175,6 +179,11 @@ def fetch(cursor: duckdb.DuckDBPyConnection, sql: str, limit: int) -> Result:
             truncated = True
             break
     return Result(pa.Table.from_batches(batches, reader.schema), truncated)
+
+
+def small(cursor: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+    """All rows of one of our own queries. Half the planning of `fetch`, which matters when the rows are few."""
+    return cursor.execute(sql).to_arrow_table()
 
 
 def _refused(error: Exception) -> UsageError:

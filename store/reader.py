@@ -255,13 +255,13 @@ class LocalReader:
     def stats(self) -> dict[str, Any]:
         """What the files say."""
         with self._catalog.reading() as cursor:
-            counts = []
-            for table in ("flow_records", "events"):
-                counts.append(int(segment.one(cursor, f"SELECT count(*) FROM {table}")[0]))  # noqa: S608
+            records, events = segment.one(
+                cursor, "SELECT (SELECT count(*) FROM flow_records), (SELECT count(*) FROM events)"
+            )
         files = segment.segment_files(self._events)
         return {
-            "flow_records": counts[0],
-            "events": counts[1],
+            "flow_records": records,
+            "events": events,
             "segments": len(files),
             "unopened_segments": [warning.split(" ")[0] for warning in self.warnings],
             "bytes": sum(path.stat().st_size for path in files),
