@@ -290,7 +290,7 @@ def _label(text: str) -> LabelMatch:
 
 
 def _pattern(field: Field, text: str) -> Pattern:
-    if not text or len(text) > 2048 or not text.isprintable():
+    if not text or len(text) > 2048 or not text.isprintable() or '"' in text:
         raise FilterError(f"{field} needs a name", f"{field} takes: {HELP[field]}")
     return Pattern(text)
 
