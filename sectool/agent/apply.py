@@ -65,6 +65,10 @@ async def _switch(
     async with daemon.activation:
         before = daemon.revisions.active
         if before is not None and before.hash == candidate.hash:
+            if any(worker.revision != before.revision for worker in daemon.workers):
+                return Reply(
+                    await _activate(daemon, before, before, candidate)
+                )  # one has not switched: again
             return Reply({"revision": before.revision, "hash": before.hash, "unchanged": True})
         revision = await daemon.revisions.add(candidate, Actor(request.peer.uid, request.peer.name), reason)
         daemon.define_rules()

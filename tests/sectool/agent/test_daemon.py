@@ -358,14 +358,15 @@ def test_follow_shows_new_flows_as_they_come(shared: Host, server: object) -> No
         sys.executable, "-m", "sectool", "flows", "-f", "--last", "0", "--to-port", "5432", "-o", "jsonl",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert following.stdout is not None
+    stdout = following.stdout
+    assert stdout is not None
     lines: list[str] = []
 
     def one() -> bool:
         assert client(shared, "app=web") == 0
-        ready, _, _ = select.select([following.stdout], [], [], 1.0)
-        if ready and following.stdout is not None:
-            lines.append(following.stdout.readline())
+        ready, _, _ = select.select([stdout], [], [], 1.0)
+        if ready:
+            lines.append(stdout.readline())
         return bool(lines)
 
     try:
@@ -394,6 +395,9 @@ def test_a_worker_that_does_not_answer_is_told_of_and_a_late_switch_heals(shared
         assert "did not switch to revision" in json.loads(done.out)["problems"][0]
         assert shared.sectool("status").code == 1
         assert shared.status()["state"] == "degraded"
+        again = json.loads(shared.apply(POLICY.replace("shop", "late"), "-o", "json").out)
+        assert not again["unchanged"]  # the same text is tried again, not called unchanged
+        assert again["problems"]
     finally:
         os.kill(worker, signal.SIGCONT)
     after = until(lambda: (s := shared.status())["state"] == "enforcing" and s, "it has switched")

@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_a_defect_in_an_operation_tells_its_kind_only_and_the_server_lives_on(pa
     ("op", "fields"), [("typed", {"n": "x"}), ("typed", {"n": True}), ("typed", {"t": 1}), ("nope", {})]
 )
 def test_wrong_fields_and_unknown_operations_are_usage_errors(
-    path: Path, op: str, fields: dict[str, object]
+    path: Path, op: str, fields: dict[str, Any]
 ) -> None:
     with Client(path) as client, pytest.raises(UsageError):
         client.call(op, **fields)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from typing import Any
 
 import pytest
 import yaml
 
 from sectool.cli.output import Column, CsvWriter, Format, Table, dumps, emit, emit_document, json_line
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"name": "web", "count": 3, "labels": {"app": "web"}},
     {"name": "evil\x1b[2J\u202e\x7f\x9b", "count": None, "labels": {}},
 ]
