@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.bench.__main__ import arguments, number
+from tests.bench.__main__ import ALL, arguments, number
 from tests.bench.rows import check, compare, row
 
 
@@ -42,6 +44,12 @@ def test_a_bad_command_line_exits_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         arguments(argv)
     assert stopped.value.code == 2
+
+
+def test_every_bench_of_the_folder_is_known_to_the_runner() -> None:
+    own = {"__main__", "pair", "rows"}
+    modules = {file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("test_")}
+    assert modules - own == set(ALL)
 
 
 def test_names_and_options_may_be_mixed() -> None:
