@@ -94,19 +94,29 @@ class Attributor:
 
     # -- asking ------------------------------------------------------------------------------------------------
 
-    def outgoing(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> Attributed | None:
-        """Owner of a connected or connecting socket; None when there is no such socket (any more)."""
-        found = self._sockdiag.lookup(local, local_port, remote, remote_port)
-        if found is None or found.state in (TcpState.LISTEN, TcpState.TIME_WAIT):
+    def outgoing(
+        self, local: bytes, local_port: int, remote: bytes, remote_port: int, ifindex: int = 0
+    ) -> Attributed | None:
+        """Owner of the connecting socket that a SYN is from; `ifindex`: device it leaves by. None: no such socket.
+
+        Only a socket in SYN-SENT sends one: a SYN forged under the addresses of another connection has no owner.
+        """
+        found = self._sockdiag.lookup(local, local_port, remote, remote_port, ifindex)
+        if found is None or found.state != TcpState.SYN_SENT:
             return None
         return self._of(found)
 
-    def incoming(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> Attributed | None:
-        """Owner of the listener (or socket) that a SYN from remote is meant for; None when nothing listens."""
-        found = self._sockdiag.lookup(local, local_port, remote, remote_port)
-        if found is not None and not found.inode:
-            # A connection half made, not accepted yet, or in TIME_WAIT shadows the listener.
-            found = self._sockdiag.listener(local, local_port)
+    def incoming(
+        self, local: bytes, local_port: int, remote: bytes, remote_port: int, ifindex: int = 0
+    ) -> Attributed | None:
+        """Owner of the listener that a SYN from remote is meant for; `ifindex`: device it came by. None: none listens.
+
+        A connection with these addresses (half open, not accepted yet, in TIME-WAIT, or long forgotten by the other
+        side) shadows the listener, who takes the SYN that comes once it is gone: the answer is the listener's owner.
+        """
+        found = self._sockdiag.lookup(local, local_port, remote, remote_port, ifindex)
+        if found is not None and found.state != TcpState.LISTEN:
+            found = self._sockdiag.listener(local, local_port, ifindex)
         return None if found is None else self._of(found)
 
     def _of(self, sock: Socket) -> Attributed:

@@ -4,7 +4,8 @@
                                                    (an application's SO_MARK, somebody else's rule, a tunnel)
     mangle  OUTPUT ─► SECTOOL-OUT                  1 our mark bits set ─► SECTOOL-VERDICT
             INPUT  ─► SECTOOL-IN (not lo)          2 not TCP ─► on
-                                                   3 SYN or SYN-ACK ─► the connection's mark is cleared; queue
+                                                   3 SYN or SYN-ACK ─► queue; in OUTPUT the connection's mark
+                                                     is cleared first
                                                    4 connection marked ALLOWED ─► on
                                                    5 sent by the worker's own raw socket ─► on          (OUTPUT only)
                                                    6 any other TCP ─► queue
@@ -17,7 +18,10 @@ before mangle and is not repeated, only a verdict can have set these bits. Witho
 
 Rule 3 clears because a connection may find a mark that is not its own: connection tracking goes on with the old entry
 when both ends have silently forgotten a connection and its ports are used again, and expected connections (helpers)
-inherit their master's mark. A stray SYN so sends a live connection through the queue once more, and no further.
+inherit their master's mark. It clears only what leaves: the local stack sends a SYN or a SYN-ACK only when it really
+opens anew, and no connection opens without one of them leaving, while anybody can send a SYN here under the addresses
+of a live connection. A SYN-ACK that is repeated at the very moment of the release clears the mark of a live connection;
+its next packet is queued and releases it again.
 
 Installing is one transaction per table; the tables come in the order raw, mangle, so that a mark is never trusted
 before it is cleared.
@@ -40,7 +44,8 @@ MASK: Final = 0x30000000
 MARK: Final = 0x10000000
 QUEUE: Final = 5300
 # Rule 5 knows the worker's raw socket by the file system group id it was opened with: no other program runs with it.
-RAW_GROUP: Final = 0x5EC70001
+# Above 2^31, where no allocator of group ids gives any (systemd's and subordinate ranges end below).
+RAW_GROUP: Final = 0xDEC70001
 
 CLEAR, OUT, IN, VERDICT = "SECTOOL-CLEAR", "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
 _JUMPS: Final = {
@@ -100,7 +105,7 @@ IPV4, IPV6 = Family("ip", "iptables"), Family("ip6", "ip6tables")
 
 
 def families() -> tuple[Family, ...]:
-    """IPv4, and IPv6 unless the kernel has none."""
+    """IPv4, and IPv6 unless the kernel has none. Looked at anew each time, since IPv6 may be a module loaded later."""
     return (IPV4, IPV6) if Path("/proc/net/if_inet6").exists() else (IPV4,)
 
 
@@ -119,21 +124,18 @@ def rules(config: RulesConfig) -> dict[str, list[str]]:
     mask, mark = f"{config.mask:#x}", f"{config.mark:#x}"
     ours = f"-m mark ! --mark 0x0/{mask}"
     queue = _queue(config)
-    judged = [
-        f"{ours} -g {VERDICT}",
-        "! -p tcp -j RETURN",
-        f"-p tcp -m tcp --tcp-flags SYN SYN -j CONNMARK --set-xmark 0x0/{mask}",
-        f"-p tcp -m tcp --tcp-flags SYN SYN -j {queue}",
-        f"-m connmark --mark {mark}/{mask} -j RETURN",
-    ]
+    opening = "-p tcp -m tcp --tcp-flags SYN SYN"
+    first = [f"{ours} -g {VERDICT}", "! -p tcp -j RETURN"]
+    judged = [f"{opening} -j {queue}", f"-m connmark --mark {mark}/{mask} -j RETURN"]
+    leaving = [*first, f"{opening} -j CONNMARK --set-xmark 0x0/{mask}", *judged]
     return {
         "raw": [f"-A {CLEAR} {ours} -j MARK --set-xmark 0x0/{mask}"],
         "mangle": [
-            *(f"-A {OUT} {rule}" for rule in judged),
+            *(f"-A {OUT} {rule}" for rule in leaving),
             f"-A {OUT} -m owner --gid-owner {RAW_GROUP} -j RETURN",
             f"-A {OUT} -j {queue}",
             f"-A {IN} -i lo -j RETURN",
-            *(f"-A {IN} {rule}" for rule in judged),
+            *(f"-A {IN} {rule}" for rule in (*first, *judged)),
             f"-A {IN} -j {queue}",
             f"-A {VERDICT} -m mark --mark {mark}/{mask} -j CONNMARK --save-mark --nfmask {mask} --ctmask {mask}",
             f"-A {VERDICT} -j MARK --set-xmark 0x0/{mask}",
@@ -217,7 +219,11 @@ def remove(run: Path) -> None:
 
 
 def installed() -> bool:
-    """Whether all our chains and the jumps to them are in place, in both families."""
+    """Whether all our chains and the jumps to them are in place, in both families.
+
+    False, too, once IPv6 has come after `install` (a kernel that has it as a module): install again. Until that is
+    asked, IPv6 is not enforced there.
+    """
     return all(_complete(_save(family)) for family in families())
 
 

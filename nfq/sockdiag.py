@@ -4,6 +4,9 @@ The request is answered within the send, from the hash tables the stack itself u
 to the listener that would take its SYN (net/ipv4/inet_diag.c, inet_diag_find_one_icsk): IPv4, IPv6, dual-stack,
 bound or wildcard, and the very member of a SO_REUSEPORT group that the hash picks. (A group steered by a BPF program
 that reads the packet is asked without one, and may pick another member.)
+
+A socket bound to a device (SO_BINDTODEVICE, a link-local address, a VRF) is found only when that device is asked for;
+asked so, unbound sockets are found as well, as for a packet on that device.
 Source: include/uapi/linux/inet_diag.h
 """
 
@@ -39,6 +42,7 @@ _MSG: Final = struct.Struct("=BBxxHH16s16sIQIIIII")
 _BODY: Final = 16 + _MSG.size
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _BUFFER: Final = 32_768
+_TRANSIENT: Final = (errno.ENOBUFS, errno.ENOMEM, errno.EBUSY, errno.EAGAIN, errno.EINTR)
 
 
 class TcpState(IntEnum):
@@ -74,6 +78,11 @@ class Socket:
     local_port: int
     remote: bytes
     remote_port: int
+    ifindex: int = 0  # of the device it is bound to
+
+
+class UnavailableError(SectoolError):
+    """The kernel did not answer the question, twice. Says nothing about the socket."""
 
 
 class Destroyed(IntEnum):
@@ -82,6 +91,7 @@ class Destroyed(IntEnum):
     DONE = 1
     NO_SUCH_SOCKET = 2
     NOT_SUPPORTED = 3  # kernel without CONFIG_INET_DIAG_DESTROY
+    UNAVAILABLE = 4  # the kernel did not answer
 
 
 class SockDiag:
@@ -92,15 +102,25 @@ class SockDiag:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
         )
         self._sock.bind((0, 0))
-        self._sock.settimeout(1.0)  # answers are there when send returns; this is against waiting for ever
+        self._sock.settimeout(0.25)  # answers are there when send returns; this is against waiting for ever
         self._seq = 0
+        self.unavailable = 0  # questions without an answer
 
     def close(self) -> None:
         """Close the netlink socket."""
         self._sock.close()
 
     def _ask(
-        self, kind: int, flags: int, local: bytes, lport: int, remote: bytes, rport: int, states: int
+        self,
+        kind: int,
+        flags: int,
+        local: bytes,
+        lport: int,
+        remote: bytes,
+        rport: int,
+        states: int,
+        ifindex: int = 0,
+        cookie: bytes = _NO_COOKIE,
     ) -> int:
         self._seq = seq = (self._seq + 1) & 0xFFFFFFFF
         if len(local) == 4:
@@ -110,7 +130,7 @@ class SockDiag:
         self._sock.send(
             _REQ.pack(
                 _REQ.size, kind, flags, seq, 0, family, socket.IPPROTO_TCP, 0, 0, states,
-                lport.to_bytes(2, "big"), rport.to_bytes(2, "big"), local, remote, 0, _NO_COOKIE,
+                lport.to_bytes(2, "big"), rport.to_bytes(2, "big"), local, remote, ifindex, cookie,
             )
         )  # fmt: skip
         return seq
@@ -122,80 +142,139 @@ class SockDiag:
             if len(data) >= 20 and int.from_bytes(data[8:12], sys.byteorder) == seq:
                 return data
 
-    def lookup(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> Socket | None:
-        """The socket that a packet from remote to local belongs to: connected, or the listener.
-
-        Addresses have 4 or 16 bytes. None when there is none. Raises SectoolError when the kernel cannot be asked.
-        """
-        try:
-            data = self._answer(
-                self._ask(_BY_FAMILY, _REQUEST, local, local_port, remote, remote_port, 0xFFF)
-            )
-        except OSError as e:
-            raise SectoolError(f"cannot ask the kernel for a socket: {e.strerror or e}") from None
-        kind = int.from_bytes(data[4:6], sys.byteorder)
-        if kind == _BY_FAMILY:
+    def _find(
+        self, local: bytes, local_port: int, remote: bytes, remote_port: int, ifindex: int
+    ) -> Socket | None:
+        seq = self._ask(_BY_FAMILY, _REQUEST, local, local_port, remote, remote_port, 0xFFF, ifindex)
+        data = self._answer(seq)
+        if int.from_bytes(data[4:6], sys.byteorder) == _BY_FAMILY:
             return parse(data, 0, len(data))
-        code = -int.from_bytes(data[16:20], sys.byteorder, signed=True)
+        code = _code(data)
         if code in (errno.ENOENT, errno.EINVAL, errno.ESTALE):
             return None
-        raise SectoolError(
-            f"cannot ask the kernel for a socket: {os.strerror(code)}",
-            "the kernel needs inet_diag and tcp_diag (`modprobe tcp_diag`)",
-        )
+        raise OSError(code, os.strerror(code))
 
-    def listener(self, local: bytes, local_port: int) -> Socket | None:
-        """A listener for an address and port, when no particular peer is asked for."""
-        found = self.lookup(local, local_port, bytes(len(local)), 0)
+    def find(
+        self, local: bytes, local_port: int, remote: bytes, remote_port: int, ifindex: int = 0
+    ) -> Socket | None:
+        """The socket that a packet from remote to local belongs to: connected, or the listener; None: there is none.
+
+        Addresses have 4 or 16 bytes; `ifindex` is the packet's device (0: only sockets bound to none are found).
+        Raises UnavailableError, after a second attempt, when the kernel does not answer.
+        """
+        try:
+            return self._find(local, local_port, remote, remote_port, ifindex)
+        except OSError:
+            pass  # no memory, an answer lost, a signal: all may be over by now
+        try:
+            return self._find(local, local_port, remote, remote_port, ifindex)
+        except OSError as e:
+            self.unavailable += 1
+            raise UnavailableError(
+                f"cannot ask the kernel for a socket: {e.strerror or e}",
+                "the kernel needs inet_diag and tcp_diag (`modprobe tcp_diag`)",
+            ) from None
+
+    def lookup(
+        self, local: bytes, local_port: int, remote: bytes, remote_port: int, ifindex: int = 0
+    ) -> Socket | None:
+        """As `find`, but None when the kernel does not answer, too (counted in `unavailable`): never raises."""
+        try:
+            return self.find(local, local_port, remote, remote_port, ifindex)
+        except UnavailableError:
+            return None
+
+    def listener(self, local: bytes, local_port: int, ifindex: int = 0) -> Socket | None:
+        """A listener for an address and port, when no particular peer is asked for. As `lookup`, never raises."""
+        found = self.lookup(local, local_port, bytes(len(local)), 0, ifindex)
         return found if found is not None and found.state == TcpState.LISTEN else None
 
-    def destroy(self, local: bytes, local_port: int, remote: bytes, remote_port: int) -> Destroyed:
+    def destroy(
+        self, local: bytes, local_port: int, remote: bytes, remote_port: int, ifindex: int = 0
+    ) -> Destroyed:
         """Abort a connected (or connecting) socket: its program gets ECONNABORTED, its peer a RST if connected.
 
-        Never touches a listener. Raises PrivilegeError without CAP_NET_ADMIN.
+        Never touches a listener. Raises PrivilegeError without CAP_NET_ADMIN; UNAVAILABLE: it may still live.
         """
-        found = self.lookup(local, local_port, remote, remote_port)
-        if found is None or found.state in (TcpState.LISTEN, TcpState.TIME_WAIT):
-            return Destroyed.NO_SUCH_SOCKET
         try:
-            data = self._answer(
-                self._ask(_DESTROY, _REQUEST | _ACK, local, local_port, remote, remote_port, 0xFFF)
-            )
-        except OSError as e:
-            raise SectoolError(f"cannot ask the kernel to close a socket: {e.strerror or e}") from None
-        code = -int.from_bytes(data[16:20], sys.byteorder, signed=True)
+            found = self.find(local, local_port, remote, remote_port, ifindex)
+            if found is None or found.state in (TcpState.LISTEN, TcpState.TIME_WAIT):
+                return Destroyed.NO_SUCH_SOCKET
+            code = self._destroy(found, ifindex)
+            if code in _TRANSIENT:
+                code = self._destroy(found, ifindex)
+        except UnavailableError:
+            return Destroyed.UNAVAILABLE
+        except OSError:
+            self.unavailable += 1
+            return Destroyed.UNAVAILABLE
         if code == 0:
             return Destroyed.DONE
         if code in (errno.EOPNOTSUPP, errno.EINVAL):
             return Destroyed.NOT_SUPPORTED
         if code == errno.EPERM:
             raise PrivilegeError("closing a socket is not permitted", "run as root (CAP_NET_ADMIN)")
+        if code in _TRANSIENT:
+            self.unavailable += 1
+            return Destroyed.UNAVAILABLE
         return Destroyed.NO_SUCH_SOCKET
 
+    def _destroy(self, found: Socket, ifindex: int) -> int:
+        """Error code of the order. The cookie makes it this very socket, not one that has taken its place."""
+        cookie = found.cookie.to_bytes(8, sys.byteorder)
+        seq = self._ask(
+            _DESTROY,
+            _REQUEST | _ACK,
+            found.local,
+            found.local_port,
+            found.remote,
+            found.remote_port,
+            0xFFF,
+            ifindex,
+            cookie,
+        )
+        return _code(self._answer(seq))
+
     def dump(self, v6: bool, states: int) -> Iterator[Socket]:
-        """All TCP sockets of one family whose state is in the bit set `states` (1 << TcpState)."""
+        """All TCP sockets of one family whose state is in the bit set `states` (1 << TcpState).
+
+        Raises UnavailableError when the kernel does not tell them all.
+        """
         nothing = bytes(16 if v6 else 4)
-        seq = self._ask(_BY_FAMILY, _REQUEST | _DUMP, nothing, 0, nothing, 0, states)
-        while True:
-            data = self._answer(seq)
-            off, size = 0, len(data)
-            while off + 16 <= size:
-                length, kind = struct.unpack_from("=IH", data, off)
-                if length < 16 or off + length > size:
-                    break
-                if kind in (_DONE, _ERROR):
-                    return
-                found = parse(data, off, off + length)
-                if found is not None:
-                    yield found
-                off += (length + 3) & ~3
+        try:
+            seq = self._ask(_BY_FAMILY, _REQUEST | _DUMP, nothing, 0, nothing, 0, states)
+            while True:
+                data = self._answer(seq)
+                off, size = 0, len(data)
+                while off + 16 <= size:
+                    length, kind = struct.unpack_from("=IH", data, off)
+                    if length < 16 or off + length > size:
+                        break
+                    if kind in (_DONE, _ERROR):
+                        if length >= 20 and (code := _code(data, off)):
+                            raise OSError(code, os.strerror(code))
+                        return
+                    found = parse(data, off, off + length)
+                    if found is not None:
+                        yield found
+                    off += (length + 3) & ~3
+        except OSError as e:
+            self.unavailable += 1
+            raise UnavailableError(f"cannot ask the kernel for its sockets: {e.strerror or e}") from None
+
+
+def _code(data: bytes, off: int = 0) -> int:
+    """Positive error code of an NLMSG_ERROR or NLMSG_DONE."""
+    return -int.from_bytes(data[off + 16 : off + 20], sys.byteorder, signed=True)
 
 
 def parse(data: bytes, off: int, end: int) -> Socket | None:
     """One sock_diag answer between `off` and `end`; None when it is too short to be one."""
     if end - off < _BODY:
         return None
-    family, state, sport, dport, src, dst, _, cookie, _, _, _, uid, inode = _MSG.unpack_from(data, off + 16)
+    family, state, sport, dport, src, dst, ifindex, cookie, _, _, _, uid, inode = _MSG.unpack_from(
+        data, off + 16
+    )
     cgroup = 0
     at = off + _BODY
     while at + 4 <= end:
@@ -210,4 +289,6 @@ def parse(data: bytes, off: int, end: int) -> Socket | None:
         src, dst = src[:4], dst[:4]
     elif src[:12] == _MAPPED and dst[:12] == _MAPPED:
         src, dst = src[12:], dst[12:]
-    return Socket(uid, inode, cgroup, cookie, state, src, socket.ntohs(sport), dst, socket.ntohs(dport))
+    return Socket(
+        uid, inode, cgroup, cookie, state, src, socket.ntohs(sport), dst, socket.ntohs(dport), ifindex
+    )

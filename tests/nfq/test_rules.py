@@ -68,6 +68,18 @@ def test_syns_are_queued_before_the_connection_mark_is_looked_at() -> None:
         assert [kind[0] for kind in kinds if kind] == ["SYN SYN -j NFQUEUE", "connmark", "-j NFQUEUE"]
 
 
+def test_only_what_leaves_clears_the_connection_mark_and_before_it_is_queued() -> None:
+    lines = rules.rules(RulesConfig())["mangle"]
+    clearing = [line for line in lines if "-j CONNMARK --set-xmark" in line]
+    assert clearing == [f"-A {OUT} -p tcp -m tcp --tcp-flags SYN SYN -j CONNMARK --set-xmark 0x0/0x30000000"]
+    assert "SYN SYN -j NFQUEUE" in lines[lines.index(clearing[0]) + 1]
+
+
+def test_no_allocator_gives_the_raw_sockets_group_to_a_program() -> None:
+    """Below 2^31 are those of systemd and of subordinate ids; 2^32 - 1 is no group."""
+    assert 0x80000000 <= rules.RAW_GROUP < 0xFFFFFFFE
+
+
 def test_only_our_jumps_of_this_table_are_taken_out() -> None:
     assert rules._drop_jumps("mangle", SAVED) == [
         "-D OUTPUT -j SECTOOL-OUT",
