@@ -28,8 +28,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SYN_SENT_TIMEOUT_US = 130_000_000  # outlasts Linux's six SYN retransmissions (127 s)
-SYN_RECEIVED_TIMEOUT_US = 75_000_000  # outlasts its five SYN-ACK retransmissions (63 s)
+SYN_RECEIVED_TIMEOUT_US = 35_000_000  # outlasts four SYN-ACK retransmissions (31 s)
 DENIAL_MEMORY_US = 130_000_000
+REFUSAL_MEMORY_US = 15_000_000  # how long the agent's "cannot identify" is believed
 CUT_MEMORY_US = 130_000_000  # how long packets of a cut flow are answered with a RST
 
 DEFAULT_ENFORCED = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
@@ -100,25 +101,42 @@ class Config:
 
 
 class Credentials:
-    """Local workloads by attribution key. What the agent could not identify is kept as a refusal with its reason."""
+    """Local workloads by attribution key, bounded. A refusal by the agent is kept with its reason, for a while."""
 
-    def __init__(self) -> None:
-        self._known: dict[Hashable, LocalWorkload | str] = {}
+    def __init__(self, limit: int = 16_384) -> None:
+        self._known: OrderedDict[Hashable, LocalWorkload | str] = OrderedDict()
+        self._refused_us: dict[Hashable, int] = {}
+        self.limit = limit
 
     def get(self, key: Hashable, now_us: int) -> LocalWorkload | str | None:
         """The workload; text when identification failed; None when unknown or its credential has expired."""
         found = self._known.get(key)
-        if isinstance(found, LocalWorkload) and found.identity.not_after_us <= now_us:
-            return None
-        return found
+        if isinstance(found, LocalWorkload):
+            if found.identity.not_after_us > now_us:
+                self._known.move_to_end(key)
+                return found
+        elif found is None or now_us - self._refused_us.get(key, 0) < REFUSAL_MEMORY_US:
+            return found
+        self._forget(key)
+        return None
 
-    def put(self, key: Hashable, workload: LocalWorkload | str) -> None:
+    def _forget(self, key: Hashable) -> None:
+        self._known.pop(key, None)
+        self._refused_us.pop(key, None)
+
+    def put(self, key: Hashable, workload: LocalWorkload | str, now_us: int) -> None:
         """Learn or renew."""
+        self._forget(key)
         self._known[key] = workload
+        if isinstance(workload, str):
+            self._refused_us[key] = now_us
+        if len(self._known) > self.limit:
+            self._forget(next(iter(self._known)))
 
     def clear(self) -> None:
         """Forget all: the rules that map facts to workloads have changed."""
         self._known.clear()
+        self._refused_us.clear()
 
 
 class DenialMemory:
@@ -163,7 +181,9 @@ class Core:
         self.recorder = recorder
         self.ports = ports
         self.credentials = Credentials()
-        self.half_open = FlowTable(config.half_open_limit)
+        # Half-open flows of either role: a flood of SYNs from outside must not keep this host from connecting.
+        self.connecting = FlowTable(config.half_open_limit)
+        self.accepting = FlowTable(config.half_open_limit)
         self.live = FlowTable(config.live_limit)
         self.denials = DenialMemory()
         self.ephemerals = EphemeralPool()
@@ -171,6 +191,7 @@ class Core:
         self.syn_limit = TokenBuckets(config.syn_rate, config.syn_burst)
         self.refusal_limit = TokenBuckets(config.refusal_rate, 2 * config.refusal_rate)
         self.expiring: list[tuple[int, int, Flow]] = []  # heap of live flows whose decision has an end
+        self.uncut: list[Flow] = []  # cut, but the kernel has not taken note yet
         self._enforced = [(n.version == 6, int(n.netmask), int(n.network_address)) for n in config.enforced]
 
     def enforced(self, raw: bytes) -> bool:
@@ -196,32 +217,37 @@ class Core:
         """Allowed, with or without an audit mark."""
         return decision.action in (Action.ALLOW, Action.AUDIT)
 
-    def pending(self, key: bytes) -> Flow | None:
-        """The flow of that key whose handshake is still under way: half-open, or live but still proving."""
-        flow = self.half_open.get(key)
-        if flow is None:
-            flow = self.live.get(key)
-            if flow is not None and flow.state is not State.PROVING:
-                return None
-        return flow
-
     def settle(self, flow: Flow, now_us: int) -> None:
         """A flow takes its place among the live ones. One that held the same 5-tuple before has ended."""
         before = self.live.get(flow.key)
         if before is not None and before is not flow:
             self.finish(before, Counts(), now_us)
-        self.half_open.remove(flow)
+        self.connecting.remove(flow)
+        self.accepting.remove(flow)
         self.live.add(flow)
+        self.watch(flow)
+
+    def watch(self, flow: Flow) -> None:
+        """Note when the flow's decision has to be made anew, if ever."""
         until = flow.decision.valid_until_us if flow.decision is not None else None
-        if until is not None:
-            heapq.heappush(self.expiring, (until, id(flow), flow))
+        if until is None or until == flow.until_us:
+            return
+        flow.until_us = until
+        heapq.heappush(self.expiring, (until, id(flow), flow))
+        if len(self.expiring) > 1024 + 2 * len(self.live):
+            # Most of these have ended long before their rule does.
+            self.expiring = [
+                e for e in self.expiring if self.live.get(e[2].key) is e[2] and e[0] == e[2].until_us
+            ]
+            heapq.heapify(self.expiring)
 
     def release(self, flow: Flow, now_us: int) -> None:
         """Both ends are proven and policy allows: from here on the kernel carries the flow."""
         self.settle(flow, now_us)
         flow.state = State.AUTHORISED
         flow.forget_handshake()
-        self.ports.journal(flow)
+        if flow.journal_slot < 0:
+            self.ports.journal(flow)
 
     def finish(self, flow: Flow, counts: Counts, now_us: int) -> None:
         """A live flow has ended: write END and forget it."""

@@ -10,9 +10,10 @@ import heapq
 from nfq import initiator, loopback, responder
 from nfq.core import ACCEPT, CUT_MEMORY_US, RELEASE, Core, Result, Verdict
 from nfq.flow import Flow, State
-from nfq.packet import RST, SYN, SYN_ACK, PacketError, Segment, as_reset, parse
+from nfq.packet import RST, SYN, SYN_ACK, PacketError, Segment, as_reset, parse, record_option
 from nfq.recorder import Counts
-from sectool.events import Action, ConnState, DropReason, Phase, Point
+from sectool.errors import SectoolError
+from sectool.events import Action, ConnState, DropReason, Phase
 from sectool.policy import Engine
 
 _CARRIED = (State.AUTHORISED, State.PROVING)
@@ -37,16 +38,21 @@ def handle(core: Core, data: bytes, outbound: bool, local: bool, now_us: int) ->
 
 
 def _segment(core: Core, seg: Segment, now_us: int) -> Result:
-    flow = core.pending(seg.key)
+    flow = core.connecting.get(seg.key)
+    live = core.live.get(seg.key)
+    if flow is None and live is not None and live.state is State.PROVING:
+        flow = live
     if flow is not None:
-        if flow.point is Point.INITIATOR:
-            if seg.outbound:
-                return initiator.out_segment(core, seg, flow)
-            return initiator.in_segment(core, seg, flow, now_us)
+        if seg.outbound:
+            return initiator.out_segment(core, seg, flow)
+        return initiator.in_segment(core, seg, flow, now_us)
+    flow = core.accepting.get(seg.key)
+    # A SYN from anywhere can claim the 5-tuple of a live connection: that one goes on until a proof replaces it.
+    if flow is not None and (live is None or (not seg.outbound and record_option(seg) is not None)):
         if seg.outbound:
             return responder.out_segment(core, seg)
         return responder.in_segment(core, seg, flow, now_us)
-    flow = core.live.get(seg.key)
+    flow = live
     if flow is None:
         return core.drop(DropReason.UNKNOWN_FLOW)
     if flow.state is State.CUT:
@@ -59,17 +65,16 @@ def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us
     core.engine, core.revision = engine, revision
     core.recorder.policy_hash = policy_hash
     core.denials.clear()
-    for flow in core.half_open:
-        # Nothing has passed yet. Where a decision was made already, the next transmission makes a new one.
+    for flow in core.accepting:
+        # Nothing has passed yet. (A connecting flow is judged when its answer comes.)
         if flow.request is not None and not core.permitted(core.decide(flow, now_us)):
-            core.half_open.remove(flow)
+            core.accepting.remove(flow)
             core.recorder.denied(flow, DropReason.POLICY_CHANGED, now_us)
-    core.expiring.clear()
     cut = 0
     for flow in core.live:
         if flow.state in _CARRIED and flow.request is not None:
             if core.permitted(core.decide(flow, now_us)):
-                core.settle(flow, now_us)
+                core.watch(flow)
             else:
                 _cut(core, flow, now_us)
                 cut += 1
@@ -81,7 +86,11 @@ def _cut(core: Core, flow: Flow, now_us: int) -> None:
     flow.forget_handshake()
     flow.reason = DropReason.POLICY_CHANGED
     flow.conn_state = ConnState.RSTO
-    counts = core.ports.cut(flow)
+    try:
+        counts = core.ports.cut(flow)
+    except (SectoolError, OSError):
+        counts = Counts()
+        core.uncut.append(flow)  # tick tries again; until then the kernel still carries it
     core.recorder.count(DropReason.POLICY_CHANGED)
     core.recorder.flow(flow, Phase.END, Action.DENY, now_us, counts=counts)
     core.ports.unjournal(flow)
@@ -95,8 +104,9 @@ def expired_rules(core: Core, now_us: int) -> int:
         _, _, flow = heapq.heappop(core.expiring)
         if core.live.get(flow.key) is not flow or flow.state not in _CARRIED or flow.request is None:
             continue
+        flow.until_us = 0
         if core.permitted(core.decide(flow, now_us)):
-            core.settle(flow, now_us)
+            core.watch(flow)
         else:
             _cut(core, flow, now_us)
             cut += 1
@@ -116,25 +126,32 @@ def ended(core: Core, key: bytes, counts: Counts, conn_state: ConnState, now_us:
 
 def abandoned(core: Core, key: bytes, now_us: int) -> None:
     """A local socket ended whose connection was never made: the program gave up, or was told no."""
-    flow = core.half_open.get(key)
-    if flow is None or flow.point is not Point.INITIATOR:
+    flow = core.connecting.get(key)
+    if flow is None:
         return
-    core.half_open.remove(flow)
+    core.connecting.remove(flow)
     if not flow.recorded:
         core.recorder.denied(flow, DropReason.HANDSHAKE_TIMEOUT, now_us, Action.ERROR)
 
 
 def tick(core: Core, now_us: int) -> None:
     """Once a second: give up half-open flows, flush coalesced denials, re-judge what has an end date."""
-    for flow in core.half_open.expired(now_us):
-        core.half_open.remove(flow)
+    for flow in core.accepting.expired(now_us):
+        core.accepting.remove(flow)
         if not flow.recorded:
-            if flow.point is Point.RESPONDER:
-                flow.conn_state = ConnState.SH
-                core.recorder.denied(flow, DropReason.PROOF_MISSING, now_us, Action.ERROR)
-            else:
-                core.recorder.denied(flow, DropReason.HANDSHAKE_TIMEOUT, now_us, Action.ERROR)
+            flow.conn_state = ConnState.SH
+            core.recorder.denied(flow, DropReason.PROOF_MISSING, now_us, Action.ERROR)
+    for flow in core.connecting.expired(now_us):
+        core.connecting.remove(flow)
+        if not flow.recorded:
+            core.recorder.denied(flow, DropReason.HANDSHAKE_TIMEOUT, now_us, Action.ERROR)
     for flow in core.live.expired(now_us):
         core.live.remove(flow)
+    again, core.uncut = core.uncut, []
+    for flow in again:
+        try:
+            core.ports.cut(flow)
+        except (SectoolError, OSError):
+            core.uncut.append(flow)
     core.recorder.tick(now_us)
     expired_rules(core, now_us)

@@ -12,7 +12,7 @@ changes and for the END record.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -62,6 +62,7 @@ class Flow:
     """Mutable state of one connection; a plain record, changed only by the packet path of its worker."""
 
     __slots__ = (
+        "adopted",
         "answer_wire",
         "auth",
         "auth_result",
@@ -92,6 +93,8 @@ class Flow:
         "revision",
         "start_us",
         "state",
+        "timeout_us",
+        "until_us",
         "v6",
     )
 
@@ -103,6 +106,9 @@ class Flow:
         self.isn = isn  # initiator's initial sequence number
         self.start_us = now_us
         self.deadline_us = 0
+        self.timeout_us = 0
+        self.until_us = 0  # when its decision is to be made anew, as noted in Core.expiring
+        self.adopted = False  # it was there before the first start: never judged
         self.event_id = b""
         self.local: LocalWorkload | None = None
         self.peer_local: LocalWorkload | None = None  # loopback: the accepting workload
@@ -169,14 +175,15 @@ def reverse_key(key: bytes) -> bytes:
 
 
 class FlowTable:
-    """Flows by key, bounded; half-open and denied ones expire, oldest deadline first.
+    """Flows by key, bounded; those with a deadline expire in order.
 
-    All timeouts handed in are one of a few constants, so one FIFO per constant keeps deadlines in order.
+    All timeouts handed in are one of a few constants, so one queue per constant keeps deadlines in order. A flow that
+    leaves the table leaves its queue too.
     """
 
     def __init__(self, limit: int = 262_144) -> None:
         self._flows: dict[bytes, Flow] = {}
-        self._expiry: dict[int, deque[tuple[int, Flow]]] = {}
+        self._expiry: dict[int, OrderedDict[bytes, Flow]] = {}
         self.limit = limit
 
     def __len__(self) -> int:
@@ -196,25 +203,44 @@ class FlowTable:
 
     def add(self, flow: Flow) -> None:
         """Insert or replace."""
+        before = self._flows.get(flow.key)
+        if before is not None and before is not flow:
+            self._disarm(before)
         self._flows[flow.key] = flow
 
     def remove(self, flow: Flow) -> None:
         """Forget, unless another flow has taken the key."""
         if self._flows.get(flow.key) is flow:
             del self._flows[flow.key]
+            self._disarm(flow)
+
+    def evict(self) -> Flow | None:
+        """Forget the flow that has been here longest."""
+        oldest = next(iter(self._flows.values()), None)
+        if oldest is not None:
+            self.remove(oldest)
+        return oldest
 
     def expire_after(self, flow: Flow, now_us: int, timeout_us: int) -> None:
-        """(Re)arm the flow's deadline."""
-        flow.deadline_us = now_us + timeout_us
-        self._expiry.setdefault(timeout_us, deque()).append((flow.deadline_us, flow))
+        """(Re)arm the deadline of a flow of this table."""
+        self._disarm(flow)
+        flow.deadline_us, flow.timeout_us = now_us + timeout_us, timeout_us
+        self._expiry.setdefault(timeout_us, OrderedDict())[flow.key] = flow
+
+    def _disarm(self, flow: Flow) -> None:
+        queue = self._expiry.get(flow.timeout_us)
+        if queue is not None and queue.get(flow.key) is flow:
+            del queue[flow.key]
+        flow.deadline_us = flow.timeout_us = 0
 
     def expired(self, now_us: int) -> list[Flow]:
         """Flows whose deadline has passed, taken off the clock but not out of the table."""
         out: list[Flow] = []
         for queue in self._expiry.values():
-            while queue and queue[0][0] <= now_us:
-                deadline, flow = queue.popleft()
-                if flow.deadline_us == deadline and self._flows.get(flow.key) is flow:
-                    flow.deadline_us = 0
-                    out.append(flow)
+            while queue:
+                flow = next(iter(queue.values()))
+                if flow.deadline_us > now_us:
+                    break
+                self._disarm(flow)
+                out.append(flow)
         return out

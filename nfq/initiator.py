@@ -24,6 +24,7 @@ from nfq.packet import (
     has_handshake,
     rebuild,
     reply_reset,
+    require_checksum,
     syn_options,
     with_option,
     without_ours,
@@ -31,11 +32,13 @@ from nfq.packet import (
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
 
+PLAUSIBLE = 1 << 24  # bytes either side can have sent before the first packet is seen
+
 
 def out_syn(core: Core, seg: Segment, now_us: int) -> Result:
     """A local program connects."""
-    flow = core.half_open.get(seg.key)
-    if flow is not None and flow.point is Point.INITIATOR and flow.isn == seg.seq and flow.hello is not None:
+    flow = core.connecting.get(seg.key)
+    if flow is not None and flow.isn == seg.seq and flow.hello is not None:
         return _with_hello(seg, flow)
     live = core.live.get(seg.key)
     if live is not None and live.auth is Auth.NONE and live.isn == seg.seq and live.state is State.AUTHORISED:
@@ -55,11 +58,11 @@ def out_syn(core: Core, seg: Segment, now_us: int) -> Result:
     flow.local = local
     if not core.enforced(seg.destination):
         return _outside(core, seg, flow, now_us)
-    if core.half_open.full:
+    if core.connecting.full:
         return core.drop(DropReason.TABLE_FULL)
     flow.hello = Hello(local.static, local.blob, now_us, ephemeral=core.ephemerals.take())
-    core.half_open.add(flow)
-    core.half_open.expire_after(flow, now_us, SYN_SENT_TIMEOUT_US)
+    core.connecting.add(flow)
+    core.connecting.expire_after(flow, now_us, SYN_SENT_TIMEOUT_US)
     return _with_hello(seg, flow)
 
 
@@ -100,20 +103,12 @@ def deny_syn(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: i
 
 def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     """The peer answers."""
-    flow = core.pending(seg.key)
-    if flow is None or flow.point is not Point.INITIATOR:
-        live = core.live.get(seg.key)
-        if live is not None and live.state is State.AUTHORISED and live.auth is Auth.NONE:
-            return RELEASE
-        return core.drop(DropReason.UNKNOWN_FLOW)
+    flow = core.connecting.get(seg.key)
+    if flow is None:
+        return _again(core, seg)
     if seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.HANDSHAKE_FORGED)
-    if (
-        flow.state is State.PROVING
-    ):  # retransmitted: our ACK was lost, the stack will send (and we prove) again
-        if seg.payload != flow.answer_wire:
-            return core.drop(DropReason.HANDSHAKE_FORGED)
-        return _stripped(seg)
+    require_checksum(seg)
     if not has_handshake(seg):
         return _deny_answer(core, seg, flow, DropReason.NO_IDENTITY, now_us)
     assert flow.hello is not None
@@ -141,14 +136,30 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
         return _deny_answer(core, seg, flow, decision.reason, now_us)
     flow.keys = answer.keys
     flow.proof = proof_option(answer.keys)
-    flow.answer_wire = seg.payload
     flow.peer_isn = seg.seq
     flow.state = State.PROVING
     # A refusal of an earlier transmission, if any, was an event of its own.
     flow.event_id, flow.decider, flow.peer_reason = b"", Decider.LOCAL, DropReason.NONE
     core.recorder.allowed(flow, now_us)
     core.settle(flow, now_us)
+    core.ports.journal(flow)  # if we die now, the successor takes the proof as seen: most likely it was
     return _stripped(seg)
+
+
+def _again(core: Core, seg: Segment) -> Result:
+    """A SYN-ACK of a connection that is made on this side: our ACK was lost, or the server's queue was full.
+
+    The stack answers it with an ACK and takes nothing else from it, so it passes bare, whatever it carries.
+    """
+    flow = core.live.get(seg.key)
+    if flow is None or flow.point is not Point.INITIATOR or flow.state is State.CUT:
+        return core.drop(DropReason.UNKNOWN_FLOW)
+    if flow.auth is Auth.NONE:
+        return RELEASE
+    if seg.seq != flow.peer_isn or seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
+        return core.drop(DropReason.HANDSHAKE_FORGED)
+    bare = _stripped(seg)
+    return bare if flow.state is State.PROVING else bare._replace(verdict=Verdict.RELEASE)
 
 
 def _stripped(seg: Segment) -> Result:
@@ -179,7 +190,7 @@ def _deny_answer(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_u
     flow.revision = core.revision
     flow.conn_state = ConnState.REJ
     core.recorder.denied(flow, reason, now_us)
-    core.half_open.remove(flow)
+    core.connecting.remove(flow)
     core.denials.add(seg.key, flow.isn, now_us)
     # The SYN-ACK itself becomes the RST that the local program is told with.
     return Result(Verdict.ACCEPT, as_reset(seg)) if core.config.reject else DROP
@@ -189,12 +200,13 @@ def in_reset(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     """A RST answers our SYN: the other enforcer's refusal if it says so and proves it."""
     if seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.HANDSHAKE_FORGED)
+    require_checksum(seg)
     if not has_handshake(seg):
         # The peer, or a router, refuses without an enforcer. It gives no access, so the program may know.
         flow.conn_state = ConnState.REJ
         if not flow.recorded:
             core.recorder.denied(flow, DropReason.NO_IDENTITY, now_us, Action.ERROR)
-        core.half_open.remove(flow)
+        core.connecting.remove(flow)
         return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b""))
     assert flow.hello is not None
     try:
@@ -214,7 +226,7 @@ def in_reset(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
         assert flow.local is not None
         flow.hello = Hello(flow.local.static, flow.local.blob, now_us, ephemeral=core.ephemerals.take())
         return DROP
-    core.half_open.remove(flow)
+    core.connecting.remove(flow)
     return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b""))
 
 
@@ -236,9 +248,10 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if flow.state is State.SYN_SENT:
         # A bare ACK makes the stack reset an old connection of the peer's (RFC 9293 3.5.1); data never passes.
         return core.drop(DropReason.PROOF_MISSING) if seg.payload else ACCEPT
-    behind = (seg.seq - flow.peer_isn - 1) & 0xFFFFFFFF
+    # From the byte before its first one (a keepalive's) on, and not so far that a blind guess has a chance.
+    behind = (seg.seq - flow.peer_isn) & 0xFFFFFFFF
     acked = (seg.ack - flow.isn - 1) & 0xFFFFFFFF
-    if behind >= 1 << 30 or acked >= 1 << 30:
+    if behind >= PLAUSIBLE or acked >= PLAUSIBLE:
         return core.drop(DropReason.HANDSHAKE_FORGED)
     core.release(flow, now_us)
     return RELEASE

@@ -17,6 +17,7 @@ from typing import Any
 from nfq.core import address
 from nfq.flow import Flow, LocalWorkload, Owner, State
 from nfq.noise import KeyPair
+from sectool.errors import SectoolError
 from sectool.events import Auth, AuthResult, ConnState, DropReason, Point
 from sectool.identity.verify import PeerIdentity
 from sectool.labels import LabelError, LabelSet
@@ -28,6 +29,7 @@ _HEADER = 64
 # local workload, local identity, peer workload (loopback), peer identity
 _SLOT = struct.Struct("<BBBB36sIIIIxxxxQ16sqqqqq")
 _SIZE = 160
+_JUDGED, _ADOPTED = 1, 2  # how a slot is used
 _NO_KEY = KeyPair.of(bytes(31) + b"\x40")  # stands where a restored workload's key would; never used
 
 assert _SLOT.size <= _SIZE
@@ -45,12 +47,18 @@ class Journal:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             size = _HEADER + slots * _SIZE
-            os.ftruncate(fd, size)
+            try:
+                os.posix_fallocate(fd, 0, size)  # a full tmpfs must be an error now, not a signal later
+            except OSError as e:
+                raise SectoolError(
+                    f"cannot make the flow journal {path}: {e.strerror}", "make room in the run folder"
+                ) from e
             self._map = mmap.mmap(fd, size)
         finally:
             os.close(fd)
         names = os.open(self._names, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._out = os.fdopen(names, "w", encoding="ascii")
+        self._out.write("\n")  # ends a line that a crash has torn
         if self._map[: len(_MAGIC)] != _MAGIC:
             self._map[_HEADER:size] = bytes(size - _HEADER)
             self._map[: len(_MAGIC)] = _MAGIC
@@ -58,13 +66,19 @@ class Journal:
 
     def add(self, flow: Flow) -> None:
         """Write the flow into a free slot."""
+        if flow.journal_slot >= 0:
+            return
         if not self._free:
             self.skipped += 1
             return
         peer = flow.peer_local.identity if flow.peer_local is not None else flow.peer
-        for identity in (flow.local.identity if flow.local else None, peer):
-            if identity is not None and identity.id not in self._written:
-                self._remember(identity)
+        try:
+            for identity in (flow.local.identity if flow.local else None, peer):
+                if identity is not None and identity.id not in self._written:
+                    self._remember(identity)
+        except OSError:  # no room for the identity: without it the slot would mean nothing
+            self.skipped += 1
+            return
         slot = self._free.pop()
         at = _HEADER + slot * _SIZE
         owner = flow.owner
@@ -88,7 +102,7 @@ class Journal:
             flow.peer_local.id if flow.peer_local else 0,
             peer.id if peer else 0,
         )
-        self._map[at] = 1  # last: a slot torn by a crash stays unused
+        self._map[at] = _ADOPTED if flow.adopted else _JUDGED  # last: a slot torn by a crash stays unused
         flow.journal_slot = slot
 
     def remove(self, flow: Flow) -> None:
@@ -125,7 +139,7 @@ class Journal:
         for line in self._names.read_text(encoding="ascii", errors="replace").splitlines():
             try:
                 identity = _from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError, LabelError):
+            except (ValueError, KeyError, TypeError, AttributeError, LabelError):
                 continue  # a line torn by a crash
             out[identity.id] = identity
         return out
@@ -160,7 +174,7 @@ def _from_json(d: dict[str, Any]) -> PeerIdentity:
 
 
 def _restored(fields: tuple[Any, ...], identities: dict[int, PeerIdentity]) -> Flow:
-    (_, point, auth, n, raw, isn, revision, pid, uid, cgroup, event_id, start, lw, li, pw, pi) = fields
+    (used, point, auth, n, raw, isn, revision, pid, uid, cgroup, event_id, start, lw, li, pw, pi) = fields
     key = raw[:n]
     if len(key) not in (12, 36):
         raise ValueError("key")
@@ -177,6 +191,9 @@ def _restored(fields: tuple[Any, ...], identities: dict[int, PeerIdentity]) -> F
         flow.peer_local = LocalWorkload(pw, "", _NO_KEY, b"", theirs)
     else:
         flow.peer = theirs
+    if used == _ADOPTED:
+        flow.adopted, flow.conn_state = True, ConnState.OTH
+        return flow  # never judged
     here = Party(mine.labels if mine else None, mine.spiffe_id if mine else None, address(flow.local_address))
     there = Party(
         theirs.labels if theirs else None, theirs.spiffe_id if theirs else None, address(flow.remote_address)

@@ -26,6 +26,9 @@ def segment(core: Core, seg: Segment, now_us: int) -> Result:
 
 
 def _syn(core: Core, seg: Segment, now_us: int) -> Result:
+    live = core.live.get(seg.key)
+    if live is not None and live.isn == seg.seq and live.state is State.AUTHORISED:
+        return RELEASE  # retransmitted
     if core.denials.knows(seg.key, seg.seq, now_us):
         return core.drop(DropReason.DENIED_BEFORE)
     source = core.ports.attribute(seg, listener=False)

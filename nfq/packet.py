@@ -241,6 +241,15 @@ def checksum(data: bytes) -> int:
     return 0xFFFF - int.from_bytes(data, "big") % 0xFFFF
 
 
+def require_checksum(seg: Segment) -> None:
+    """Raise PacketError unless the TCP checksum holds: a packet that is rebuilt would otherwise be made whole."""
+    data, off = seg.data, seg.tcp_off
+    n = len(data) - off
+    addresses = data[8:40] if seg.v6 else data[12:20]
+    if checksum(addresses + struct.pack(">II", n, TCP) + data[off:]) != 0xFFFF:
+        raise PacketError("TCP checksum does not hold")
+
+
 def rebuild(seg: Segment, options: bytes, payload: bytes, flags: int | None = None) -> bytes:
     """The packet with other options and payload (and flags), all lengths and checksums made right.
 

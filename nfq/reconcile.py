@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nfq.conntrack import ConntrackControl, Entry
+from nfq.conntrack import ConntrackControl, Entry, FlowTuple
 from nfq.core import Core
 from nfq.flow import Flow, State, reverse_key
 from nfq.recorder import Counts
@@ -17,14 +17,21 @@ from sectool.events import Action, ConnState, Phase, Point
 
 PERIOD_US = 30_000_000
 UPDATE_AFTER_US = 60_000_000
+_OVER = frozenset(("TIME_WAIT", "CLOSE", "LAST_ACK"))
 CHUNK = 256  # entries between two looks at the packet queue
 
 
 class Reconciler:
     """One walk at a time; `step` does a bounded piece of it."""
 
-    def __init__(self, core: Core, conntrack: ConntrackControl, mark: int, mask: int) -> None:
+    def __init__(
+        self, core: Core, conntrack: ConntrackControl, mark: int, mask: int, *, alone: bool = True
+    ) -> None:
+        """`alone`: this worker knows all marked connections of the namespace, so that it may take marks back."""
         self._core = core
+        self._alone = alone
+        self._strange: set[bytes] = set()  # marked but unknown, as of the walk before
+        self._strange_now: set[bytes] = set()
         self._conntrack = conntrack
         self._mark, self._mask = mark, mask
         self._walk: Iterator[Entry] | None = None
@@ -41,6 +48,7 @@ class Reconciler:
         """Begin a walk now."""
         self._walk = self._conntrack.dump(mark=self._mark, mask=self._mask)
         self._seen.clear()
+        self._strange, self._strange_now = self._strange_now, set()
         self._started_us = now_us
         self._next_us = now_us + PERIOD_US
 
@@ -63,6 +71,7 @@ class Reconciler:
         key = entry.src + entry.dst + entry.sport.to_bytes(2, "big") + entry.dport.to_bytes(2, "big")
         flow = live.get(key) or live.get(reverse_key(key))
         if flow is None:
+            self._unknown(entry, key)
             return
         self._seen.add(flow.key)
         if flow.state is State.AUTHORISED and now_us - flow.start_us >= UPDATE_AFTER_US:
@@ -70,12 +79,31 @@ class Reconciler:
             counts = Counts(entry.orig_bytes, entry.orig_packets, entry.reply_bytes, entry.reply_packets)
             self._core.recorder.flow(flow, Phase.UPDATE, action, now_us, counts=counts)
 
+    def _unknown(self, entry: Entry, key: bytes) -> None:
+        """A released connection nobody answers for (its flow did not outlive a restart): policy could not cut it.
+
+        Seen so in two walks it loses its mark; what it still sends is then dropped like any unknown flow.
+        """
+        if not self._alone or entry.tcp_state in _OVER:
+            return
+        self._strange_now.add(key)
+        if key in self._strange:
+            self._conntrack.set_mark(entry.tuple, 0, self._mask)
+
     def _finish(self, now_us: int) -> None:
         for flow in self._core.live:
-            if flow.state is State.AUTHORISED and flow.key not in self._seen and self._settled(flow):
-                flow.conn_state = ConnState.OTH if flow.point is not Point.LOCAL else ConnState.SF
-                self._core.finish(flow, Counts(), now_us)
+            if flow.state is State.CUT or flow.key in self._seen or not self._settled(flow):
+                continue
+            entry = self._conntrack.get(FlowTuple(*_tuple(flow)))
+            if entry is not None and entry.tcp_state not in _OVER:
+                continue  # the dump passed it over, or it has not been released yet
+            flow.conn_state = ConnState.OTH if flow.point is not Point.LOCAL else ConnState.SF
+            self._core.finish(flow, Counts(), now_us)
 
     def _settled(self, flow: Flow) -> bool:
         """Old enough that its connection tracking entry carried the mark before the walk began."""
         return flow.start_us < self._started_us - 5_000_000
+
+
+def _tuple(flow: Flow) -> tuple[bytes, bytes, int, int]:
+    return flow.local_address, flow.remote_address, flow.local_port, flow.remote_port

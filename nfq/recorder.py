@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from nfq.flow import Flow, State
 from sectool.events import (
+    FLAG_ADOPTED,
     FLAG_COALESCED,
     FLAG_DEFAULT_DENY,
     FLOW_STRUCT,
@@ -61,6 +62,7 @@ class _Burst(NamedTuple):
     destination: bytes
     port: int
     point: Point
+    action: Action
 
 
 _NO_COUNTS = Counts()
@@ -89,7 +91,8 @@ class Recorder:
         self.reasons: Counter[str] = Counter()
         self.verdicts: Counter[str] = Counter()
         self.denials_per_s = denials_per_s
-        self._budget = denials_per_s
+        # Two purses: a flood of nameless packets must not hide what somebody with a credential was denied.
+        self._budget = [denials_per_s, denials_per_s]
         self._bursts: Counter[_Burst] = Counter()
         self._burst_start_us = 0
         self._known: set[int] = set()
@@ -104,6 +107,7 @@ class Recorder:
         counts: Counts = _NO_COUNTS,
         flow_count: int = 1,
         flags: int = 0,
+        rule: int = 0,
     ) -> None:
         """Write one record of `flow`. The first one gives the flow its event id."""
         if not flow.event_id:
@@ -127,7 +131,10 @@ class Recorder:
         their_ids = (theirs.id, theirs.labels.id) if theirs else (0, 0)
         s, d = (mine_ids, their_ids) if outward else (their_ids, mine_ids)
         decision = flow.decision
-        rule = decision.rule.id if decision is not None and decision.rule is not None else 0
+        if decision is not None and decision.rule is not None:
+            rule = decision.rule.id
+        if flow.adopted:
+            flags |= FLAG_ADOPTED
         pending_action, pending_rule = 0, 0
         if decision is not None:
             pending_action = decision.pending_action
@@ -186,6 +193,12 @@ class Recorder:
         self.sink.put(record)
         flow.recorded = True
 
+    def adopted(self, flow: Flow, now_us: int) -> None:
+        """The VERDICT record of a connection that was there before the first start: let live, not judged."""
+        flow.conn_state = ConnState.OTH
+        self.verdicts["adopted"] += 1
+        self.flow(flow, Phase.VERDICT, Action.ALLOW, now_us)
+
     def allowed(self, flow: Flow, now_us: int) -> None:
         """The VERDICT record of an authorised flow: allow, or audit when an audit rule let it through."""
         action = flow.decision.action if flow.decision is not None else Action.ALLOW
@@ -200,8 +213,9 @@ class Recorder:
             flow.conn_state = ConnState.S0
         self.count(reason)
         self.verdicts[action.name.lower()] += 1
-        if self._budget > 0:
-            self._budget -= 1
+        purse = 1 if flow.peer is not None or flow.local is not None else 0
+        if self._budget[purse] > 0:
+            self._budget[purse] -= 1
             self.flow(flow, Phase.VERDICT, action, now_us)
             return
         rule = flow.decision.rule.id if flow.decision is not None and flow.decision.rule is not None else 0
@@ -210,7 +224,13 @@ class Recorder:
         if inward:
             source, destination = destination, source
         burst = _Burst(
-            reason, rule, source, destination, flow.local_port if inward else flow.remote_port, flow.point
+            reason,
+            rule,
+            source,
+            destination,
+            flow.local_port if inward else flow.remote_port,
+            flow.point,
+            action,
         )
         if len(self._bursts) >= 4096 and burst not in self._bursts:
             burst = burst._replace(
@@ -232,7 +252,7 @@ class Recorder:
 
     def tick(self, now_us: int) -> None:
         """Once a second: new budget, and one record for each kind of denial that was over the old one."""
-        self._budget = self.denials_per_s
+        self._budget = [self.denials_per_s, self.denials_per_s]
         for burst, n in self._bursts.items():
             inward = burst.point is Point.RESPONDER
             local, remote = burst.source, burst.destination
@@ -250,7 +270,15 @@ class Recorder:
             )
             flow.reason = burst.reason
             flow.conn_state = ConnState.S0
-            self.flow(flow, Phase.VERDICT, Action.DENY, now_us, flow_count=n, flags=FLAG_COALESCED)
+            self.flow(
+                flow,
+                Phase.VERDICT,
+                burst.action,
+                now_us,
+                flow_count=n,
+                flags=FLAG_COALESCED,
+                rule=burst.rule,
+            )
         self._bursts.clear()
 
     def know(self, identity: PeerIdentity) -> None:

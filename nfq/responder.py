@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nfq.core import (
+    ACCEPT,
     DROP,
     RELEASE,
     SYN_RECEIVED_TIMEOUT_US,
@@ -16,6 +17,7 @@ from nfq.core import (
 from nfq.flow import Flow, LocalWorkload, State
 from nfq.handshake import Decision, Greeting, HandshakeError, check_proof, open_refusal
 from nfq.packet import (
+    FIN,
     HANDSHAKE_OPTION,
     RST,
     Segment,
@@ -23,30 +25,40 @@ from nfq.packet import (
     rebuild,
     record_option,
     reply_reset,
+    require_checksum,
     syn_options,
     without_ours,
 )
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
 
+# Whoever is on the path can make a SYN fail so; its next, true transmission must not be taken for a repetition.
+_ANYBODYS_DOING = frozenset(
+    (DropReason.HANDSHAKE_MALFORMED, DropReason.HANDSHAKE_STALE, DropReason.VERSION_UNSUPPORTED)
+)
+
 
 def in_syn(core: Core, seg: Segment, now_us: int) -> Result:
     """Somebody connects to this host."""
-    flow = core.half_open.get(seg.key)
-    ours = has_handshake(seg)
-    if flow is not None and flow.point is Point.RESPONDER and flow.isn == seg.seq:
+    flow = core.accepting.get(seg.key)
+    # Identity counts only where it is expected; elsewhere a SYN is judged by its address, whatever it carries.
+    ours = core.enforced(seg.source) and has_handshake(seg)
+    if flow is not None and flow.isn == seg.seq:
         if flow.greeting is not None and ours and flow.greeting.ephemeral == seg.payload[12:44]:
             return _stripped(seg)  # retransmitted
         return core.drop(DropReason.SYN_REPLAYED)
-    if flow is not None and flow.point is Point.INITIATOR:
+    if core.connecting.get(seg.key) is not None:
         return core.drop(DropReason.UNKNOWN_FLOW)  # simultaneous open has no initiator to prove
     if core.denials.knows(seg.key, seg.seq, now_us):
         return core.drop(DropReason.DENIED_BEFORE)
-    if ours:
-        return _greeted(core, seg, now_us)
     live = core.live.get(seg.key)
     if live is not None and live.auth is Auth.NONE and live.isn == seg.seq and live.state is State.AUTHORISED:
-        return RELEASE
+        return _bare(seg)
+    require_checksum(seg)
+    if not core.syn_limit.take(seg.source, now_us):
+        return _limited(core, seg, now_us)
+    if ours:
+        return _greeted(core, seg, now_us)
     flow = Flow(seg.key, seg.v6, Point.RESPONDER, State.SYN_RECEIVED, seg.seq, now_us)
     if core.enforced(seg.source):
         return _deny(core, seg, flow, DropReason.NO_IDENTITY, now_us)
@@ -57,12 +69,24 @@ def _stripped(seg: Segment) -> Result:
     return Result(Verdict.ACCEPT, rebuild(seg, syn_options(seg.options, lower_mss=False), b""))
 
 
+def _bare(seg: Segment) -> Result:
+    """Released without a handshake: what somebody put into the SYN all the same does not reach the stack."""
+    if seg.payload or has_handshake(seg):
+        return _stripped(seg)._replace(verdict=Verdict.RELEASE)
+    return RELEASE
+
+
+def _limited(core: Core, seg: Segment, now_us: int) -> Result:
+    """Too many SYNs from there. Not remembered: the next transmission of an honest one may find room."""
+    flow = Flow(seg.key, seg.v6, Point.RESPONDER, State.DENIED, seg.seq, now_us)
+    core.recorder.denied(flow, DropReason.RATE_LIMITED, now_us)
+    return DROP
+
+
 def _greeted(core: Core, seg: Segment, now_us: int) -> Result:
     """A SYN that presents a credential."""
     flow = Flow(seg.key, seg.v6, Point.RESPONDER, State.SYN_RECEIVED, seg.seq, now_us)
     flow.auth, flow.auth_result = Auth.NOISE_IX, AuthResult.FAILED
-    if not core.syn_limit.take(seg.source, now_us):
-        return _deny(core, seg, flow, DropReason.RATE_LIMITED, now_us)
     try:
         greeting = Greeting(seg.payload, now_us)
         if greeting.ephemeral in core.seen:
@@ -92,11 +116,13 @@ def _greeted(core: Core, seg: Segment, now_us: int) -> Result:
     if not core.permitted(decision):
         _refuse(core, seg, flow, greeting, local, now_us)
         return _deny(core, seg, flow, decision.reason, now_us)
-    if core.half_open.full:
-        return core.drop(DropReason.TABLE_FULL)
+    if core.accepting.full:
+        # A flood of SYNs that will never prove: the oldest has had its chance.
+        core.accepting.evict()
+        core.recorder.count(DropReason.TABLE_FULL)
     flow.greeting = greeting
-    core.half_open.add(flow)
-    core.half_open.expire_after(flow, now_us, SYN_RECEIVED_TIMEOUT_US)
+    core.accepting.add(flow)
+    core.accepting.expire_after(flow, now_us, SYN_RECEIVED_TIMEOUT_US)
     return _stripped(seg)
 
 
@@ -129,11 +155,12 @@ def _refuse(
 def _deny(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:
     flow.state = State.DENIED
     flow.revision = core.revision
-    if core.config.reject and flow.auth is Auth.NONE:
+    if core.config.reject and flow.auth is Auth.NONE and core.refusal_limit.take(seg.source, now_us):
         flow.conn_state = ConnState.REJ
         core.ports.inject(reply_reset(seg))
     core.recorder.denied(flow, reason, now_us)
-    core.denials.add(seg.key, seg.seq, now_us)
+    if reason not in _ANYBODYS_DOING:
+        core.denials.add(seg.key, seg.seq, now_us)
     return DROP
 
 
@@ -159,17 +186,24 @@ def _from_outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
         return core.drop(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     core.release(flow, now_us)
-    return RELEASE
+    return _bare(seg)
 
 
 def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
     """Our stack answers a SYN that was let in."""
-    flow = core.half_open.get(seg.key)
-    if flow is None or flow.point is not Point.RESPONDER or flow.greeting is None:
+    flow = core.accepting.get(seg.key)
+    if flow is None or flow.greeting is None:
         live = core.live.get(seg.key)
-        if live is not None and live.state is State.AUTHORISED and live.auth is Auth.NONE:
-            return RELEASE
+        if (
+            live is not None
+            and live.state is State.AUTHORISED
+            and live.point is Point.RESPONDER
+            and seg.ack == (live.isn + 1) & 0xFFFFFFFF
+        ):
+            return RELEASE  # no enforcer over there, or its proof is in and the program is slow to accept
         return core.drop(DropReason.UNKNOWN_FLOW)
+    if seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
+        return core.drop(DropReason.UNKNOWN_FLOW)  # answers an older SYN of the same ports
     if not flow.answer_wire:
         assert flow.local is not None
         assert flow.decision is not None
@@ -185,16 +219,16 @@ def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
             )
         except HandshakeError as e:
             core.recorder.denied(flow, e.reason, now_us, Action.ERROR)
-            core.half_open.remove(flow)
+            core.accepting.remove(flow)
             return DROP
     options = syn_options(seg.options, lower_mss=True, add=HANDSHAKE_OPTION)
     return Result(Verdict.ACCEPT, rebuild(seg, options, flow.answer_wire))
 
 
 def out_segment(core: Core, seg: Segment) -> Result:
-    """Before the proof only a RST leaves (the listener went away)."""
-    if seg.flags & RST and not seg.payload:
-        return Result(Verdict.ACCEPT)
+    """Before the proof only a RST leaves (the listener went away), or an ACK that challenges an odd segment."""
+    if not seg.payload and not seg.flags & FIN:
+        return ACCEPT
     return core.drop(DropReason.PROOF_MISSING)
 
 
@@ -211,6 +245,7 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
             core.recorder.denied(flow, DropReason.PROOF_INVALID, now_us, Action.ERROR)
             return DROP
         return core.drop(DropReason.PROOF_INVALID)
+    require_checksum(seg)
     if core.live.full:
         return core.drop(DropReason.TABLE_FULL)
     flow.auth_result = AuthResult.PROVEN
@@ -224,6 +259,7 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
 
 def _in_reset(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     """The initiator gives up, or its enforcer refuses. The stack checks the sequence number; no data passes."""
+    require_checksum(seg)
     if has_handshake(seg) and flow.keys is not None:
         try:
             refusal = open_refusal(flow.keys, seg.payload)
@@ -233,5 +269,5 @@ def _in_reset(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
         flow.decider, flow.peer_reason, flow.peer_rule = Decider.PEER, refusal.reason, refusal.rule
         flow.conn_state = ConnState.REJ
         core.recorder.denied(flow, DropReason.PEER_DENIED, now_us)
-        core.half_open.remove(flow)
+        core.accepting.remove(flow)
     return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b""))

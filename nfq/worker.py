@@ -13,25 +13,29 @@ import os
 import select
 import socket
 import time
+import traceback
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 from nfq import datapath
+from nfq.adoption import Adopted, adopt_established
+from nfq.conntrack import DestroyListener
 from nfq.core import Config, Core, Network, Result, Verdict
 from nfq.endings import SocketEndings
-from nfq.flow import Flow, LocalWorkload, reverse_key
+from nfq.flow import Flow, LocalWorkload, Owner, State, reverse_key
 from nfq.journal import Journal
 from nfq.noise import KeyPair
 from nfq.ports import KernelPorts
 from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket, release
 from nfq.reconcile import Reconciler
 from nfq.recorder import Counts, Recorder
+from nfq.rules import RulesConfig
 from nfq.sockdiag import TcpState
 from sectool.api import wire
 from sectool.errors import SectoolError
-from sectool.events import ConnState, now_us
+from sectool.events import ConnState, DropReason, Point, now_us
 from sectool.identity.credential import Credential
 from sectool.identity.trust import TrustBundle
 from sectool.identity.verify import Verifier
@@ -41,6 +45,7 @@ from sectool.ring import RingWriter
 ENDING_DELAY_US = 20_000  # lets the last ACK be counted before the counters are read
 HOLD_TIMEOUT_US = 5_000_000
 HOLD_LIMIT = 1024
+OUTBOX_LIMIT = 4 << 20
 TICK_US = 1_000_000
 _OPEN = (
     TcpState.ESTABLISHED,
@@ -75,6 +80,10 @@ class Worker:
         self.core: Core
         self.running = True
         self.has_policy = False
+        self.failures = 0
+        self.last_failure = ""
+        self.failure_said_us = 0
+        self.outbox = bytearray()
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -98,15 +107,38 @@ class Worker:
         self.mark, self.mask = int(header["mark"]), int(header["mask"])
         self.loopback = socket.if_nametoindex("lo")
         self.endings = SocketEndings()
-        self.reconciler = Reconciler(self.core, self.ports.conntrack, self.mark, int(header["mask"]))
+        self.destroyed = DestroyListener()
+        self.reconciler = Reconciler(
+            self.core, self.ports.conntrack, self.mark, self.mask, alone=int(header["queues"]) == 1
+        )
         self.queue = PacketQueue(int(header["queue"]), self._packet)
 
-    def restore(self) -> None:
-        """Take back the released flows of a worker before, as far as the kernel still carries them."""
+    def restore(self, header: dict[str, Any]) -> None:
+        """Take back the released flows of a worker before, as far as the kernel still carries them.
+
+        With `adopt` (the first start, before the rules are there) connections that exist already are let live.
+        """
         now = now_us()
         for flow in self.journal.restore():
             self.core.live.add(flow)
+        if header.get("adopt"):
+            rules = RulesConfig(int(header["queue"]), int(header["queues"]), self.mark, self.mask)
+            for found in adopt_established(rules, Path(header["run_dir"])):
+                self._adopt(found, now)
+            if not self._open(flow.key, flow):
+                self.endings_due.append((now, flow.key))  # it ended while nobody listened
         self.reconciler.start(now)
+
+    def _adopt(self, found: Adopted, now: int) -> None:
+        ports = found.local_port.to_bytes(2, "big") + found.remote_port.to_bytes(2, "big")
+        key = found.local + found.remote + ports
+        point = Point.RESPONDER if found.inbound else Point.INITIATOR
+        flow = Flow(key, len(found.local) == 16, point, State.AUTHORISED, 0, now)
+        flow.adopted = True
+        flow.owner = Owner(0, found.uid, found.cgroup_id)
+        self.core.recorder.adopted(flow, now)
+        self.core.live.add(flow)
+        self.journal.add(flow)
 
     # -- packets -------------------------------------------------------------------------------------------
 
@@ -115,9 +147,23 @@ class Worker:
         outbound = packet.hook == LOCAL_OUT
         local = outbound and packet.outdev == self.loopback
         data = packet.get_payload()
-        self._apply(
-            packet, data, outbound, local, datapath.handle(self.core, data, outbound, local, now_us())
-        )
+        self._apply(packet, data, outbound, local, self._judge(data, outbound, local))
+
+    def _judge(self, data: bytes, outbound: bool, local: bool) -> Result:
+        """The packet path's verdict; whatever goes wrong in it costs this packet, never the worker."""
+        try:
+            return datapath.handle(self.core, data, outbound, local, now_us())
+        except Exception as e:
+            self._failed(e)
+            return self.core.drop(DropReason.INTERNAL_ERROR)
+
+    def _failed(self, error: Exception) -> None:
+        """Remember a failure for `status`, and say it in the log at most once a second."""
+        self.failures += 1
+        self.last_failure = f"{type(error).__name__}: {error}"
+        if now_us() - self.failure_said_us > TICK_US:
+            self.failure_said_us = now_us()
+            traceback.print_exception(error)
 
     def _apply(self, packet: QueuedPacket, data: bytes, outbound: bool, local: bool, result: Result) -> None:
         verdict = result.verdict
@@ -153,14 +199,26 @@ class Worker:
             return
         self.held_packets -= len(held.packets)
         for packet, data, outbound, local in held.packets:
-            self._apply(
-                packet, data, outbound, local, datapath.handle(self.core, data, outbound, local, now_us())
-            )
+            self._apply(packet, data, outbound, local, self._judge(data, outbound, local))
 
     # -- the agent's messages ------------------------------------------------------------------------------
 
     def _send(self, header: dict[str, Any]) -> None:
-        self.control.sendall(wire.encode(header))
+        """Queue a message for the agent; a slow agent must not make packets wait."""
+        self.outbox += wire.encode(header)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self.outbox:
+            try:
+                sent = self.control.send(self.outbox, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if len(self.outbox) > OUTBOX_LIMIT:
+                    self.running = (
+                        False  # the agent has not read for a long time: let it start another worker
+                    )
+                return
+            del self.outbox[:sent]
 
     def hear(self) -> None:
         """Read what the agent has sent; its end closing ends the worker."""
@@ -204,7 +262,7 @@ class Worker:
         key = wire.as_key(header["key"])
         error = header.get("error")
         if error:
-            self.core.credentials.put(key, str(error))
+            self.core.credentials.put(key, str(error), now_us())
         else:
             credential = Credential.from_wire(payload)
             workload = header["workload"]
@@ -217,6 +275,7 @@ class Worker:
                     credential.blob,
                     credential.peer,
                 ),
+                now_us(),
             )
         self._resume(key)
 
@@ -228,7 +287,7 @@ class Worker:
                 "t": "stats",
                 "packets": self.packets,
                 "held": self.held_packets,
-                "half_open": len(core.half_open),
+                "half_open": len(core.connecting) + len(core.accepting),
                 "live": len(core.live),
                 "verdicts": dict(core.recorder.verdicts),
                 "reasons": dict(core.recorder.reasons),
@@ -237,6 +296,9 @@ class Worker:
                 "journal_skipped": self.journal.skipped,
                 "endings_missed": self.endings.missed,
                 "cpu_us": int((usage.user + usage.system) * 1e6),
+                "failures": self.failures,
+                "last_failure": self.last_failure,
+                "uncut": len(core.uncut),
                 "revision": core.revision,
                 "pid": os.getpid(),
             }
@@ -248,8 +310,15 @@ class Worker:
         for key in self.endings.drain():
             if self._live(key) is not None:
                 self.endings_due.append((now + ENDING_DELAY_US, key))
-            else:
+            elif not self._connects(key):
                 datapath.abandoned(self.core, key, now)
+
+    def _connects(self, key: bytes) -> bool:
+        """Whether a new attempt has taken the ports of the one that ended."""
+        n = (len(key) - 4) // 2
+        ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
+        found = self.ports.sockdiag.lookup(key[:n], ports[0], key[n : 2 * n], ports[1])
+        return found is not None and found.state == TcpState.SYN_SENT
 
     def _live(self, key: bytes) -> Flow | None:
         return self.core.live.get(key) or self.core.live.get(reverse_key(key))
@@ -267,6 +336,26 @@ class Worker:
         return found is not None and (
             found.state in _OPEN or (found.state == TcpState.FIN_WAIT2 and found.inode != 0)
         )
+
+    def _connections_ended(self, now: int) -> None:
+        """conntrack has forgotten connections: the end of those whose socket's end nobody told (an abort, a router)."""
+        for entry in self.destroyed.drain():
+            key = entry.src + entry.dst + entry.sport.to_bytes(2, "big") + entry.dport.to_bytes(2, "big")
+            flow = self._live(key)
+            if (
+                flow is not None
+                and flow.start_us * 1000 < (entry.stop_ns or now * 1000)
+                and not self._open(flow.key, flow)
+            ):
+                counts = Counts(entry.orig_bytes, entry.orig_packets, entry.reply_bytes, entry.reply_packets)
+                datapath.ended(self.core, flow.key, counts, ConnState.SF, now)
+
+    def _guarded(self, work: Callable[[int], None]) -> None:
+        """Housekeeping that fails is tried again at its next turn."""
+        try:
+            work(now_us())
+        except (SectoolError, OSError) as e:
+            self._failed(e)
 
     def _account(self, now: int) -> None:
         while self.endings_due and self.endings_due[0][0] <= now:
@@ -290,7 +379,8 @@ class Worker:
         """Serve until told to stop."""
         poll = select.epoll()
         control, queue, endings = self.control.fileno(), self.queue.fd, self.endings.fd
-        for fd in (control, endings):
+        destroyed = self.destroyed.fd
+        for fd in (control, endings, destroyed):
             poll.register(fd, select.EPOLLIN)
         gc.collect()
         gc.freeze()  # what is here now stays: collections need not look at it again
@@ -314,21 +404,24 @@ class Worker:
                 if fd == queue:
                     self.queue.drain()
                 elif fd == endings:
-                    self._sockets_ended(now_us())
+                    self._guarded(self._sockets_ended)
+                elif fd == destroyed:
+                    self._guarded(self._connections_ended)
                 else:
                     self.hear()
-            now = now_us()
-            self._account(now)
-            self.reconciler.step(now)
-            if now >= next_tick:
-                next_tick = now + TICK_US
-                self._tick(now)
+            self._guarded(self._account)
+            self._guarded(self.reconciler.step)
+            self._flush()
+            if now_us() >= next_tick:
+                next_tick = now_us() + TICK_US
+                self._guarded(self._tick)
         poll.close()
 
     def close(self) -> None:
         """Let go of the queue first: from then on packets are dropped, not held."""
         self.queue.close()
         self.endings.close()
+        self.destroyed.close()
         self.journal.close()
         self.ring.close()
 
@@ -340,7 +433,7 @@ def serve(fd: int) -> int:
     try:
         frame = _first(control, worker)
         worker.configure(frame.header, frame.payload)
-        worker.restore()
+        worker.restore(frame.header)
     except SectoolError as e:
         control.sendall(wire.encode({"t": "fatal", "error": e.message, "hint": e.hint}))
         return int(e.exit_code)

@@ -153,6 +153,7 @@ class DropReason(IntEnum):
     TABLE_FULL = 63
     ENFORCER_STARTING = 64
     DENIED_BEFORE = 65  # retransmission of a SYN whose denial is recorded already
+    INTERNAL_ERROR = 66  # the enforcer could not judge the packet; counted, and said in `status`
     # records (encrypted flows)
     RECORD_INVALID = 80
     RECORD_REPLAYED = 81

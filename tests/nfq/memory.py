@@ -14,6 +14,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet, Raw
 
 from nfq import datapath
+from nfq import packet as packet_layer
 from nfq.core import Attribution, Config, Core, Result, Verdict
 from nfq.flow import Flow, LocalWorkload, Owner
 from nfq.noise import KeyPair
@@ -73,11 +74,19 @@ class MemoryPorts:
         return Counts(1, 2, 3, 4)
 
     def journal(self, flow: Flow) -> None:
+        flow.journal_slot = len(self.journaled)
         self.journaled.append(flow)
 
     def unjournal(self, flow: Flow) -> None:
         if flow in self.journaled:
             self.journaled.remove(flow)
+            flow.journal_slot = -1
+
+
+def resealed(data: bytes) -> bytes:
+    """A tampered packet with its checksums made right, as an attacker would."""
+    seg = packet_layer.parse(data, False)
+    return packet_layer.rebuild(seg, seg.options, seg.payload)
 
 
 class Host:
@@ -103,7 +112,7 @@ class Host:
             credential.peer,
         )
         key: Hashable = (name, credential.peer.id)
-        self.core.credentials.put(key, local)
+        self.core.credentials.put(key, local, self.now_us)
         found = Attribution(key, Owner(42, 1000, 7))
         if port is None:
             self.ports.connecting = found

@@ -17,8 +17,10 @@ from nfq.flow import LocalWorkload, State
 from nfq.handshake import CLOCK_WINDOW_S
 from nfq.noise import KeyPair
 from nfq.recorder import Counts
+from sectool.errors import SectoolError
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Phase, Point
 from sectool.policy import Engine, parse
+from tests.nfq.memory import resealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +180,7 @@ def test_initiators_policy_counts_too(pair: Pair, make_host: MakeHost) -> None:
     assert pair.b.reasons == [DropReason.PEER_DENIED]
     assert pair.b.records[0]["peer_reason"] == DropReason.DEFAULT_DENY
     assert pair.b.records[0]["auth_result"] == AuthResult.PROVEN
-    assert len(pair.b.core.half_open) == 0
+    assert len(pair.b.core.accepting) == 0
 
 
 def test_audit_rule_allows_and_marks(pair: Pair) -> None:
@@ -258,7 +260,7 @@ def test_expired_credential(pair: Pair) -> None:
     # An attacker refreshes the unauthenticated time so that only the credential's own validity decides.
     at = len(syn) - len(payload(syn)) + 4
     stale[at : at + 4] = (pair.b.now_us // 1_000_000).to_bytes(4, "big")
-    assert pair.b.into(bytes(stale)).verdict is Verdict.DROP
+    assert pair.b.into(resealed(bytes(stale))).verdict is Verdict.DROP
     assert pair.b.reasons == [DropReason.CREDENTIAL_EXPIRED]
 
 
@@ -269,10 +271,10 @@ def test_replayed_syn(pair: Pair) -> None:
     elsewhere = IPv6(syn) if pair.v6 else IP(syn)
     elsewhere[TCP].sport = 50_000
     del elsewhere[TCP].chksum
-    before = len(pair.b.core.half_open)
+    before = len(pair.b.core.accepting)
     assert pair.b.into(elsewhere).verdict is Verdict.DROP
     assert pair.b.reasons == [DropReason.SYN_REPLAYED]
-    assert len(pair.b.core.half_open) == before
+    assert len(pair.b.core.accepting) == before
     assert pair.b.ports.injected == []
 
 
@@ -296,7 +298,7 @@ def test_credential_replayed_without_its_key(pair: Pair, make_host: MakeHost) ->
     victim = pair.a.core.credentials.get(found.key, pair.a.now_us)
     assert isinstance(victim, LocalWorkload)
     stolen = KeyPair(local.static.private, victim.identity.x25519)
-    pair.a.core.credentials.put(found.key, replace(victim, static=stolen))
+    pair.a.core.credentials.put(found.key, replace(victim, static=stolen), pair.a.now_us)
     answer = pair.synack_on_wire()
     assert pair.a.into(answer).verdict is Verdict.DROP, "message 2 is readable only with the static key"
     forged_proof = packet.with_option(b"", bytes((253, 28)) + packet.EXID + bytes(24)) or b""
@@ -312,7 +314,7 @@ def test_any_flipped_bit_of_the_syn_is_refused_or_unproven(make_pair: Callable[[
     start = len(syn) - len(payload(bytes(syn)))
     bit = where % ((len(syn) - start) * 8)
     syn[start + bit // 8] ^= 1 << bit % 8
-    result = pair.b.into(bytes(syn))
+    result = pair.b.into(resealed(bytes(syn)))
     if result.verdict is Verdict.DROP:
         assert pair.b.reasons[0] not in (DropReason.NONE, DropReason.DEFAULT_DENY)
         return
@@ -330,7 +332,7 @@ def test_any_flipped_bit_of_the_answer_is_refused(make_pair: Callable[[], Pair],
     bit = where % ((len(answer) - start) * 8)
     good = bytes(answer)
     answer[start + bit // 8] ^= 1 << bit % 8
-    assert pair.a.into(bytes(answer)).verdict is Verdict.DROP
+    assert pair.a.into(resealed(bytes(answer))).verdict is Verdict.DROP
     assert pair.a.reasons[0] in (
         DropReason.HANDSHAKE_FORGED,
         DropReason.HANDSHAKE_MALFORMED,
@@ -355,7 +357,7 @@ def test_syn_with_garbage_options_or_payload_never_gets_in(
     options = (packet.HANDSHAKE_OPTION + options[:36]) if ours else options
     raw = packet.rebuild(seg, options[: len(options) // 4 * 4], body)
     assert pair.b.into(raw).verdict is Verdict.DROP
-    assert len(pair.b.core.half_open) == 0
+    assert len(pair.b.core.accepting) == 0
 
 
 def test_forged_reset_and_segments_before_the_answer(pair: Pair) -> None:
@@ -426,9 +428,9 @@ def test_half_open_flows_time_out_with_their_reason(pair: Pair) -> None:
         (pair.b, SYN_RECEIVED_TIMEOUT_US, DropReason.PROOF_MISSING, ConnState.SH),
     ):
         datapath.tick(host.core, host.now_us + after - 1)
-        assert len(host.core.half_open) == 1
+        assert len(host.core.accepting) + len(host.core.connecting) == 1
         datapath.tick(host.core, host.now_us + after)
-        assert len(host.core.half_open) == 0
+        assert len(host.core.accepting) + len(host.core.connecting) == 0
         assert host.reasons == [reason]
         assert host.records[0]["conn_state"] == state
 
@@ -439,7 +441,7 @@ def test_unknown_workload_is_held_and_asked_for(pair: Pair) -> None:
     result = pair.a.out(pair.syn())
     assert result.verdict is Verdict.HOLD
     assert result.hold == pair.a.ports.connecting.key  # type: ignore[union-attr]
-    pair.a.core.credentials.put(result.hold, "no such executable")
+    pair.a.core.credentials.put(result.hold, "no such executable", pair.a.now_us)
     assert pair.a.out(pair.syn()).verdict is Verdict.DROP
     assert pair.a.reasons == [DropReason.NO_LOCAL_IDENTITY]
 
@@ -480,10 +482,120 @@ def test_flood_of_denials_is_coalesced(pair: Pair) -> None:
     assert pair.b.records[-1]["drop_reason"] == DropReason.NO_IDENTITY
 
 
-def test_tables_are_bounded(pair: Pair, make_host: MakeHost) -> None:
+def test_a_flood_of_unproven_syns_drops_its_oldest_and_leaves_room_to_connect(
+    pair: Pair, make_host: MakeHost
+) -> None:
     pair.b = make_host("small", config=Config(half_open_limit=1))
     pair.b.workload("db", {"app": "db"}, port=5432)
+    pair.b.workload("web", {"app": "web"})
     assert pair.b.into(pair.syn_on_wire()).verdict is Verdict.ACCEPT
     pair.sport += 1
-    assert pair.b.into(pair.syn_on_wire()).verdict is Verdict.DROP
+    assert pair.b.into(pair.syn_on_wire()).verdict is Verdict.ACCEPT
+    assert len(pair.b.core.accepting) == 1
     assert pair.b.core.recorder.reasons["table_full"] == 1
+    own = IP(src="10.0.0.2", dst="10.0.0.9") / TCP(sport=9, dport=5432, flags="S", seq=1)
+    assert pair.b.out(own).verdict is Verdict.ACCEPT
+
+
+def test_a_forged_syn_does_not_disturb_a_live_connection(pair: Pair, make_pair: Callable[[], Pair]) -> None:
+    pair.establish()
+    thief = make_pair()
+    thief.v6, thief.isn = pair.v6, 77_777
+    assert pair.b.into(thief.syn_on_wire()).verdict is Verdict.ACCEPT
+    assert pair.b.into(pair.ack(b"more")).verdict is Verdict.RELEASE
+    assert pair.b.out(pair.reply(b"answer")).verdict is Verdict.RELEASE
+
+
+def test_keepalive_of_an_idle_server_is_heard(pair: Pair) -> None:
+    pair.b.into(pair.proof_on_wire())
+    assert pair.a.into(pair.packet(False, "A", pair.peer_isn, pair.isn + 1)).verdict is Verdict.RELEASE
+
+
+def test_a_server_slow_to_accept_may_repeat_its_synack(pair: Pair) -> None:
+    assert pair.b.into(pair.proof_on_wire()).verdict is Verdict.RELEASE
+    again = pair.b.out(pair.synack())
+    assert again == (Verdict.RELEASE, None, None)
+    inside = pair.a.into(pair.synack())
+    assert inside.verdict is Verdict.ACCEPT
+    assert payload(inside.packet) == b""
+    assert 253 in option_kinds(pair.a.out(pair.ack()).packet), "and it is proven again"
+    other = pair.packet(False, "SA", pair.peer_isn + 5, pair.isn + 1)
+    assert pair.a.into(other).verdict is Verdict.DROP
+
+
+def test_a_damaged_segment_is_not_made_whole(pair: Pair) -> None:
+    damaged = bytearray(pair.proof_on_wire(b"pay 100"))
+    damaged[-3] ^= 8
+    assert pair.b.into(bytes(damaged)).verdict is Verdict.DROP
+    assert pair.b.core.recorder.reasons["packet_malformed"] == 1
+    assert len(pair.b.core.accepting) == 1
+
+
+def test_a_synack_to_an_older_syn_carries_nothing(pair: Pair) -> None:
+    pair.b.into(pair.syn_on_wire())
+    stale = pair.packet(False, "SA", 1, pair.isn + 500)
+    assert pair.b.out(stale).verdict is Verdict.DROP
+
+
+def test_identity_from_outside_the_enforced_networks_is_ignored(make_host: MakeHost, pair: Pair) -> None:
+    pair.b = make_host("edge2", config=Config(enforced=()))
+    pair.b.workload("db", {"app": "db"}, port=5432)
+    assert pair.b.into(pair.syn_on_wire()).verdict is Verdict.DROP
+    assert pair.b.reasons == [DropReason.DEFAULT_DENY]
+    assert pair.b.records[0]["auth_method"] == Auth.NONE
+    assert pair.b.ports.injected == []
+
+
+def test_a_limited_source_is_not_remembered_as_denied(pair: Pair, make_host: MakeHost) -> None:
+    pair.b = make_host("calm", config=Config(syn_rate=1, syn_burst=1))
+    pair.b.workload("db", {"app": "db"}, port=5432)
+    first = pair.syn_on_wire()
+    pair.sport += 1
+    second = pair.syn_on_wire()
+    assert pair.b.into(first).verdict is Verdict.ACCEPT
+    assert pair.b.into(second).verdict is Verdict.DROP
+    assert pair.b.reasons == [DropReason.RATE_LIMITED]
+    pair.b.now_us += 2_000_000
+    assert pair.b.into(second).verdict is Verdict.ACCEPT
+
+
+def test_a_refusal_by_the_agent_is_not_for_ever(pair: Pair) -> None:
+    found = pair.a.ports.connecting
+    assert found is not None
+    pair.a.core.credentials.put(found.key, "the clock is wrong", pair.a.now_us)
+    assert pair.a.out(pair.syn()).verdict is Verdict.DROP
+    pair.isn += 1
+    pair.a.now_us += 60_000_000
+    assert pair.a.out(pair.syn()).verdict is Verdict.HOLD
+
+
+def test_flows_that_ended_leave_nothing_behind(make_host: MakeHost) -> None:
+    text = (
+        "kind: Policy\nname: p\nowner: s\nrules: [allow app=web to call net:192.0.2.0/24 until 2099-01-01]\n"
+    )
+    host = make_host("tidy", text)
+    host.workload("web", {"app": "web"})
+    for i in range(3000):
+        syn = IP(src="10.0.0.1", dst="192.0.2.9") / TCP(sport=1024 + i, dport=443, flags="S", seq=1)
+        assert host.out(syn).verdict is Verdict.RELEASE
+        flow = next(iter(host.core.live))
+        datapath.ended(host.core, flow.key, Counts(), ConnState.SF, host.now_us)
+    assert len(host.core.live) == 0
+    assert len(host.core.expiring) <= 1100
+
+
+def test_a_cut_the_kernel_did_not_take_is_tried_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.establish()
+    deny = Engine(parse("kind: Guardrail\nname: g\nowner: s\nrules: [deny any to call app=db]\n"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.b.ports, "cut", _fail)
+        assert datapath.activate(pair.b.core, deny, 2, 99, pair.b.now_us) == 1
+        datapath.tick(pair.b.core, pair.b.now_us)
+        assert len(pair.b.core.uncut) == 1
+    datapath.tick(pair.b.core, pair.b.now_us)
+    assert pair.b.core.uncut == []
+    assert len(pair.b.ports.cuts) == 1
+
+
+def _fail(*_: object) -> Counts:
+    raise SectoolError("the kernel does not answer")
