@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 
 from store import schema
-from store.segment import Damage, damaged_by, one
+from store.segment import NOT_NOW, Damage, damaged_by, one
 
 MEMORY = "1GB"
 SPILL = "2GB"
@@ -27,6 +27,7 @@ class Catalog:
         self.events = events
         self._aliases: dict[str, str] = {}  # segment name to alias, in order of attachment
         self._next = 1
+        self._shape = threading.RLock()  # attaching, detaching, remaking views
         self._gate = threading.Condition()
         self._readers: set[duckdb.DuckDBPyConnection] = set()
         self._changing = False
@@ -106,10 +107,10 @@ class Catalog:
 
     def attach(self, path: Path, *, read_only: bool) -> None:
         """Attach one segment; an empty file name makes a new one when writable. Raises duckdb.Error."""
-        alias = f"s{self._next}"
-        self._next += 1
         mode = " (READ_ONLY)" if read_only else ""
-        with contextlib.closing(self.cursor()) as cursor:
+        with self._shape, contextlib.closing(self.cursor()) as cursor:
+            alias = f"s{self._next}"
+            self._next += 1
             cursor.execute(f"ATTACH '{_quoted(path)}' AS {alias}{mode}")
             try:
                 if read_only:
@@ -119,7 +120,7 @@ class Catalog:
                 with contextlib.suppress(duckdb.Error):
                     cursor.execute(f"DETACH {alias}")
                 raise
-        self._aliases[path.name] = alias
+            self._aliases[path.name] = alias
 
     def attach_sealed(self, path: Path) -> Damage | None:
         """Attach a sealed segment; what is wrong with it instead, when it cannot be."""
@@ -127,7 +128,7 @@ class Catalog:
             self.attach(path, read_only=True)
         except (duckdb.Error, OSError) as error:
             first = str(error).strip().splitlines()[0][:300]
-            return Damage(path.name, first if damaged_by(error) else f"cannot be opened now: {first}")
+            return Damage(path.name, first if damaged_by(error) else f"{NOT_NOW}: {first}")
         return None
 
     def _check(self, cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
@@ -144,13 +145,13 @@ class Catalog:
 
     def remake_views(self) -> None:
         """Put what is attached end to end. Running queries keep what they have."""
-        with contextlib.closing(self.cursor()) as cursor:
+        with self._shape, contextlib.closing(self.cursor()) as cursor:
             for statement in schema.union_ddl(self._aliases.values()):
                 cursor.execute(statement)
 
     def reopen_read_only(self, path: Path, timeout_s: float) -> bool:
         """Detach a segment that was written until now and attach it read-only; False when queries kept it busy."""
-        with self._alone(timeout_s) as alone:
+        with self._shape, self._alone(timeout_s) as alone:
             if not alone:
                 return False
             with contextlib.closing(self.cursor()) as cursor:
@@ -166,9 +167,9 @@ class Catalog:
 
     def detach(self, path: Path) -> None:
         """Detach a segment that nobody queries any more."""
-        alias = self._aliases.pop(path.name)
-        self.remake_views()
-        with contextlib.closing(self.cursor()) as cursor:
+        with self._shape, contextlib.closing(self.cursor()) as cursor:
+            alias = self._aliases.pop(path.name)
+            self.remake_views()
             cursor.execute(f"DETACH {alias}")
 
     def close(self) -> None:

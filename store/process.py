@@ -36,6 +36,7 @@ log = logging.getLogger("store")
 
 CHECKPOINT_S = 4.0
 CHECKPOINT_ROWS = 61_440  # half a row group of DuckDB
+RETRY_S = 5.0
 LOOK_S = 0.5  # how often new rings, the disk and the age of the segment are looked at
 GATHER_S = 0.06
 GATHER = 8192  # slots
@@ -69,7 +70,8 @@ class Store:
         self._unopened: set[str] = set()
         self._busy = threading.Lock()  # maintenance, and closing the catalog, exclude each other
         self._stop = threading.Event()
-        self._looked = 0.0
+        self._looked = self._retried = 0.0
+        self._reports: list[Damage] = []  # damage to be told by an event, from whatever thread found it
         self._locks: list[int] = []
         self.catalog: Catalog
         self._ingest: Ingest | None = None
@@ -109,8 +111,10 @@ class Store:
             log.error(
                 "%s: %s%s", damage.where, damage.what, f" (kept as {damage.kept})" if damage.kept else ""
             )
-        self._damaged = found
-        self._next_seq = max(self._next_seq, self._last_seq() + 1)
+        self._reports += [d for d in found if not d.what.startswith(segment.NOT_NOW)]
+        # Numbers that a segment not to be opened now has taken are below the clock's microseconds: none is used twice.
+        unknown = now_us() if self._unopened else 0
+        self._next_seq = max(self._next_seq, self._last_seq() + 1, unknown)
         self._look()
         self._ensure_live()
 
@@ -148,7 +152,7 @@ class Store:
         if damage is None:
             self._unopened.discard(path.name)
             return []
-        if damage.what.startswith("cannot be opened now"):
+        if damage.what.startswith(segment.NOT_NOW):
             self._unopened.add(path.name)
             return [damage]
         return [Damage(damage.where, damage.what, segment.set_aside(path).name)]
@@ -166,7 +170,9 @@ class Store:
         try:
             segment.seal(self.events, path, summary)
         except OSError as error:
-            found.append(Damage(path.name, f"cannot be sealed now: {error.strerror or error}"))
+            log.error("%s cannot be sealed now: %s", path.name, error.strerror or error)
+            self._unopened.add(path.name)
+            return found
         return found + self._attach(path)
 
     def _last_seq(self) -> int:
@@ -201,20 +207,9 @@ class Store:
         ingest = Ingest(self.catalog, self._next_seq, self._positions(), self.counters)
         try:
             ingest.begin_segment(now_us())
-            for damage in self._damaged:
-                ingest.note(
-                    {
-                        "type": str(Type.STORE_DAMAGED),
-                        "ts": now_us(),
-                        "where": damage.where,
-                        "what": damage.what,
-                        "kept": damage.kept,
-                    }
-                )
         except (duckdb.Error, OSError) as error:
             self._degrade("segment", f"no segment can be made: {_line(error)}")
             return False
-        self._damaged = []
         self.degraded.pop("segment", None)
         self._ingest = ingest
         return True
@@ -266,7 +261,7 @@ class Store:
             pending = ring.pending
             urgent = urgent or pending >= min(GATHER, ring.capacity // 4)
             waiting = waiting or bool(pending) or ring.lost > noted.get(ring.ring_id, (0, 0))[1]
-        return waiting or self._ingest is None, urgent
+        return waiting or bool(self._reports) or self._ingest is None, urgent
 
     def step(self) -> int:
         """Take in what is in the rings now; slots taken."""
@@ -277,6 +272,11 @@ class Store:
         ingest = self._ingest
         assert ingest is not None
         taken = 0
+        try:
+            self._tell(ingest)
+        except (duckdb.Error, OSError, MemoryError) as error:
+            self._failed(error)
+            return 0
         for name, ring in list(self._rings.items()):
             try:
                 taken += ingest.take(ring, name)
@@ -287,7 +287,7 @@ class Store:
                 break
             else:
                 self.degraded.pop("write", None)
-        if taken:
+        if self._next_seq != ingest.next_seq:
             self._next_seq = ingest.next_seq
             with self.committed:
                 self.committed.notify_all()
@@ -354,12 +354,22 @@ class Store:
 
     def _note_damage(self, damage: Damage) -> None:
         log.error("%s: %s", damage.where, damage.what)
-        blob = {"type": str(Type.STORE_DAMAGED), "ts": now_us(), "where": damage.where, "what": damage.what}
-        if self._ingest is None:
-            self._damaged.append(damage)
-            return
-        with contextlib.suppress(duckdb.Error):
-            self._ingest.note(blob)
+        self._reports.append(damage)
+
+    def _tell(self, ingest: Ingest) -> None:
+        """Make events of the damage found."""
+        while self._reports:
+            damage = self._reports[0]
+            ingest.note(
+                {
+                    "type": str(Type.STORE_DAMAGED),
+                    "ts": now_us(),
+                    "where": damage.where,
+                    "what": damage.what,
+                    "kept": damage.kept,
+                }
+            )
+            self._reports.pop(0)
 
     def _room(self) -> bool:
         try:
@@ -424,6 +434,7 @@ class Store:
             with contextlib.closing(self.catalog.cursor()) as cursor:
                 cursor.execute(f"CHECKPOINT {live.alias}")
             live.unsaved -= unsaved
+        self._retry_unopened()
         while self._to_seal:
             done = self._to_seal[0]
             with contextlib.closing(self.catalog.cursor()) as cursor:
@@ -435,6 +446,22 @@ class Store:
             if not self.catalog.reopen_read_only(done.path, 2.0):
                 return
             self._to_seal.pop(0)
+
+    def _retry_unopened(self) -> None:
+        """Take in segments that could not be opened at the start, because a reader held them or the disk was full."""
+        if not self._unopened or time.monotonic() - self._retried < RETRY_S:
+            return
+        self._retried = time.monotonic()
+        known = segment.sealed(self.events)
+        for name in sorted(self._unopened):
+            path = self.events / name
+            self._unopened.discard(name)
+            if path.exists():
+                found = self._attach(path) if name in known else self._adopt(path)
+                for damage in found:
+                    if name not in self._unopened:
+                        self._reports.append(damage)
+        self.catalog.remake_views()
 
     # --- ending ----------------------------------------------------------------------------------------------
 

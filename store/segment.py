@@ -27,6 +27,7 @@ from sectool.events import now_us
 
 CHAIN = "chain.jsonl"
 GENESIS = "0" * 64
+NOT_NOW = "cannot be opened now"  # what of a Damage that is none: the file may be sound
 _NAME = re.compile(r"flows-[0-9]{8}T[0-9]{6}Z-[0-9]+\.duckdb")
 # An open that fails for one of these says nothing about the file's content.
 _NOT_ITS_FAULT = (
@@ -131,7 +132,7 @@ def recover(path: Path) -> tuple[Summary | None, list[Damage]]:
                 connection.execute("DETACH s")
         except (duckdb.Error, OSError) as error:
             if not damaged_by(error):
-                damage.append(Damage(path.name, f"cannot be opened now: {_first_line(error)}"))
+                damage.append(Damage(path.name, f"{NOT_NOW}: {_first_line(error)}"))
                 return None, damage
             wal = wal_of(path)
             broken = wal if wal.exists() else path
