@@ -129,13 +129,14 @@ class Host:
 
     # -- the agent -------------------------------------------------------------------------------------------
 
-    def start(self, text: str = POLICY, **settings: object) -> None:
-        """Start a worker, with rules in place before it is ready to take packets."""
+    def start(self, text: str | None = POLICY, **settings: object) -> None:
+        """Start a worker with a policy, or without any yet."""
         ours, theirs = socket.socketpair()
         with theirs:
             fd = theirs.fileno()
             argv = (sys.executable, "-m", "nfq", "--config-fd", str(fd))
-            self.worker = self.space.popen(*argv, pass_fds=[fd])
+            with (self.run / "output").open("ab") as output:
+                self.worker = self.space.popen(*argv, pass_fds=[fd], stdout=output, stderr=output)
         self.control = ours
         certificate = self.root.certificate.public_bytes(Encoding.PEM).decode()
         bundle = TrustBundle().with_root(DOMAIN, certificate).to_pem().encode()
@@ -160,29 +161,42 @@ class Host:
         self._send(config, bundle)
         self._thread = threading.Thread(target=self._listen, args=(ours,), daemon=True)
         self._thread.start()
-        self._begin_policy(text)
+        if text is not None:
+            self._begin_policy(text)
 
     def ready(self) -> None:
         """Wait until the worker enforces what `start` gave it."""
         self._await_policy()
         if self._reader is None:
             self._reader = RingReader.open(self.run / "ring")
-        with self.space.enter():
-            rules.install(rules.RulesConfig(), self.run)
+            with self.space.enter():
+                rules.install(rules.RulesConfig(), self.run)
 
     def stop(self) -> None:
         """End the worker in order."""
         with contextlib.suppress(OSError):
             self._send({"t": "stop"})
         self.worker.wait(DEADLINE_S)
-        assert self.worker.returncode == 0, f"the worker ended with {self.worker.returncode}"
+        said = (self.run / "output").read_text()
+        assert self.worker.returncode == 0, f"the worker ended with {self.worker.returncode}: {said}"
+        assert said == "", "a worker has nothing to say"
 
-    def restart(self, text: str = POLICY, **settings: object) -> None:
+    def kill(self) -> None:
+        """End the worker as the kernel would."""
+        self.worker.kill()
+        self.worker.wait(DEADLINE_S)
+
+    def hang_up(self) -> None:
+        """End the agent, as far as the worker can tell."""
+        self.control.shutdown(socket.SHUT_RDWR)
+
+    def restart(self, text: str | None = POLICY, **settings: object) -> None:
         """Another worker after one that has ended."""
         self._thread.join(DEADLINE_S)
         self.control.close()
         self.start(text, **settings)
-        self.ready()
+        if text is not None:
+            self.ready()
 
     def policy(self, text: str) -> int:
         """Switch to a policy; how many live flows that cut."""
@@ -500,5 +514,6 @@ def lan(running_lan: Lan) -> Iterator[Lan]:
     yield running_lan
     running_lan.wire.reset()
     for host in running_lan.hosts:
-        if host.worker.poll() is None:
-            host.reset()
+        if host.worker.poll() is not None:
+            host.restart()
+        host.reset()
