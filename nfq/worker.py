@@ -121,12 +121,12 @@ class Worker:
         now = now_us()
         for flow in self.journal.restore():
             self.core.live.add(flow)
+            if not self._open(flow.key, flow):
+                self.endings_due.append((now, flow.key))  # it ended while nobody listened
         if header.get("adopt"):
             rules = RulesConfig(int(header["queue"]), int(header["queues"]), self.mark, self.mask)
             for found in adopt_established(rules, Path(header["run_dir"])):
                 self._adopt(found, now)
-            if not self._open(flow.key, flow):
-                self.endings_due.append((now, flow.key))  # it ended while nobody listened
         self.reconciler.start(now)
 
     def _adopt(self, found: Adopted, now: int) -> None:

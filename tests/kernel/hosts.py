@@ -294,10 +294,7 @@ class Host:
         try:
             wait_until(found, f"{self.name}'s record of port {port} with {fields}")
         except AssertionError as error:
-            seen = [
-                {k: r[k] for k in ("phase", "action", "drop_reason", *fields)} for r in self.records(port)
-            ]
-            raise AssertionError(f"{error}; it has {seen}") from None
+            raise AssertionError(f"{error}; it has {self.told(port)}") from None
         record = found()
         assert record is not None
         return record
