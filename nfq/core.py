@@ -23,6 +23,7 @@ from nfq.packet import Segment
 from nfq.recorder import Counts, Recorder
 from sectool.events import Action, DropReason
 from sectool.policy import Decision, Engine, Party, Request
+from sectool.policy.request import CAN_ENCRYPT
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -267,4 +268,5 @@ def party(labels_of: LocalWorkload | None, raw: bytes) -> Party:
 
 def request(source: Party, destination: Party, port: int) -> Request:
     """A TCP request for the engine."""
-    return Request(source, destination, 6, port)
+    identified = source.labels is not None and destination.labels is not None
+    return Request(source, destination, 6, port, can_encrypt=CAN_ENCRYPT and identified)

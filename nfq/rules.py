@@ -2,6 +2,8 @@
 
     raw     PREROUTING, OUTPUT ─► SECTOOL-CLEAR    our mark bits are cleared on every packet that comes from outside
                                                    (an application's SO_MARK, somebody else's rule, a tunnel)
+            OUTPUT ─► SECTOOL-SENT                 what the worker's own raw socket sends is not tracked: a RST for
+                                                   a connection that never was would count as invalid
     mangle  OUTPUT ─► SECTOOL-OUT                  1 our mark bits set ─► SECTOOL-VERDICT
             INPUT  ─► SECTOOL-IN (not lo)          2 not TCP ─► on
                                                    3 SYN or SYN-ACK ─► queue; in OUTPUT the connection's mark
@@ -47,12 +49,13 @@ QUEUE: Final = 5300
 # Above 2^31, where no allocator of group ids gives any (systemd's and subordinate ranges end below).
 RAW_GROUP: Final = 0xDEC70001
 
-CLEAR, OUT, IN, VERDICT = "SECTOOL-CLEAR", "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
+CLEAR, SENT = "SECTOOL-CLEAR", "SECTOOL-SENT"
+OUT, IN, VERDICT = "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
 _JUMPS: Final = {
-    "raw": (("PREROUTING", CLEAR), ("OUTPUT", CLEAR)),
+    "raw": (("PREROUTING", CLEAR), ("OUTPUT", CLEAR), ("OUTPUT", SENT)),
     "mangle": (("INPUT", IN), ("OUTPUT", OUT)),
 }
-_CHAINS: Final = {"raw": (CLEAR,), "mangle": (OUT, IN, VERDICT)}
+_CHAINS: Final = {"raw": (CLEAR, SENT), "mangle": (OUT, IN, VERDICT)}
 _BUILT_IN: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 _SYSCTLS: Final = {"net/netfilter/nf_conntrack_acct": "1", "net/netfilter/nf_conntrack_tcp_be_liberal": "0"}
 _BEFORE: Final = "rules-before.json"
@@ -129,7 +132,10 @@ def rules(config: RulesConfig) -> dict[str, list[str]]:
     judged = [f"{opening} -j {queue}", f"-m connmark --mark {mark}/{mask} -j RETURN"]
     leaving = [*first, f"{opening} -j CONNMARK --set-xmark 0x0/{mask}", *judged]
     return {
-        "raw": [f"-A {CLEAR} {ours} -j MARK --set-xmark 0x0/{mask}"],
+        "raw": [
+            f"-A {CLEAR} {ours} -j MARK --set-xmark 0x0/{mask}",
+            f"-A {SENT} -m owner --gid-owner {RAW_GROUP} -j CT --notrack",
+        ],
         "mangle": [
             *(f"-A {OUT} {rule}" for rule in leaving),
             f"-A {OUT} -m owner --gid-owner {RAW_GROUP} -j RETURN",
@@ -305,7 +311,7 @@ def _explain(command: str, said: str) -> SectoolError:
         r"not supported|No such file or directory|No chain/target/match|missing kernel module", said
     ):
         hint = (
-            "the kernel needs xt_NFQUEUE, xt_connmark, xt_mark and xt_owner (`modprobe xt_NFQUEUE`; some distributions"
+            "the kernel needs xt_NFQUEUE, xt_connmark, xt_mark, xt_owner and xt_CT (`modprobe xt_NFQUEUE`; some distributions"
             " ship them in a package such as linux-modules-extra)"
         )
     return SectoolError(f"{command} refuses our rules: {said}", hint)

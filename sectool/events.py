@@ -164,7 +164,8 @@ class Type(StrEnum):
     """event type of everything that is not a flow. A blob is `{"type": ..., "ts": microseconds, ...}`."""
 
     # dictionaries (no event of their own)
-    DICT_IDENTITY = "dict.identity"  # id, spiffe_id, trust_domain, labels_id, fingerprint, serial, not_before, not_after, issuer
+    # id, spiffe_id, trust_domain, labels_id, fingerprint, serial, not_before, not_after, issuer
+    DICT_IDENTITY = "dict.identity"
     DICT_LABELS = "dict.labels"  # id, labels {k: v}
     DICT_WORKLOAD = "dict.workload"  # id, name, labels_id, uid, user, executable, sha256, unit, cgroup
     DICT_RULE = "dict.rule"  # id, policy, kind, owner, index, text, revision
@@ -265,6 +266,4 @@ def uuid7(ts_us: int) -> bytes:
     """16 bytes of a UUIDv7 (RFC 9562, 5.7) for the given UTC microseconds; sub-millisecond order kept in rand_a."""
     ms, us = divmod(ts_us, 1000)
     rand = int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF
-    return struct.pack(
-        ">QQ", (ms << 16) | 0x7000 | (us * 4096 // 1000), 0x8000_0000_0000_0000 | rand
-    )
+    return struct.pack(">QQ", (ms << 16) | 0x7000 | (us * 4096 // 1000), 0x8000_0000_0000_0000 | rand)

@@ -24,10 +24,13 @@ class LabelError(ValueError):
 def check_label(key: str, value: str) -> None:
     """Raise LabelError unless `key=value` is a well-formed label."""
     if not _KEY.fullmatch(key):
-        raise LabelError(f"label key {key!r} is not valid: letters, digits and . _ - / inside, at most 63 characters")
+        raise LabelError(
+            f"label key {key!r} is not valid: letters, digits and . _ - / inside, at most 63 characters"
+        )
     if not _VALUE.fullmatch(value):
         raise LabelError(
-            f"value {value!r} of label {key!r} is not valid: letters, digits and . _ - / @ : + inside, at most 128 characters"
+            f"value {value!r} of label {key!r} is not valid: letters, digits and . _ - / @ : + inside, "
+            "at most 128 characters"
         )
 
 

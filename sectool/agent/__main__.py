@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from sectool.agent.daemon import serve
 from sectool.api.paths import Paths
@@ -16,9 +17,13 @@ def main() -> int:
     parser.add_argument("--run", required=True)
     parser.add_argument("--announce-fd", type=int)
     parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--policy", action="append", type=Path, default=[])
     options = parser.parse_args()
     return serve(
-        Paths.resolve(options.state, options.run), verbose=options.verbose, announce_fd=options.announce_fd
+        Paths.resolve(options.state, options.run),
+        verbose=options.verbose,
+        announce_fd=options.announce_fd,
+        policy=options.policy,
     )
 
 

@@ -8,6 +8,8 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sectool.api.client import error_from
@@ -27,7 +29,13 @@ def prepare_run_folder(paths: Paths) -> None:
         ) from None
 
 
-def start(paths: Paths, *, verbose: bool = False, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
+def start(
+    paths: Paths,
+    *,
+    verbose: bool = False,
+    timeout_s: float = START_TIMEOUT_S,
+    policy: Sequence[Path] = (),
+) -> dict[str, Any]:
     """Start `sectool up` in a session of its own and wait for its word. Returns what it announced.
 
     Raises the error it failed with; SectoolError when it ends or stays silent without one.
@@ -49,6 +57,7 @@ def start(paths: Paths, *, verbose: bool = False, timeout_s: float = START_TIMEO
                 "--announce-fd",
                 str(writing),
                 *(["--verbose"] if verbose else []),
+                *(word for file in policy for word in ("--policy", str(file.absolute()))),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -21,11 +21,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nfq import cgroup, rules
 from nfq.netns import NamespaceLock
+from nfq.preflight import preflight
 from sectool.agent import control
 from sectool.agent.apply import policy_problem
 from sectool.agent.background import prepare_run_folder
@@ -36,7 +38,7 @@ from sectool.agent.identities import Identities, Issued
 from sectool.agent.logs import Announcer, start_logging
 from sectool.agent.programs import Program, Programs, forget_programs
 from sectool.agent.records import Records
-from sectool.agent.revisions import Revisions
+from sectool.agent.revisions import Revisions, draft
 from sectool.agent.settings import load_settings
 from sectool.agent.storeproc import StoreProcess
 from sectool.agent.worker import Key, PolicyText, Setup, Worker
@@ -47,6 +49,8 @@ from sectool.events import Type, now_us
 from sectool.identity.credential import Credential
 from sectool.identity.enrolment import load_host
 from sectool.identity.workload import Facts, Workload, resolve
+from sectool.policy import load
+from store.control import Actor
 
 log = logging.getLogger("sectool.agent")
 
@@ -59,15 +63,22 @@ DEFINE_S = 3600.0
 TICK_S = 1.0
 
 
-def serve(paths: Paths, *, verbose: bool = False, announce_fd: int | None = None) -> int:
+def serve(
+    paths: Paths,
+    *,
+    verbose: bool = False,
+    announce_fd: int | None = None,
+    policy: Sequence[Path] = (),
+) -> int:
     """Run the daemon until it is told to stop; returns the exit code.
 
-    A failed start raises SectoolError, or, when somebody waits at `announce_fd`, tells them.
+    `policy` files become the policy in force before anything is enforced. A failed start raises SectoolError, or,
+    when somebody waits at `announce_fd`, tells them.
     """
     start_logging(verbose)
     announcer = Announcer(announce_fd)
     try:
-        asyncio.run(Daemon(paths, announcer).run())
+        asyncio.run(Daemon(paths, announcer, policy).run())
     except SectoolError as error:
         if announce_fd is None:
             raise
@@ -88,7 +99,7 @@ def serve(paths: Paths, *, verbose: bool = False, announce_fd: int | None = None
 class Daemon:
     """All parts of one daemon. Control operations (sectool.agent.control) work on it."""
 
-    def __init__(self, paths: Paths, announcer: Announcer) -> None:
+    def __init__(self, paths: Paths, announcer: Announcer, policy: Sequence[Path] = ()) -> None:
         self.paths = paths
         self.settings = load_settings(paths.settings)
         self.host = load_host(paths.state)
@@ -99,6 +110,8 @@ class Daemon:
             self.settings.queue, self.settings.workers, self.mark, self.mask
         )
         self.state = "starting"
+        self._first_policy = draft(load(policy).text) if policy else None
+        self._adopt = False  # until the first start is through: connections that exist already are let live
         self.rules_installed = False
         self.remove_rules = False  # set by `down`, with who asked for it
         self.stopped_by = ""
@@ -157,8 +170,16 @@ class Daemon:
         push.push_async_callback(self.records.close)
         self.revisions = Revisions(self.records)
         await self.revisions.load()
+        if self._first_policy is not None:
+            active = self.revisions.active
+            if active is None or active.hash != self._first_policy.hash:
+                await self.revisions.add(self._first_policy, Actor.me(), "given to sectool up")
         self.events = EventLog(self.paths.agent_ring())
         push.callback(self.events.close)
+        for finding in await asyncio.to_thread(preflight, self.rules_config):
+            if not finding.ok:
+                raise SectoolError(finding.message, finding.hint)
+        self._adopt = not rules.installed()
         output = sys.stderr.fileno()
         self.store = StoreProcess(
             self.paths, self.settings.socket_group, output, lambda why: self.health.raise_("event store", why)
@@ -174,6 +195,7 @@ class Daemon:
         await server.start()
         push.push_async_callback(server.close)
         self._install_rules()
+        self._adopt = False
         self.state = "enforcing"
         active = self.revisions.active
         self.events.emit(
@@ -211,6 +233,7 @@ class Daemon:
             "number": number,
             "ring": str(self.paths.worker_ring(number)),
             "journal": str(self.paths.worker_journal(number)),
+            "adopt": self._adopt and number == 0,
             "queue": settings.queue + number,
             "queues": settings.workers,
             "mark": self.mark,

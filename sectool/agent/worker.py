@@ -208,7 +208,10 @@ class Worker:
             while data := await reader.read(READ_BYTES):
                 for frame in decoder.feed(data):
                     self.heard = time.monotonic()
-                    self._hear(frame.header)
+                    try:
+                        self._hear(frame.header)
+                    except Exception:  # one odd message must not make us deaf to the next
+                        log.exception("worker %d: message %s", self.number, frame.header.get("t"))
         except (SectoolError, OSError) as error:
             log.error("worker %d: unreadable message: %s", self.number, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,18 +24,24 @@ def up(
             "--background", "-b", help="Return once it enforces; log to agent.log in the run folder."
         ),
     ] = False,
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option("--policy", "-p", metavar="FILE", help="Policy to apply first; may be given again."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")] = False,
 ) -> None:
     """Start enforcing in this network namespace.
 
     Loads the host's enrolment and the active policy revision, starts the event store and the packet workers, and
-    only then changes the kernel's rules. Without a policy every connection is denied. In the foreground it runs until
+    only then changes the kernel's rules. Without a policy every new connection is denied, SSH to this host too;
+    connections that exist already live on at the first start. In the foreground it runs until
     Ctrl-C or SIGTERM; the rules then stay (no new connection passes) until `sectool down`.
 
     \b
     Examples:
       sectool up                       in the foreground, for systemd (Type=notify)
       sectool up --background          by hand
+      sectool up -b --policy shop.yaml enforce this from the first moment
       ip netns exec blue sectool --state /srv/blue --run /run/blue up -b
     """
     require_root("starting the enforcer", WITHOUT_ROOT)
@@ -42,10 +49,10 @@ def up(
     if not background:
         from sectool.agent.daemon import serve
 
-        raise typer.Exit(serve(at.paths, verbose=verbose))
+        raise typer.Exit(serve(at.paths, verbose=verbose, policy=policy or ()))
     from sectool.agent.background import start
 
-    told = start(at.paths, verbose=verbose)
+    told = start(at.paths, verbose=verbose, policy=policy or ())
     at.say(f"enforcing as {told.get('host')} in {told.get('trust_domain')}, daemon pid {told.get('pid')}")
     if told.get("revision"):
         at.say(f"policy revision {told['revision']} is active")

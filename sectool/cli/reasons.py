@@ -43,6 +43,7 @@ MEANING: dict[DropReason, str] = {
     DropReason.TABLE_FULL: "a table of bounded size is full",
     DropReason.ENFORCER_STARTING: "the enforcer was not ready yet",
     DropReason.DENIED_BEFORE: "a retransmission of an attempt that was denied already",
+    DropReason.INTERNAL_ERROR: "the enforcer could not judge it; `sectool status` and the log say why",
     DropReason.RECORD_INVALID: "an encrypted record did not verify",
     DropReason.RECORD_REPLAYED: "an encrypted record was played again",
     DropReason.RECORD_MISSING: "an encrypted connection carried a packet without a record",

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from sectool.labels import LabelSet
 from sectool.policy.network import IPAddress
 
+# What the enforcer of this release can do. Until it encrypts, a flow for which encryption is required is refused, and
+# whoever predicts its verdicts has to say so.
+CAN_ENCRYPT = False
+
 NO_NAMES: frozenset[str] = frozenset()
 
 
