@@ -46,6 +46,7 @@ from tests.kernel.conftest import DEADLINE_S, PREFIX, Namespace, make_namespace,
 from tests.kernel.wire import Wire
 
 DOMAIN = "lab.example"
+RUN = "sectool-test-run-"  # then the process id, by which leftovers of killed runs are told
 ENFORCED = ["10.0.0.0/8", "fd00::/8"]
 SHORT_S = 0.4  # long enough for a local handshake many times over; how long "nothing happens" is waited for
 
@@ -94,7 +95,7 @@ class Host:
         self.authority = HostAuthority(root.issue_host(key.public_key(), name, constraints, now_us()), key)
         self.known: dict[int, Credential | str | None] = {}  # by user; text: refused; None: no answer
         self.asked: list[tuple[Hashable, int]] = []  # questions not answered, with their user
-        self.run = Path(tempfile.mkdtemp(prefix="sectool-test-", dir="/dev/shm"))
+        self.run = Path(tempfile.mkdtemp(prefix=f"{RUN}{os.getpid()}-", dir="/dev/shm"))
         self.revision = 0
         self.active: dict[int, dict[str, Any]] = {}
         self.stats: dict[str, Any] = {}
@@ -455,13 +456,13 @@ def echo(client: socket.socket, server: socket.socket, data: bytes = b"x") -> No
 def own_cgroup(token: str) -> Iterator[None]:
     """This process, and what it starts, in a cgroup of its own: what shares it with others takes longer to attribute.
 
-    Groups that killed runs have left are removed.
+    What killed runs have left is removed: their groups and run folders.
     """
     root = mount()
-    for left in root.glob(f"{PREFIX}lan-*"):
-        if not Path("/proc", left.name.split("-")[2]).exists():
+    for left in (*root.glob(f"{PREFIX}lan-*"), *Path("/dev/shm").glob(f"{RUN}*")):
+        if not Path("/proc", left.name.rsplit("-", 2)[1]).exists():
             with contextlib.suppress(OSError):
-                left.rmdir()
+                left.rmdir() if left.parent == root else shutil.rmtree(left)
     before = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
     folder = root / f"{PREFIX}lan-{os.getpid()}-{token}"
     folder.mkdir()

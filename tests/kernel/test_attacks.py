@@ -338,6 +338,9 @@ def test_a_syn_changed_on_its_way(lan: Lan, field: str) -> None:
         nothing_arrives(listener)
         with pytest.raises(TimeoutError):
             finish(client, 0.02)
+    if reason in (DropReason.HANDSHAKE_MALFORMED, DropReason.HANDSHAKE_STALE, DropReason.VERSION_UNSUPPORTED):
+        lan.wire.send("b", again(syn))  # anybody could have done that to it: the true one still counts
+        echo(finish(client), accept(listener))
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 33, 34, 81, 82, 100, -17, -1], ids=lambda at: f"byte{at}")
@@ -400,6 +403,28 @@ def test_a_syn_replayed_on_its_own_connection(lan: Lan) -> None:
     lan.wire.send("b", syn)
     wait_until(lambda: lan.b.count(DropReason.DENIED_BEFORE) == before + 1, "the third refusal")
     nothing_arrives(listener)
+
+
+@FAMILIES
+def test_a_stolen_credential_on_the_5_tuple_of_a_live_connection(lan: Lan, v6: bool) -> None:
+    """The SYN is new and its credential genuine; without a proof the connection that is there goes on."""
+    client, server = lan.establish(v6=v6)
+    port = port_of(server)
+    tap = lan.wire.tap("b", port)
+    echo(client, server, b"before")
+    last = tap.next("a segment of a's", lambda p: p[TCP].dport == port)
+    victim = lan.a.identity()
+    thief = KeyPair(KeyPair.generate().private, victim.x25519_public)
+    for ahead in (-1, 0, 70_000_000):
+        seq = (last[TCP].seq + ahead) & 0xFFFFFFFF
+        payload = Hello(thief, victim.blob, now_us()).payload
+        lan.wire.send("b", again(last, payload, flags="S", seq=seq, ack=0, options=HANDSHAKE))
+        lan.wire.send("b", again(last, b"forged", flags="PA", seq=seq + 1))
+        lan.b.status()
+        echo(client, server, b"undisturbed")
+    server.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        server.recv(1)
 
 
 def test_a_syn_replayed_while_half_open_is_a_retransmission_and_nothing_more(lan: Lan) -> None:
@@ -651,6 +676,27 @@ def test_garbage_options(lan: Lan, v6: bool, options: str) -> None:
         lan.b.denial(hand.port, reason)
     assert hand.answers() == []
     nothing_arrives(listener)
+
+
+@FAMILIES
+def test_a_checksum_that_does_not_hold_is_not_made_right(lan: Lan, v6: bool) -> None:
+    """A worker rewrites packets and their checksums; what was damaged, or aimed at checkers only, must stay so."""
+    listener = lan.b.listen(v6=v6)
+    hand, hello = Hand(lan, port_of(listener), v6=v6), hello_of(lan.a.identity())
+    before = lan.b.count(DropReason.PACKET_MALFORMED)
+    wrong = hand.packet("S", hello.payload, HANDSHAKE, seq=hand.isn)
+    wrong[TCP].chksum = 0x1234
+    lan.wire.send("b", wrong)
+    wait_until(lambda: lan.b.count(DropReason.PACKET_MALFORMED) == before + 1, "the drop of the SYN")
+    hand.syn(hello.payload)
+    keys = hello.read(hand.synack(), verifier(lan), now_us()).keys
+    wrong = hand.packet("PA", b"damaged", [(253, proof_option(keys)[2:])])
+    wrong[TCP].chksum = 0x1234
+    lan.wire.send("b", wrong)
+    wait_until(lambda: lan.b.count(DropReason.PACKET_MALFORMED) == before + 2, "the drop of the data")
+    nothing_arrives(listener)
+    hand.prove(proof_option(keys), "PA", b"hello")
+    assert read_exactly(accept(listener), 5) == b"hello"
 
 
 @pytest.mark.parametrize(

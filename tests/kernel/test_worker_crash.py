@@ -76,6 +76,18 @@ def test_killed_nothing_new_passes_and_what_was_let_in_goes_on(lan: Lan, at: str
     lan.establish()
 
 
+@ENDS
+def test_a_connection_on_which_nobody_spoke_yet_survives_a_restart(lan: Lan, at: str) -> None:
+    """As a pool of connections keeps them: the initiator has proven itself, but has not heard from the responder."""
+    listener = lan.b.listen()
+    client = lan.a.connect(lan.b.address(), port_of(listener))
+    server = accept(listener)
+    host = host_of(lan, at)
+    host.kill()
+    host.restart()
+    echo(client, server)
+
+
 def test_killed_in_the_middle_of_a_transfer(lan: Lan) -> None:
     client, server = lan.establish()
     block = hashlib.shake_256(b"crash").digest(1 << 20)
