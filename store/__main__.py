@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import grp
 import logging
 import os
@@ -34,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         stream=sys.stderr,
         format="%(asctime)s store[%(process)d] %(levelname)s %(message)s",
     )
+    # Should a query take all memory of the host, this process is what the kernel ends first: it is started again and
+    # loses nothing, which packet workers could not say.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
     limits = Limits(options.segment_seconds * 1_000_000, options.segment_bytes, options.reserve_bytes)
     store = Store(options.state.absolute(), options.run.absolute(), limits)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -154,9 +154,6 @@ class ControlHistory:
             raise self._unreadable(error) from None
         try:
             with self._errors():
-                if not self._read_only:
-                    connection.execute("PRAGMA journal_mode = WAL")
-                    connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA trusted_schema = OFF")
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0 and not self._read_only:
@@ -167,6 +164,9 @@ class ControlHistory:
                         "it was made by another release of sectool",
                     )
                 connection.execute("SELECT count(*) FROM transactions, rows WHERE rows.id < 0").fetchone()
+                if not self._read_only:  # only now that it is known to be ours
+                    connection.execute("PRAGMA journal_mode = WAL")
+                    connection.execute("PRAGMA synchronous = FULL")
         except BaseException:
             connection.close()
             raise

@@ -117,8 +117,11 @@ def _network(value: InNetwork, end: str) -> Condition:
     first = _halves(value.network.network_address)
     last = _halves(value.network.broadcast_address)
     if first[0] == last[0]:
-        return f"({end}_ip_hi = ? AND {end}_ip_lo BETWEEN ? AND ?)", [first[0], first[1], last[1]]
-    sql = f"{end}_ip_hi BETWEEN ? AND ?"
-    if first[0] == 0:  # a short IPv6 prefix of zeros holds the place where IPv4 is kept, but not IPv4
-        sql = f"({sql} AND ip_version = 6)"
-    return sql, [first[0], last[0]]
+        sql, values = f"{end}_ip_hi = ? AND {end}_ip_lo BETWEEN ? AND ?", [first[0], first[1], last[1]]
+    else:
+        sql, values = f"{end}_ip_hi BETWEEN ? AND ?", [first[0], last[0]]
+    if value.network.version == 6 and first[0] == 0 and first[1] < _MAPPED:
+        # A network around ::ffff:0:0/96 holds the place where IPv4 is kept here, but no IPv4.
+        sql += f" AND NOT ({end}_ip_hi = 0 AND {end}_ip_lo BETWEEN ? AND ?)"
+        values += [_MAPPED, _MAPPED | 0xFFFFFFFF]
+    return f"({sql})", values

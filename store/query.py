@@ -126,22 +126,28 @@ def time_limit(cursor: duckdb.DuckDBPyConnection, timeout_ms: int) -> Iterator[N
     watch.start()
     try:
         yield
-    except duckdb.InterruptException:
-        if expired.is_set():
-            raise StoppedError(
-                f"the query took longer than {timeout_ms / 1000:g} s and was stopped",
-                "narrow it with a time range (flows_between) or raise its time limit",
-            ) from None
-        raise StoppedError("the query was stopped to make room", "try again in a moment") from None
-    except duckdb.OutOfMemoryException:
-        raise StoppedError(
-            "the query needs more memory than the store gives it", "narrow it, or aggregate less at once"
-        ) from None
-    except duckdb.Error as error:
-        raise _refused(error) from None
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise _explain(error, timeout_ms if expired.is_set() else None) from None
     finally:
         done.set()
         watch.join()
+
+
+def _explain(error: Exception, expired_ms: int | None) -> SectoolError:
+    """An error of the engine, raised as its own kind or from within an Arrow stream, in words for people."""
+    text = str(error)
+    if isinstance(error, duckdb.InterruptException) or "INTERRUPT" in text:
+        if expired_ms is not None:
+            return StoppedError(
+                f"the query took longer than {expired_ms / 1000:g} s and was stopped",
+                "narrow it with a time range (flows_between) or raise its time limit",
+            )
+        return StoppedError("the query was stopped to make room", "try again in a moment")
+    if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory" in text:
+        return StoppedError(
+            "the query needs more memory than the store gives it", "narrow it, or aggregate less at once"
+        )
+    return _refused(error)
 
 
 def run(
