@@ -110,7 +110,7 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
         return core.drop(DropReason.HANDSHAKE_FORGED)
     require_checksum(seg)
     if not has_handshake(seg):
-        return _deny_answer(core, seg, flow, DropReason.NO_IDENTITY, now_us)
+        return _bare_answer(core, seg, flow, now_us)
     assert flow.hello is not None
     try:
         answer = flow.hello.read(seg.payload, core.verifier, now_us)
@@ -164,6 +164,20 @@ def _again(core: Core, seg: Segment) -> Result:
 
 def _stripped(seg: Segment) -> Result:
     return Result(Verdict.ACCEPT, rebuild(seg, syn_options(seg.options, lower_mss=False), b""))
+
+
+def _bare_answer(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
+    """No enforcer answers over there, or somebody in between wants it to look so: then the true answer may still come.
+
+    A program that is to learn of denials at once is told all the same.
+    """
+    if core.config.reject:
+        return _deny_answer(core, seg, flow, DropReason.NO_IDENTITY, now_us)
+    if flow.recorded:
+        return core.drop(DropReason.NO_IDENTITY)
+    flow.revision = core.revision
+    core.recorder.denied(flow, DropReason.NO_IDENTITY, now_us)
+    return DROP
 
 
 def _bad_answer(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:

@@ -14,7 +14,7 @@ import select
 import socket
 import time
 import traceback
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from sectool.ring import RingWriter
 ENDING_DELAY_US = 20_000  # lets the last ACK be counted before the counters are read
 HOLD_TIMEOUT_US = 5_000_000
 HOLD_LIMIT = 1024
+ASK_AGAIN_US = 100_000
 OUTBOX_LIMIT = 4 << 20
 TICK_US = 1_000_000
 _OPEN = (
@@ -74,6 +75,7 @@ class Worker:
         self.inbox = wire.Decoder()
         self.held: dict[Hashable, _Held] = {}
         self.held_packets = 0
+        self.asked: OrderedDict[Hashable, int] = OrderedDict()  # when the agent was last asked about a key
         self.packets = 0
         self.endings_due: deque[tuple[int, bytes]] = deque()
         self.early: list[wire.Frame] = []  # what came in one piece with the configuration
@@ -183,6 +185,12 @@ class Worker:
             return
         held = self.held.get(key)
         if held is None:
+            if now_us() - self.asked.get(key, 0) < ASK_AGAIN_US:
+                packet.drop()  # what the agent just gave is of no use (expired): do not ask in a circle
+                return
+            self.asked[key] = now_us()
+            if len(self.asked) > HOLD_LIMIT:
+                self.asked.popitem(last=False)
             facts = self.ports.facts(key)
             if facts is None:
                 packet.drop()

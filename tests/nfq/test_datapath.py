@@ -599,3 +599,13 @@ def test_a_cut_the_kernel_did_not_take_is_tried_again(pair: Pair, monkeypatch: p
 
 def _fail(*_: object) -> Counts:
     raise SectoolError("the kernel does not answer")
+
+
+def test_a_bare_synack_does_not_end_the_attempt(pair: Pair) -> None:
+    syn = pair.syn_on_wire()
+    assert pair.a.into(pair.synack()).verdict is Verdict.DROP
+    assert pair.a.into(pair.synack()).verdict is Verdict.DROP
+    assert pair.a.reasons == [DropReason.NO_IDENTITY]
+    assert pair.b.into(syn).verdict is Verdict.ACCEPT
+    answer = pair.b.out(pair.synack()).packet or b""
+    assert pair.a.into(answer).verdict is Verdict.ACCEPT
