@@ -5,9 +5,9 @@
     one executable?    ─► that one. Else: who holds the inode among their /proc/PID/fd
     nobody, or several executables ─► 'ambiguous': uid and cgroup only, no executable
 
-`outgoing` and `incoming` give a small key, equal for equal facts, for which the worker keeps credentials; `facts()` is
-for the first time only. Executables are told apart by device, inode and ctime, so that a program that is replaced on
-disk is another one from then on.
+`outgoing` and `incoming` give a small key, equal for equal facts, for which the worker keeps credentials; the facts
+(nfq.attestation) are for the first time only. Executables are told apart by device, inode and ctime, so that a program
+that is replaced on disk is another one from then on.
 
 What cannot be attested, and is not claimed:
 - A socket handed to another process (SCM_RIGHTS, inherited over exec, socket activation) keeps the uid and cgroup it
@@ -16,65 +16,64 @@ What cannot be attested, and is not claimed:
 - Programs of one user in one cgroup can act for each other (ptrace, LD_PRELOAD, exec after connect): the executable is
   a fact about the process, not proof of intent. Separate users or cgroups are the boundary.
 - Between the packet and the look at /proc a process may exec or end; ending gives 'ambiguous'.
+- In a mixed cgroup the holder of a socket is remembered for REMEMBERED_S, verified each time; that another program has
+  got the socket as well is seen after that time.
+- Looking is bounded, in one lookup and per cgroup and second; beyond it, and where /proc must not be read, the answer
+  is 'ambiguous'. No question raises.
 """
 # A Path costs as much as the system call, and this runs for every new connection.
-# ruff: noqa: PTH115, PTH116, PTH208
+# ruff: noqa: PTH115, PTH116
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
-import pwd
+import resource
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
+from nfq.attestation import AMBIGUOUS, Attestor, Executable
+from nfq.attestation import Attributed as Attributed
 from nfq.cgroup import Cgroups
 from nfq.sockdiag import SockDiag, Socket, TcpState
-from sectool.identity.workload import Facts, systemd_unit
+from sectool.identity.workload import Facts
 
-Executable: TypeAlias = tuple[int, int, int]  # device, inode, ctime in ns
-AMBIGUOUS: Final[Executable] = (0, 0, 0)
-
-Key: TypeAlias = tuple[int, int, int, int, int]  # cgroup id, uid, executable
-
+REMEMBERED_S: Final = 5.0
 _PAGE: Final = 4096
-_MAX_FDS: Final = 65_536  # looked at for one socket; beyond it stays ambiguous
-_HASH_LIMIT: Final = 1024
-_FDS_LIMIT: Final = 1024  # cgroup.procs files kept open
+_MEMBERS_LIMIT: Final = 16 * _PAGE  # bytes of cgroup.procs; a larger cgroup stays ambiguous
+_LOOKS: Final = 4096  # at processes and descriptors, for one socket
+_LOOKS_PER_S: Final = 32_768  # at descriptors, for one cgroup
+_HOLDERS_LIMIT: Final = 4096
+_FDS_LIMIT: Final = 256  # cgroup.procs files kept open
+_GONE: Final = (errno.ENOENT, errno.ESRCH)
+
+
+class _UndecidedError(Exception):
+    """Who it is cannot be told within the limits."""
 
 
 @dataclass(frozen=True, slots=True)
-class Attributed:
-    """A socket's owner. `pid` is 0 where several processes of one executable may be it; uid is the socket's."""
+class _Holder:
+    """Who was found to hold a socket."""
 
-    key: Key
-    pid: int
-    uid: int
     cgroup_id: int
-    witness: int  # a process that runs the executable, 0 when ambiguous
-    compute: Callable[[Attributed], Facts | None]
-
-    @property
-    def ambiguous(self) -> bool:
-        """Whether no single executable can be named."""
-        return self.key[2:] == AMBIGUOUS
-
-    def attest(self) -> Facts | None:
-        """All facts; None when the witness or the cgroup has gone or changed since: ask again for the socket."""
-        return self.compute(self)
-
-    def facts(self) -> dict[str, Any] | None:
-        """The facts as plain values, for the agent."""
-        found = self.attest()
-        return None if found is None else asdict(found)
+    pid: int
+    sole: bool
+    fd: str
+    started: bytes
+    executable: Executable
+    until: float  # time.monotonic
 
 
 class Attributor:
-    """Owners of local sockets. Keeps files and caches, all bounded; for one thread and one network namespace."""
+    """Owners of local sockets. Keeps files and caches, all bounded; for one thread and one network namespace.
+
+    `undecided` counts answers that are ambiguous for want of permission, descriptors or time to look.
+    """
 
     def __init__(
         self, sockdiag: SockDiag, cgroups: Cgroups | None = None, proc: Path = Path("/proc")
@@ -82,15 +81,42 @@ class Attributor:
         self._sockdiag = sockdiag
         self._cgroups = Cgroups() if cgroups is None else cgroups
         self._proc = os.fspath(proc)
+        self._attestor = Attestor(self._cgroups, self._proc)
         self._procs: OrderedDict[int, int] = OrderedDict()  # cgroup id -> cgroup.procs, open
-        self._hashes: OrderedDict[tuple[int, ...], str] = OrderedDict()
+        self._holders: OrderedDict[tuple[int, int], _Holder] = OrderedDict()  # by inode and cookie
+        self._spent: dict[int, int] = {}  # looks by cgroup, in the present second
+        self._second = 0
+        self.undecided = 0
 
     def close(self) -> None:
-        """Close the files kept open."""
+        """Close the files kept open; facts not yet there will not come."""
         for fd in self._procs.values():
             os.close(fd)
         self._procs.clear()
+        self._attestor.close()
         self._cgroups.close()
+
+    # -- facts -------------------------------------------------------------------------------------------------
+
+    @property
+    def fd(self) -> int:
+        """Readable when facts asked for with `facts_later` are there: call `completed`."""
+        return self._attestor.background.fd
+
+    def facts_later(self, what: Attributed, done: Callable[[dict[str, Any] | None], None]) -> None:
+        """Have `done` called with the facts, at once if they are known, else by `completed`.
+
+        None: the owner has gone or changed, or too much is under way; the packet that comes again asks again.
+        """
+
+        def plain(facts: Facts | None) -> None:
+            done(None if facts is None else asdict(facts))
+
+        self._attestor.later(what, plain)
+
+    def completed(self) -> int:
+        """Hand on the facts that have come; how many. Never blocks."""
+        return self._attestor.background.completed()
 
     # -- asking ------------------------------------------------------------------------------------------------
 
@@ -120,9 +146,13 @@ class Attributor:
         return None if found is None else self._of(found)
 
     def _of(self, sock: Socket) -> Attributed:
-        pid, witness, executable = self._owner(sock)
+        try:
+            pid, witness, executable = self._owner(sock)
+        except _UndecidedError:
+            self.undecided += 1
+            pid, witness, executable = 0, 0, AMBIGUOUS
         key = (sock.cgroup_id, sock.uid, *executable)
-        return Attributed(key, pid, sock.uid, sock.cgroup_id, witness, self._attest)
+        return Attributed(key, pid, sock.uid, sock.cgroup_id, witness, self._attestor.now)
 
     # -- who is it ---------------------------------------------------------------------------------------------
 
@@ -132,6 +162,8 @@ class Attributor:
         if not before:
             return 0, 0, AMBIGUOUS
         pids = before.split()
+        if len(pids) > _LOOKS:
+            raise _UndecidedError
         first: Executable | None = None
         witness = 0
         for raw in pids:
@@ -149,7 +181,7 @@ class Attributor:
         return (witness if len(pids) == 1 else 0), witness, first
 
     def _members(self, cgroup_id: int) -> bytes:
-        """cgroup.procs; b'' when the cgroup is gone or is threaded."""
+        """cgroup.procs; b'' when the cgroup is gone or is threaded, or cannot be read."""
         fd = self._procs.get(cgroup_id)
         if fd is None:
             folder = self._cgroups.folder(cgroup_id)
@@ -162,6 +194,8 @@ class Attributor:
             self._procs[cgroup_id] = fd
             if len(self._procs) > _FDS_LIMIT:
                 os.close(self._procs.popitem(last=False)[1])
+        else:
+            self._procs.move_to_end(cgroup_id)
         try:
             data = os.pread(fd, _PAGE, 0)
             if len(data) > _PAGE - 16:  # a line more might not have fitted
@@ -170,18 +204,23 @@ class Attributor:
                 while more := os.pread(fd, _PAGE, offset):
                     parts.append(more)
                     offset += len(more)
+                    if offset > _MEMBERS_LIMIT:
+                        raise _UndecidedError
                 data = b"".join(parts)
         except OSError:  # ENODEV: removed
             os.close(self._procs.pop(cgroup_id))
             return b""
         return data
 
-    def _executable(self, pid: bytes | str | int) -> Executable | None:
+    def _executable(self, pid: bytes | int) -> Executable | None:
+        """What a process runs; None when it has ended or is a kernel thread."""
         name = pid.decode() if isinstance(pid, bytes) else pid
         try:
             st = os.stat(f"{self._proc}/{name}/exe")
-        except OSError:
-            return None
+        except OSError as e:
+            if e.errno in _GONE:
+                return None
+            raise _UndecidedError from None
         return st.st_dev, st.st_ino, st.st_ctime_ns
 
     def _holder(self, sock: Socket, pids: list[bytes]) -> tuple[int, int, Executable]:
@@ -193,27 +232,61 @@ class Attributor:
         if not sock.inode:
             return 0, 0, AMBIGUOUS
         wanted = f"socket:[{sock.inode}]"
-        found: list[tuple[int, Executable]] = []
-        budget = _MAX_FDS
-        for raw in pids:
-            pid = int(raw)
-            fd, looked = self._find_fd(pid, wanted, budget)
-            budget -= looked
-            if budget <= 0:
-                return 0, 0, AMBIGUOUS
-            if fd is None:
-                continue
-            executable = self._executable_of_holder(pid, fd, wanted)
-            if executable is None:
-                return 0, 0, AMBIGUOUS  # it ended or became another program under our eyes
-            found.append((pid, executable))
-        if not found or any(executable != found[0][1] for _, executable in found):
+        name = sock.inode, sock.cookie
+        known = self._holders.get(name)
+        if known is not None and self._still(known, sock, wanted, pids):
+            return (known.pid if known.sole else 0), known.pid, known.executable
+        found = self._search(sock, wanted, pids)
+        if not found or any(each.executable != found[0].executable for each in found):
+            self._holders.pop(name, None)
             return 0, 0, AMBIGUOUS
-        pid, executable = found[0]
-        return (pid if len(found) == 1 else 0), pid, executable
+        self._holders[name] = found[0]
+        self._holders.move_to_end(name)
+        if len(self._holders) > _HOLDERS_LIMIT:
+            self._holders.popitem(last=False)
+        return (found[0].pid if len(found) == 1 else 0), found[0].pid, found[0].executable
 
-    def _executable_of_holder(self, pid: int, fd: str, wanted: str) -> Executable | None:
-        """What a process runs, if it is one process, one program and holds the socket all the while."""
+    def _still(self, known: _Holder, sock: Socket, wanted: str, pids: list[bytes]) -> bool:
+        return (
+            time.monotonic() < known.until
+            and known.cgroup_id == sock.cgroup_id
+            and b"%d" % known.pid in pids
+            and self._program(known.pid, known.fd, wanted) == (known.started, known.executable)
+        )
+
+    def _search(self, sock: Socket, wanted: str, pids: list[bytes]) -> list[_Holder]:
+        """All holders; [] when one of them ended or became another program under our eyes."""
+        until = time.monotonic() + REMEMBERED_S
+        found: list[tuple[int, str, bytes, Executable]] = []
+        budget = self._budget(sock.cgroup_id)
+        allowed = budget
+        try:
+            for raw in pids:
+                pid = int(raw)
+                fd, budget = self._find_fd(pid, wanted, budget)
+                if fd is None:
+                    continue
+                program = self._program(pid, fd, wanted)
+                if program is None:
+                    return []
+                found.append((pid, fd, *program))
+        except _UndecidedError:
+            budget = 0
+            raise
+        finally:
+            self._spent[sock.cgroup_id] = self._spent.get(sock.cgroup_id, 0) + allowed - max(0, budget)
+        sole = len(found) == 1
+        return [_Holder(sock.cgroup_id, pid, sole, fd, at, exe, until) for pid, fd, at, exe in found]
+
+    def _budget(self, cgroup_id: int) -> int:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second = second
+            self._spent.clear()
+        return min(_LOOKS, _LOOKS_PER_S - self._spent.get(cgroup_id, 0))
+
+    def _program(self, pid: int, fd: str, wanted: str) -> tuple[bytes, Executable] | None:
+        """Start time and executable, if it is one process, one program and holds the socket all the while."""
         started, executable = self._started(pid), self._executable(pid)
         try:
             still = os.readlink(f"{self._proc}/{pid}/fd/{fd}") == wanted
@@ -222,29 +295,32 @@ class Attributor:
         if (
             still
             and started is not None
+            and executable is not None
             and self._executable(pid) == executable
             and self._started(pid) == started
         ):
-            return executable
+            return started, executable
         return None
 
     def _find_fd(self, pid: int, wanted: str, budget: int) -> tuple[str | None, int]:
-        """The descriptor that is the socket, or None; and how many were looked at."""
+        """The descriptor that is the socket, or None; and what is left of the budget."""
         folder = f"{self._proc}/{pid}/fd"
-        looked = 0
         try:
-            for name in os.listdir(folder):
-                looked += 1
-                if looked > budget:
-                    break
-                try:
-                    if os.readlink(f"{folder}/{name}") == wanted:
-                        return name, looked
-                except OSError:
-                    continue
-        except OSError:
-            pass
-        return None, looked
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    budget -= 1
+                    if budget < 0:
+                        raise _UndecidedError
+                    try:
+                        if os.readlink(f"{folder}/{entry.name}") == wanted:
+                            return entry.name, budget
+                    except OSError as e:
+                        if e.errno not in _GONE:
+                            raise
+        except OSError as e:
+            if e.errno not in _GONE:
+                raise _UndecidedError from None
+        return None, budget
 
     def _started(self, pid: int) -> bytes | None:
         """Start time of a process: with its id it names one process for ever (proc_pid_stat(5), field 22)."""
@@ -261,64 +337,13 @@ class Attributor:
         fields = data.rpartition(b") ")[2].split()  # the name may hold anything, even parentheses
         return fields[19] if len(fields) > 19 else None
 
-    # -- facts -------------------------------------------------------------------------------------------------
 
-    def _attest(self, what: Attributed) -> Facts | None:
-        path = self._cgroups.path(what.cgroup_id)
-        if path is None:
-            return None
-        executable = digest = ""
-        if not what.ambiguous:
-            read = self._read_executable(what.witness, what.key[2:])
-            if read is None:
-                return None
-            executable, digest = read
-        return Facts(
-            uid=what.uid,
-            user=user_name(what.uid),
-            executable=executable,
-            sha256=digest,
-            cgroup=path,
-            unit=systemd_unit(path),
-            pid=what.pid or what.witness,
-        )
-
-    def _read_executable(self, pid: int, expected: tuple[int, ...]) -> tuple[str, str] | None:
-        """Path as the process sees it, and SHA-256 of the running image; None if it is not the expected one."""
-        link = f"{self._proc}/{pid}/exe"
+def raise_descriptor_limit() -> int:
+    """Let this process open as many files as its hard limit allows (RLIMIT_NOFILE); the limit now. Never raises."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
         try:
-            fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            st = os.fstat(fd)
-            if (st.st_dev, st.st_ino, st.st_ctime_ns) != expected:
-                return None
-            path = os.readlink(link)
-            stamp = (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns, st.st_size)
-            digest = self._hashes.get(stamp)
-            if digest is None:
-                with open(fd, "rb", closefd=False) as image:
-                    digest = hashlib.file_digest(image, "sha256").hexdigest()
-                self._hashes[stamp] = digest
-                if len(self._hashes) > _HASH_LIMIT:
-                    self._hashes.popitem(last=False)
-            return _text(path), digest
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
-
-
-def _text(path: str) -> str:
-    """File names are bytes; what is not UTF-8 is shown as backslash escapes, so that it can be stored and sent."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-@lru_cache(maxsize=4096)
-def user_name(uid: int) -> str:
-    """The account's name, '' if it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return ""
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            return soft
+    return hard

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import os
+import resource
+import select
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nfq.attribution import Attributed, Attributor
+from nfq.attribution import Attributed, Attributor, raise_descriptor_limit
 from nfq.cgroup import Cgroups, join
 from nfq.sockdiag import SockDiag
 from tests.kernel.conftest import Namespace, wait_until
@@ -22,13 +27,19 @@ from tests.kernel.conftest import Namespace, wait_until
 pytestmark = pytest.mark.kernel
 
 LOCAL = ipaddress.ip_address("127.0.0.1").packed
+SILENT = ipaddress.ip_address("127.0.0.9").packed  # never answers
 
-# Binds, listens, connects to itself; says the ports; then does what it is told, line by line.
+# Binds, listens, begins to connect to itself; says the ports; then does what it is told, line by line.
 PROGRAM = """
 import os, socket, subprocess, sys
 os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))
 server = socket.create_server(("127.0.0.1", 0))
-client = socket.create_connection(server.getsockname())
+def connecting():
+    client = socket.socket()
+    client.setblocking(False)
+    client.connect_ex(("127.0.0.9", server.getsockname()[1]))
+    return client
+client = connecting()
 print(server.getsockname()[1], client.getsockname()[1], flush=True)
 for line in sys.stdin:
     exec(line)
@@ -50,7 +61,7 @@ class Program:
             preexec_fn=lambda: join(group, os.getpid()),
         )
         assert self.process.stdout is not None
-        self.listening, self.connected = map(int, self.process.stdout.readline().split())
+        self.listening, self.connecting = map(int, self.process.stdout.readline().split())
 
     @property
     def pid(self) -> int:
@@ -74,6 +85,7 @@ class Program:
 @pytest.fixture
 def attributor(namespace: Namespace) -> Iterator[Attributor]:
     """Looks at the namespace."""
+    namespace.run("iptables", "-A", "INPUT", "-d", "127.0.0.9", "-j", "DROP")
     with namespace.enter():
         diag = SockDiag()
     made = Attributor(diag)
@@ -102,8 +114,8 @@ def programs(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def outgoing(attributor: Attributor, program: Program) -> Attributed:
-    """Owner of its connection."""
-    found = attributor.outgoing(LOCAL, program.connected, LOCAL, program.listening)
+    """Owner of its socket that connects."""
+    found = attributor.outgoing(LOCAL, program.connecting, SILENT, program.listening)
     assert found is not None
     return found
 
@@ -258,17 +270,209 @@ def test_facts_are_refused_when_the_process_has_become_another_program(
     assert found.facts() is None
 
 
-def test_the_hash_is_computed_once(
+def ask(attributor: Attributor, what: Attributed) -> list[dict[str, Any] | None]:
+    """Facts asked for without waiting: a list that fills when they are there."""
+    answers: list[dict[str, Any] | None] = []
+    attributor.facts_later(what, answers.append)
+    return answers
+
+
+def wait(attributor: Attributor, *answers: list[dict[str, Any] | None]) -> None:
+    """Serve the attributor's descriptor until all these have come."""
+    with select.epoll() as poll:
+        poll.register(attributor.fd, select.EPOLLIN)
+
+        def step() -> bool:
+            if poll.poll(0.05):
+                attributor.completed()
+            return all(answers)
+
+        wait_until(step, "the facts")
+
+
+def test_facts_come_later_and_then_at_once(
     namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
 ) -> None:
-    found = outgoing(attributor, Program(namespace, ended, programs[0]))
-    first = found.attest()
-    assert first is not None
-    stamp = next(iter(attributor._hashes))
-    attributor._hashes[stamp] = "remembered"
-    again = found.attest()
-    assert again is not None
-    assert again.sha256 == "remembered"
+    found = outgoing(attributor, Program(namespace, ended, programs[0], uid=65534))
+    first, second = ask(attributor, found), ask(attributor, found)
+    assert (first, second) == ([], [])
+    wait(attributor, first, second)
+    assert first == second == [found.facts()]
+    assert first[0] is not None
+    assert first[0]["sha256"] == hashlib.sha256(programs[0].read_bytes()).hexdigest()
+    assert ask(attributor, found) == first, "known now"
+    assert attributor._attestor.background.refused == 0
+
+
+def test_a_giant_executable_stalls_nothing_and_has_no_hash(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    """Sparse files cost nothing to make. Nobody waits for one: the asker, or the facts of others behind it."""
+    os.truncate(programs[0], (1 << 30) + 1)
+    giants = [programs[0]]
+    for n in range(3):
+        giants.append(programs[0].with_name(f"giant{n}"))
+        shutil.copy(programs[1], giants[-1])
+        os.truncate(giants[-1], 1 << 30)
+    found = [outgoing(attributor, Program(namespace, ended, giant)) for giant in giants]
+    small = outgoing(attributor, Program(namespace, ended, programs[1]))
+    started = time.monotonic()
+    later = [ask(attributor, each) for each in found]
+    behind = ask(attributor, small)
+    assert time.monotonic() - started < 0.2
+    wait(attributor, behind)
+    assert not all(later[1:]), "the giants were not done first"
+    wait(attributor, later[0])
+    assert later[0][0] is not None
+    assert (later[0][0]["executable"], later[0][0]["sha256"]) == (str(giants[0]), "")
+    started = time.monotonic()
+    at_once = found[1].attest()
+    assert time.monotonic() - started < 0.2
+    assert at_once is not None
+    assert at_once.sha256 == ""
+
+
+def test_facts_that_cannot_be_given_are_none(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    program = Program(namespace, ended, programs[0])
+    found = outgoing(attributor, program)
+    program.end()
+    assert ask(attributor, found) == [None]
+
+
+@contextlib.contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """Every call that would open a file fails with EMFILE."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[0]), before[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in held:
+            os.close(fd)
+
+
+def test_without_descriptors_the_answer_is_ambiguous_and_nothing_raises(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    one, _ = (Program(namespace, ended, executable) for executable in programs)
+    known = outgoing(attributor, one)
+    attributor._holders.clear()
+    with no_descriptors_left():
+        mixed = outgoing(attributor, one)
+        facts = ask(attributor, known), known.attest()
+    assert mixed.ambiguous
+    assert facts == ([None], None)
+    assert attributor.undecided
+    assert not outgoing(attributor, one).ambiguous, "as soon as there are some again"
+
+
+def test_few_files_are_kept_open(attributor: Attributor, ended: Path) -> None:
+    inner = [ended / f"g{n}" for n in range(300)]
+    for folder in inner:
+        folder.mkdir()
+        attributor._members(folder.stat().st_ino)
+    assert len(attributor._procs) == 256
+    assert raise_descriptor_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+def test_a_forged_syn_does_not_get_the_owner_of_the_connection_it_names(
+    namespace: Namespace, attributor: Attributor
+) -> None:
+    server = namespace.listen()
+    port = server.getsockname()[1]
+    client = namespace.connect("127.0.0.1", port)
+    own = client.getsockname()[1]
+    assert attributor.outgoing(LOCAL, own, LOCAL, port) is None, "connected"
+    assert attributor.outgoing(LOCAL, port, LOCAL, own) is None, "accepted"
+    assert attributor.outgoing(LOCAL, port, LOCAL, 1) is None, "listening"
+    assert attributor.incoming(LOCAL, own, LOCAL, port) is None, "nobody listens where the client is"
+    waiting = namespace.new_socket()
+    waiting.setblocking(False)
+    waiting.connect_ex(("127.0.0.9", port))
+    own = waiting.getsockname()[1]
+    assert attributor.outgoing(LOCAL, own, SILENT, port) is not None
+    assert attributor.incoming(LOCAL, own, SILENT, port) is None
+
+
+def test_a_syn_on_an_accepted_connection_is_the_listeners(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    """Accepted by another user than the one that listens: the listener's owner would take the next connection."""
+    program = Program(namespace, ended, programs[0])
+    listener = incoming(attributor, program)
+    program.do("server.setblocking(True)")
+    client = namespace.connect("127.0.0.1", program.listening)
+    program.do("peer = server.accept()[0]; os.fchown(peer.fileno(), 65534, 65534)")
+    found = attributor.incoming(LOCAL, program.listening, LOCAL, client.getsockname()[1])
+    assert found is not None
+    assert (found.uid, found.key) == (0, listener.key)
+
+
+def test_many_descriptors_make_it_ambiguous_and_cost_is_bounded(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    hoarder, other = (Program(namespace, ended, executable) for executable in programs)
+    assert not outgoing(attributor, other).ambiguous
+    attributor._holders.clear()
+    hoarder.do("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))")
+    hoarder.do("kept = [os.dup(0) for _ in range(10000)]")
+    started = time.process_time()
+    for _ in range(100):
+        assert outgoing(attributor, other).ambiguous
+    assert time.process_time() - started < 1.5, "after some 32,768 looks in one second none are made"
+    assert attributor.undecided == 100
+
+
+def test_a_holder_is_remembered_and_verified(
+    namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
+) -> None:
+    one, two, _ = (Program(namespace, ended, executable) for executable in (*programs, programs[0]))
+    first = incoming(attributor, one)
+    assert len(attributor._holders) == 1
+    looked = dict(attributor._spent)
+    assert looked[first.cgroup_id] > 0
+    assert incoming(attributor, one).key == first.key
+    assert attributor._spent == looked, "found without a search"
+    elsewhere = ended / "elsewhere"
+    elsewhere.mkdir()
+    join(elsewhere, one.pid)
+    assert incoming(attributor, one).ambiguous, "its holder left the cgroup"
+    join(ended, one.pid)
+    assert incoming(attributor, one).key == first.key
+    one.do("server.close()")
+    assert attributor.incoming(LOCAL, one.listening, LOCAL, 1) is None
+    assert not incoming(attributor, two).ambiguous
+    one.end()
+    wait_until(lambda: not (elsewhere / "cgroup.procs").read_text(), "the program to end")
+
+
+def test_a_process_that_cannot_be_looked_at_makes_it_ambiguous(
+    namespace: Namespace, ended: Path, programs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A /proc in which one process's executable is a link that cannot be followed (ELOOP), the other's is real."""
+    one, two = Program(namespace, ended, programs[0]), Program(namespace, ended, programs[0])
+    proc = tmp_path / "proc"
+    for program in (one, two):
+        (proc / str(program.pid)).mkdir(parents=True)
+        (proc / str(program.pid) / "exe").symlink_to(programs[0])
+    with namespace.enter():
+        diag = SockDiag()
+    made = Attributor(diag, proc=proc)
+    assert not incoming(made, one).ambiguous
+    (proc / str(two.pid) / "exe").unlink()
+    (proc / str(two.pid) / "exe").symlink_to("exe")
+    assert incoming(made, one).ambiguous
+    assert made.undecided == 1
+    made.close()
+    diag.close()
 
 
 def test_a_half_open_connection_does_not_hide_the_listener(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 from nfq import preflight, rules
 from nfq.conntrack import ConntrackControl
-from nfq.packet import SYN, SYN_ACK, parse, rebuild
+from nfq.packet import SYN, SYN_ACK, Segment, parse, rebuild
 from nfq.queue import LOCAL_IN, LOCAL_OUT, QueuedPacket, release
 from sectool.errors import SectoolError
 from tests.kernel.conftest import Decide, Enforcer, Namespace, Pair, allow, deny, pass_once, wait_until
@@ -349,9 +350,7 @@ def test_a_connection_does_not_inherit_the_mark_of_one_that_vanished(
     client = pair.b.connect(address(pair.a, family), server.getsockname()[1])
     peer, _ = server.accept()
     own = client.getsockname()
-    for end in (client, peer):
-        end.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
-        end.close()
+    _forget(client, peer)
     assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
     enforcer.decide = pass_once
     enforcer.seen.clear()
@@ -365,34 +364,159 @@ def test_a_connection_does_not_inherit_the_mark_of_one_that_vanished(
     assert b"ping" in payloads, "what follows the SYN has to be judged"
 
 
-def test_a_stray_syn_only_sends_a_live_connection_through_the_queue_once_more(
-    pair: Pair, enforce: Enforce
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connection_opened_here_does_not_inherit_the_mark_either(
+    pair: Pair, enforce: Enforce, family: str
+) -> None:
+    enforcer = enforce(pair.a, allow)
+    server = pair.b.listen(v6=family == "v6")
+    where = (address(pair.b, family), server.getsockname()[1])
+    client = pair.a.connect(*where)
+    peer, _ = server.accept()
+    own = client.getsockname()
+    _forget(client, peer)
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
+    enforcer.decide = pass_once
+    enforcer.seen.clear()
+    again = pair.a.new_socket(socket.AF_INET6 if family == "v6" else socket.AF_INET)
+    again.bind(own[:2])
+    again.connect(where)
+    talk(again, server)
+    assert len(marks(pair.a)) == 1, "it is the same entry"
+    payloads = [segment.payload for hook, segment, _ in enforcer.seen if hook == LOCAL_OUT]
+    assert b"ping" in payloads, "what follows the SYN has to be judged"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_aborted_connection_leaves_its_mark_to_nobody(pair: Pair, enforce: Enforce, family: str) -> None:
+    """The server resets: the entry stays, in state CLOSE, and a SYN of the other side does not replace it."""
+    enforcer = enforce(pair.a, allow)
+    server = pair.a.listen(v6=family == "v6")
+    where = (address(pair.a, family), server.getsockname()[1])
+    client = pair.b.connect(*where)
+    own = client.getsockname()
+    peer, _ = server.accept()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    client.close()
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
+    enforcer.decide = pass_once
+    enforcer.seen.clear()
+    again = pair.b.new_socket(socket.AF_INET6 if family == "v6" else socket.AF_INET)
+    again.bind(own[:2])
+    again.connect(where)
+    talk(again, server)
+    payloads = [segment.payload for hook, segment, _ in enforcer.seen if hook == LOCAL_IN]
+    assert b"ping" in payloads, "what follows the SYN has to be judged"
+
+
+def _forget(*ends: socket.socket) -> None:
+    """Close without a word to the other side."""
+    for end in ends:
+        end.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        end.close()
+
+
+@pytest.mark.parametrize("flags", ["S", "SA"])
+@pytest.mark.parametrize("inbound", [True, False], ids=["opened by the peer", "opened here"])
+@pytest.mark.parametrize("adopted", [False, True], ids=["released", "adopted"])
+def test_forged_syns_do_not_disturb_a_live_connection(
+    pair: Pair, flags: str, inbound: bool, adopted: bool
+) -> None:
+    """Somebody sends SYNs under the peer's address into a bulk transfer: each is judged, and nothing else is."""
+    server = (pair.a if inbound else pair.b).listen()
+    if adopted:
+        ends = _connected(pair, server, inbound)
+        enforcer = Enforcer(pair.a, allow, adopt=True)
+    else:
+        enforcer = Enforcer(pair.a, allow)
+        ends = _connected(pair, server, inbound)
+    try:
+        _bulk_under_forged_syns(pair, enforcer, *ends, flags=flags)
+    finally:
+        enforcer.close()
+
+
+def _connected(pair: Pair, server: socket.socket, inbound: bool) -> tuple[socket.socket, socket.socket]:
+    """The end in namespace a, and the one in b."""
+    port = server.getsockname()[1]
+    client = pair.b.connect(pair.a.v4, port) if inbound else pair.a.connect(pair.b.v4, port)
+    peer, _ = server.accept()
+    peer.settimeout(10)
+    (pair.a if inbound else pair.b).opened.append(peer)
+    return (peer, client) if inbound else (client, peer)
+
+
+def _bulk_under_forged_syns(
+    pair: Pair, enforcer: Enforcer, here: socket.socket, there: socket.socket, *, flags: str
 ) -> None:
     from scapy.compat import raw
     from scapy.layers.inet import IP, TCP
 
-    enforcer = enforce(pair.a, allow)
-    server = pair.a.listen()
-    port = server.getsockname()[1]
-    client = pair.b.connect(pair.a.v4, port)
-    peer, _ = server.accept()
+    for sender, receiver in ((there, here), (here, there)):
+        sender.sendall(b"tracked from now on")  # see nfq.adoption
+        receiver.recv(100)
     enforcer.decide = deny
     enforcer.seen.clear()
-    stray = raw(
-        IP(src=pair.b.v4, dst=pair.a.v4) / TCP(sport=client.getsockname()[1], dport=port, flags="S", seq=9)
-    )
+    forged = [
+        raw(
+            IP(src=pair.b.v4, dst=pair.a.v4)
+            / TCP(sport=there.getsockname()[1], dport=here.getsockname()[1], flags=flags, seq=n * 77_777_777)
+        )
+        for n in range(20)
+    ]
     with pair.b.enter():
-        sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-    with sender:
-        sender.sendto(stray, (pair.a.v4, 0))
-    wait_until(lambda: enforcer.seen, "the stray SYN")
-    enforcer.decide = allow
-    peer.settimeout(10)
-    for _ in range(3):
-        client.sendall(b"more")
-        assert peer.recv(10) == b"more"
-    peer.close()
-    assert len(enforcer.flags(LOCAL_IN)) == 2
+        forger = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    block = bytes(50_000)
+    with forger:
+        for n, packet in enumerate(forged, 1):
+            forger.sendto(packet, (pair.a.v4, 0))
+            wait_until(lambda n=n: len(enforcer.seen) >= n, "the forged SYN to be judged")
+            for sender, receiver in ((there, here), (here, there)):
+                sender.sendall(block)
+                got = 0
+                while got < len(block):
+                    got += len(receiver.recv(1 << 20))
+    assert len(enforcer.seen) == len(forged), "only the forged SYNs were queued"
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
+
+
+def test_a_syn_ack_repeated_after_the_release_does_not_starve_the_connection(
+    pair: Pair, enforce: Enforce
+) -> None:
+    """It clears the mark of the live connection; the next packet is judged, and with its release all is as before."""
+    released: list[int] = []
+
+    def decide(enforcer: Enforcer, packet: QueuedPacket, segment: Segment) -> None:
+        if segment.flags & SYN:
+            pass_once(enforcer, packet, segment)
+        else:
+            released.append(packet.hook)
+            allow(enforcer, packet, segment)
+
+    enforcer = enforce(pair.a, decide)
+    server = pair.a.listen()
+    client = pair.b.connect(pair.a.v4, server.getsockname()[1])
+    peer, _ = server.accept()
+    wait_until(lambda: released, "the release")
+    before = len(released)
+    with pair.a.enter():
+        again = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    answer = next(s for _, s, _ in enforcer.seen if s.flags & SYN_ACK == SYN_ACK)
+    with again, peer:
+        seen = len(enforcer.seen)
+        again.sendto(rebuild(answer, answer.options, b""), (pair.b.v4, 0))
+        wait_until(lambda: len(enforcer.seen) > seen, "the repeated SYN-ACK")
+        peer.settimeout(10)
+        for _ in range(5):
+            client.sendall(b"ping")
+            assert peer.recv(10) == b"ping"
+            peer.sendall(b"pong")
+            assert client.recv(10) == b"pong"
+    assert 1 <= len(released) - before <= 2, "judged once more (twice, if both sides sent at once)"
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
 
 
 def test_a_mark_from_an_earlier_rule_counts_for_nothing(pair: Pair, enforce: Enforce) -> None:
