@@ -200,6 +200,25 @@ class Core:
         value, v6 = int.from_bytes(raw, "big"), len(raw) == 16
         return any(six == v6 and value & mask == net for six, mask, net in self._enforced)
 
+    def local_workload(
+        self, seg: Segment, flow: Flow, now_us: int, *, listener: bool
+    ) -> LocalWorkload | Result | DropReason:
+        """Whose socket a SYN is from, or (`listener`) meant for; noted in `flow`.
+
+        A Result says to hold the packet until the agent has told; a reason, that nobody can be named.
+        """
+        found = self.ports.attribute(seg, listener=listener)
+        if found is None:
+            return DropReason.NO_LISTENER if listener else DropReason.NO_LOCAL_IDENTITY
+        local = self.credentials.get(found.key, now_us)
+        if local is None:
+            return Result(Verdict.HOLD, hold=found.key)
+        flow.owner = found.owner
+        if isinstance(local, str):
+            return DropReason.NO_LOCAL_IDENTITY
+        flow.local = local
+        return local
+
     def drop(self, reason: DropReason) -> Result:
         """Drop and count a packet that makes no event of its own."""
         self.recorder.count(reason)

@@ -45,17 +45,12 @@ def out_syn(core: Core, seg: Segment, now_us: int) -> Result:
         return RELEASE  # retransmitted towards a peer without an enforcer
     if core.denials.knows(seg.key, seg.seq, now_us):
         return core.drop(DropReason.DENIED_BEFORE)
-    found = core.ports.attribute(seg, listener=False)
     flow = Flow(seg.key, seg.v6, Point.INITIATOR, State.SYN_SENT, seg.seq, now_us)
-    if found is None:
-        return deny_syn(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
-    local = core.credentials.get(found.key, now_us)
-    if local is None:
-        return Result(Verdict.HOLD, hold=found.key)
-    flow.owner = found.owner
-    if isinstance(local, str):
-        return deny_syn(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
-    flow.local = local
+    local = core.local_workload(seg, flow, now_us, listener=False)
+    if isinstance(local, Result):
+        return local
+    if isinstance(local, DropReason):
+        return deny_syn(core, seg, flow, local, now_us)
     if not core.enforced(seg.destination):
         return _outside(core, seg, flow, now_us)
     if core.connecting.full:

@@ -6,10 +6,11 @@ the ones the network would see, so the same rules apply; docs/decisions/0002 say
 
 from __future__ import annotations
 
-from nfq.core import ACCEPT, DROP, RELEASE, Core, Result, Verdict, party, request
-from nfq.flow import Flow, State, reverse_key
+from nfq.core import ACCEPT, RELEASE, Core, Result, Verdict, party, request
+from nfq.flow import Flow, LocalWorkload, State, reverse_key
+from nfq.initiator import deny_syn
 from nfq.packet import RST, SYN, SYN_ACK, Segment, as_reset
-from sectool.events import Auth, AuthResult, ConnState, DropReason, Point
+from sectool.events import Auth, AuthResult, DropReason, Point
 
 
 def segment(core: Core, seg: Segment, now_us: int) -> Result:
@@ -31,43 +32,30 @@ def _syn(core: Core, seg: Segment, now_us: int) -> Result:
         return RELEASE  # retransmitted
     if core.denials.knows(seg.key, seg.seq, now_us):
         return core.drop(DropReason.DENIED_BEFORE)
-    source = core.ports.attribute(seg, listener=False)
-    target = core.ports.attribute(seg, listener=True)
-    if target is None:
-        return ACCEPT  # nothing listens: the kernel refuses by itself
     flow = Flow(seg.key, seg.v6, Point.LOCAL, State.AUTHORISED, seg.seq, now_us)
     flow.auth = Auth.KERNEL
-    if source is None:
-        return _deny(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
-    local = core.credentials.get(source.key, now_us)
-    if local is None:
-        return Result(Verdict.HOLD, hold=source.key)
-    peer = core.credentials.get(target.key, now_us)
-    if peer is None:
-        return Result(Verdict.HOLD, hold=target.key)
-    flow.owner = source.owner
-    if isinstance(local, str) or isinstance(peer, str):
-        return _deny(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
-    flow.local, flow.peer_local, flow.auth_result = local, peer, AuthResult.PROVEN
+    peer = core.local_workload(seg, flow, now_us, listener=True)
+    if isinstance(peer, Result):
+        return peer
+    if peer is DropReason.NO_LISTENER:
+        return ACCEPT  # the kernel refuses by itself
+    local = core.local_workload(seg, flow, now_us, listener=False)  # last: the flow is recorded as its
+    if isinstance(local, Result):
+        return local
+    for unnamed in (peer, local):
+        if isinstance(unnamed, DropReason):
+            return deny_syn(core, seg, flow, unnamed, now_us)
+    assert isinstance(local, LocalWorkload)
+    assert isinstance(peer, LocalWorkload)
+    flow.peer_local, flow.auth_result = peer, AuthResult.PROVEN
     flow.request = request(
         party(local, flow.local_address), party(peer, flow.remote_address), flow.remote_port
     )
     decision = core.decide(flow, now_us)
     if not core.permitted(decision):
-        return _deny(core, seg, flow, decision.reason, now_us)
+        return deny_syn(core, seg, flow, decision.reason, now_us)
     if core.live.full:
         return core.drop(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     core.release(flow, now_us)
     return RELEASE
-
-
-def _deny(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:
-    flow.state = State.DENIED
-    flow.revision = core.revision
-    if core.config.reject:
-        flow.conn_state = ConnState.REJ
-        core.ports.reset_local(seg)
-    core.recorder.denied(flow, reason, now_us)
-    core.denials.add(seg.key, seg.seq, now_us)
-    return DROP

@@ -95,18 +95,12 @@ def _greeted(core: Core, seg: Segment, now_us: int) -> Result:
     except HandshakeError as e:
         return _deny(core, seg, flow, e.reason, now_us)
     flow.auth_result = AuthResult.CLAIMED
-    found = core.ports.attribute(seg, listener=True)
-    if found is None:
-        core.seen.add(greeting.ephemeral, now_us)
-        return _deny(core, seg, flow, DropReason.NO_LISTENER, now_us)
-    local = core.credentials.get(found.key, now_us)
-    if local is None:
-        return Result(Verdict.HOLD, hold=found.key)
+    local = core.local_workload(seg, flow, now_us, listener=True)
+    if isinstance(local, Result):
+        return local
     core.seen.add(greeting.ephemeral, now_us)
-    flow.owner = found.owner
-    if isinstance(local, str):
-        return _deny(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
-    flow.local = local
+    if isinstance(local, DropReason):
+        return _deny(core, seg, flow, local, now_us)
     flow.request = request(
         Party(flow.peer.labels, flow.peer.spiffe_id, address(flow.remote_address)),
         party(local, flow.local_address),
@@ -166,16 +160,11 @@ def _deny(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int)
 
 def _from_outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     """From a network that is not enforced: only network rules can allow it."""
-    found = core.ports.attribute(seg, listener=True)
-    if found is None:
-        return _deny(core, seg, flow, DropReason.NO_LISTENER, now_us)
-    local = core.credentials.get(found.key, now_us)
-    if local is None:
-        return Result(Verdict.HOLD, hold=found.key)
-    flow.owner = found.owner
-    if isinstance(local, str):
-        return _deny(core, seg, flow, DropReason.NO_LOCAL_IDENTITY, now_us)
-    flow.local = local
+    local = core.local_workload(seg, flow, now_us, listener=True)
+    if isinstance(local, Result):
+        return local
+    if isinstance(local, DropReason):
+        return _deny(core, seg, flow, local, now_us)
     flow.request = request(
         Party(None, None, address(flow.remote_address)), party(local, flow.local_address), flow.local_port
     )
