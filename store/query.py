@@ -68,6 +68,7 @@ def check(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
     if len(sql) > MAX_SQL:
         raise UsageError(f"the query has {len(sql)} characters; at most {MAX_SQL} are allowed")
     try:
+        sql.encode()
         statements = cursor.extract_statements(sql)
     except (duckdb.Error, UnicodeError) as error:
         raise _refused(error) from None

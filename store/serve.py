@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from sectool.api import wire
@@ -57,6 +56,7 @@ class Server:
         self._group = group_id
         self._clients: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._gone = threading.Condition(self._lock)
         self._queries = threading.BoundedSemaphore(MAX_QUERIES)
         self._closing = False
         self._operations: dict[str, Callable[[Mapping[str, Any]], Answer]] = {
@@ -83,7 +83,7 @@ class Server:
             os.umask(before)
         os.chown(self.path, -1, self._group if self._group is not None else -1)
         self.path.chmod(0o660)
-        listener.listen(32)
+        listener.listen(128)
         return listener
 
     def start(self) -> None:
@@ -98,10 +98,14 @@ class Server:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        with self._lock:
-            for client in self._clients:
-                with contextlib.suppress(OSError):
-                    client.shutdown(socket.SHUT_RDWR)
+        with self.store.committed:
+            self.store.committed.notify_all()
+        for how in (socket.SHUT_RD, socket.SHUT_RDWR):  # first let followers say that this is the end
+            with self._lock:
+                for client in self._clients:
+                    with contextlib.suppress(OSError):
+                        client.shutdown(how)
+                self._gone.wait_for(lambda: not self._clients, 1.0)
 
     def _accept(self) -> None:
         while not self._closing:
@@ -141,6 +145,7 @@ class Server:
         finally:
             with self._lock:
                 self._clients.discard(client)
+                self._gone.notify_all()
             client.close()
 
     def _turn(self, client: socket.socket, peer: Peer) -> bool:
@@ -152,6 +157,7 @@ class Server:
             frame = wire.read(client, MAX_REQUEST)
         except wire.WireError as error:
             _refuse(client, error)
+            _let_read(client)
             return False
         if frame is None:
             return False
@@ -173,9 +179,9 @@ class Server:
             message = wire.encode({"ok": True, **fields}, payload)
         except SectoolError as error:
             _refuse(client, error)
-        except (duckdb.Error, pa.ArrowException, OSError, ValueError) as error:
+        except Exception as error:  # a defect in one answer must not end the conversations of others
             if isinstance(error, OSError) and op == "tail":
-                raise
+                raise  # the follower went away
             log.exception("%s failed", op)
             _refuse(
                 client,
@@ -256,7 +262,7 @@ class Server:
                 start = None  # caught up: from now on a slow client loses the middle, not its connection
                 readable, _, _ = select.select([client], [], [], TAIL_S)
                 if readable and not client.recv(1, socket.MSG_PEEK):
-                    return
+                    break
         with contextlib.suppress(OSError):
             client.sendall(wire.encode({"ok": True, "next_seq": tail.next_seq, "end": True}))
 
@@ -294,6 +300,15 @@ def _number(request: Mapping[str, Any], name: str, default: int | None = None) -
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 62:
         raise UsageError(f"{name} has to be a whole number from 0 up")
     return value
+
+
+def _let_read(client: socket.socket) -> None:
+    """Take what the peer still sends: closing over unread bytes would tear our last words from its hands."""
+    client.shutdown(socket.SHUT_WR)
+    client.settimeout(1.0)
+    for _ in range(64):
+        if not client.recv(65536):
+            return
 
 
 def _refuse(client: socket.socket, error: SectoolError) -> None:

@@ -262,15 +262,33 @@ class StoreLab:
             ring.close()
 
 
+def _folder(fallback: Path) -> Path:
+    """On a tmpfs, as the real run folder is."""
+    return Path(
+        tempfile.mkdtemp(prefix="st-store-", dir="/dev/shm" if Path("/dev/shm").is_dir() else fallback)
+    )
+
+
+@pytest.fixture(scope="session")
+def make_lab() -> Iterator[Callable[[Path], StoreLab]]:
+    """Makes store labs; their folders go at the end."""
+    bases: list[Path] = []
+
+    def make(fallback: Path) -> StoreLab:
+        bases.append(_folder(fallback))
+        return StoreLab(bases[-1])
+
+    yield make
+    for base in bases:
+        shutil.rmtree(base, ignore_errors=True)
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[StoreLab]:
-    """A store lab in a folder of its own; the run folder is on a tmpfs like the real one."""
-    base = Path(
-        tempfile.mkdtemp(prefix="st-store-", dir="/dev/shm" if Path("/dev/shm").is_dir() else tmp_path)
-    )
-    lab = StoreLab(base)
+    """A store lab in a folder of its own."""
+    lab = StoreLab(_folder(tmp_path))
     try:
         yield lab
     finally:
         lab.close()
-        shutil.rmtree(base, ignore_errors=True)
+        shutil.rmtree(lab.base, ignore_errors=True)
