@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,9 +127,18 @@ def _conntrack() -> str:
 
 
 def _sockets() -> str:
+    # A real one: a kernel without tcp_diag answers as if there were no such socket.
     diag = SockDiag()
     try:
-        diag.lookup(bytes(4), 1, bytes(4), 1)
+        with socket.create_server(("", 0)) as server:
+            found = diag.find(bytes(4), server.getsockname()[1], bytes(4), 1)
+        if found is None or not found.inode or not found.cgroup_id:
+            raise SectoolError(
+                "the kernel does not tell a socket's inode and cgroup",
+                "it needs inet_diag and tcp_diag (`modprobe tcp_diag`), Linux 5.9 or later, with cgroups",
+            )
+    except OSError as e:
+        raise SectoolError(f"cannot listen in a network namespace: {e.strerror}") from None
     finally:
         diag.close()
     return "the kernel tells sockets by their addresses"

@@ -142,6 +142,19 @@ class SockDiag:
             if len(data) >= 20 and int.from_bytes(data[8:12], sys.byteorder) == seq:
                 return data
 
+    def _empty(self) -> None:
+        """Take away answers nobody waits for, which may be what keeps the next one out, and errors noted meanwhile."""
+        for _ in range(1024):
+            try:
+                os.read(
+                    self._sock.fileno(), _BUFFER
+                )  # at once: a socket with a timeout is non-blocking beneath
+            except BlockingIOError:
+                return
+            except OSError as e:
+                if e.errno != errno.ENOBUFS:
+                    return
+
     def _find(
         self, local: bytes, local_port: int, remote: bytes, remote_port: int, ifindex: int
     ) -> Socket | None:
@@ -165,7 +178,7 @@ class SockDiag:
         try:
             return self._find(local, local_port, remote, remote_port, ifindex)
         except OSError:
-            pass  # no memory, an answer lost, a signal: all may be over by now
+            self._empty()  # no memory, an answer lost, a signal: all may be over by now
         try:
             return self._find(local, local_port, remote, remote_port, ifindex)
         except OSError as e:

@@ -11,7 +11,7 @@ import pytest
 
 from nfq import cgroup
 from nfq.endings import SocketEndings
-from nfq.sockdiag import Destroyed, SockDiag, TcpState
+from nfq.sockdiag import Destroyed, SockDiag, TcpState, UnavailableError
 from tests.kernel.conftest import Pair, wait_until
 
 pytestmark = pytest.mark.kernel
@@ -182,3 +182,83 @@ def test_the_dump_has_all_and_only_what_is_asked_for(pair: Pair, diag: SockDiag,
     assert {s.remote_port for s in found} == {c.getsockname()[1] for c in clients}
     assert len(found) == 200
     assert [s.inode for s in diag.dump(v6, 1 << TcpState.LISTEN)] == [inode(server)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_socket_bound_to_a_device_is_found_on_it_only(pair: Pair, diag: SockDiag, family: str) -> None:
+    v6 = family == "v6"
+    local, remote = (pair.a.v6, pair.b.v6) if v6 else (pair.a.v4, pair.b.v4)
+    with pair.a.enter():
+        device = socket.if_nametoindex("eth0")
+    server, client = (pair.a.new_socket(socket.AF_INET6 if v6 else socket.AF_INET) for _ in range(2))
+    for sock in (server, client):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    server.bind(("::" if v6 else "0.0.0.0", 0))
+    server.listen()
+    port = server.getsockname()[1]
+    target = pair.b.listen(v6=v6).getsockname()[1]
+    client.connect((remote, target))
+    own = client.getsockname()[1]
+    cases: tuple[tuple[tuple[bytes, int, bytes, int], socket.socket], ...] = (
+        ((packed(local), port, packed(remote), 9), server),
+        ((packed(local), own, packed(remote), target), client),
+    )
+    for args, sock in cases:
+        found = diag.lookup(*args, ifindex=device)
+        assert found is not None
+        assert (found.inode, found.ifindex) == (inode(sock), device)
+        assert diag.lookup(*args) is None
+        assert diag.lookup(*args, ifindex=1) is None, "on the loopback device"
+    unbound = pair.a.listen(v6=v6)
+    found = diag.lookup(packed(local), unbound.getsockname()[1], packed(remote), 9, device)
+    assert found is not None
+    assert (found.inode, found.ifindex) == (inode(unbound), 0)
+    assert diag.destroy(packed(local), own, packed(remote), target) is Destroyed.NO_SUCH_SOCKET
+    assert diag.destroy(packed(local), own, packed(remote), target, device) is Destroyed.DONE
+
+
+def test_a_link_local_connection_is_found_on_its_device(pair: Pair, diag: SockDiag) -> None:
+    for space, number in ((pair.a, 1), (pair.b, 2)):
+        space.run("ip", "addr", "add", f"fe80::77:{number}/64", "dev", "eth0", "nodad")
+    with pair.a.enter():
+        device = socket.if_nametoindex("eth0")
+    server = pair.b.listen(v6=True)
+    port = server.getsockname()[1]
+    client = pair.a.new_socket(socket.AF_INET6)
+    client.bind(("fe80::77:1", 0, 0, device))
+    client.connect(("fe80::77:2", port, 0, device))
+    own = client.getsockname()[1]
+    found = diag.lookup(packed("fe80::77:1"), own, packed("fe80::77:2"), port, device)
+    assert found is not None
+    assert found.inode == inode(client)
+
+
+def test_a_lost_answer_is_asked_for_again(pair: Pair, diag: SockDiag) -> None:
+    """The receive buffer is full of answers nobody took, so the kernel cannot give the next."""
+    server = pair.a.listen()
+    question = (packed(pair.a.v4), server.getsockname()[1], packed(pair.b.v4), 9)
+    diag._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    for _ in range(50):
+        try:
+            diag._ask(20, 1, *question, 0xFFF)
+        except OSError:
+            break
+    found = diag.lookup(*question)
+    assert found is not None
+    assert found.inode == inode(server)
+    assert diag.unavailable == 0
+
+
+def test_without_an_answer_there_is_none_and_it_is_counted(pair: Pair) -> None:
+    with pair.a.enter():
+        diag = SockDiag()
+    diag.close()
+    question = (packed(pair.a.v4), 1, packed(pair.b.v4), 9)
+    assert diag.lookup(*question) is None
+    assert diag.listener(*question[:2]) is None
+    assert diag.destroy(*question) is Destroyed.UNAVAILABLE
+    assert diag.unavailable == 3
+    with pytest.raises(UnavailableError):
+        diag.find(*question)
+    with pytest.raises(UnavailableError):
+        list(diag.dump(False, 0xFFF))
