@@ -15,6 +15,10 @@ from store.schema import DICTIONARIES, RECORD_COLUMNS
 
 MAX_US = 253_402_300_799_000_000  # the last second of the year 9999
 _MAX_ID = (1 << 63) - 1
+_COUNTERS = ("source_bytes", "source_packets", "destination_bytes", "destination_packets")
+_MAX_COUNT = np.uint64(
+    1 << 62
+)  # beyond it a sum of two would be an error, and one bad record spoil every query
 _DICTIONARY_OF = {
     "dict.identity": "identities",
     "dict.labels": "labels",
@@ -47,6 +51,8 @@ def records_table(records: NDArray[np.void], first_seq: int) -> pa.Table:
             arrays.append(pa.ExtensionArray.from_storage(pa.uuid(), _binary(column, 16)))
         elif name == "history":
             arrays.append(_letters(column))
+        elif name in _COUNTERS:
+            arrays.append(pa.array(np.minimum(column, _MAX_COUNT)))
         elif code.endswith("s"):
             arrays.append(_binary(column, int(code[:-1])))
         else:

@@ -22,10 +22,10 @@ from store.filtersql import Condition, compile_filter
 from store.query import DEFAULT_TIMEOUT_MS, MAX_ROWS, Result, small, time_limit
 from store.schema import OPEN_IDS, flows_sql
 from store.segment import one
+from store.wording import Names, new_flows
 
 DEFAULT_COUNT = 1000
 _FLOWS = flows_sql("picked_records")
-_NEW_FLOWS = flows_sql("picked_records", verdicts_only=True)
 
 
 def _compile(cursor: duckdb.DuckDBPyConnection, filter_: Filter) -> Condition:
@@ -130,6 +130,8 @@ class Tail:
 
     def __init__(self, filter_: Filter, next_seq: int) -> None:
         self._filter = filter_
+        self._names = Names()
+        self._schema: pa.Schema | None = None
         self.next_seq = next_seq
 
     def advance(self, catalog: Catalog, source: str, end: int, limit: int) -> pa.Table | None:
@@ -139,16 +141,18 @@ class Tail:
         """
         with catalog.reading() as cursor, time_limit(cursor, DEFAULT_TIMEOUT_MS):
             condition, values = _compile(cursor, self._filter)
+            if self._schema is None:
+                self._schema = small(cursor, "SELECT * FROM flows LIMIT 0").schema
             cursor.execute(
-                f"CREATE TEMP TABLE picked_records AS SELECT * FROM {source} WHERE seq >= ? AND seq < ?"
+                f"SELECT * REPLACE (event_id::VARCHAR AS event_id) FROM {source} WHERE seq >= ? AND seq < ?"
                 f" AND phase = {Phase.VERDICT:d} AND ({condition}) ORDER BY seq LIMIT {limit}",
                 [self.next_seq, end, *values],
             )
-            found, newest = one(cursor, "SELECT count(*), max(seq) FROM picked_records")
-            self.next_seq = end if found < limit else int(newest) + 1
-            if not found:
-                return None
-            return small(cursor, f"SELECT * FROM ({_NEW_FLOWS}) ORDER BY seq")
+            records = cursor.to_arrow_table()
+            assert records is not None
+            found = records.num_rows
+            self.next_seq = end if found < limit else records["seq"][-1].as_py() + 1
+            return new_flows(cursor, records, self._names, self._schema) if found else None
 
 
 def list_events(

@@ -169,18 +169,12 @@ def _word(kind: type[IntEnum], expression: str) -> str:
     return f"[{', '.join(words)}][{expression}::INTEGER + 1]"
 
 
-def flows_sql(records: str, *, verdicts_only: bool = False) -> str:
+def flows_sql(records: str) -> str:
     """A SELECT that makes one row per flow of the relation `records` (columns of flow_records).
 
     What was decided comes from the flow's first record (its verdict, unless that was lost), how it went on from
     the later ones. All records of a flow carry the same event_start, so a time range on it limits both sides.
-    With `verdicts_only` each record is a flow of its own with nothing later: much is left out that takes long to plan.
     """
-    if verdicts_only:
-        return (
-            f"WITH base AS (SELECT * FROM {records}), "
-            f"later AS (SELECT * EXCLUDE (event_end), event_end FROM {records} WHERE false) {_FLOW_COLUMNS}"
-        )
     return f"""
 WITH base AS NOT MATERIALIZED (
     SELECT * FROM {records} WHERE phase = {Phase.VERDICT:d}
