@@ -4,8 +4,8 @@ The socket table says which connections this host has; each is marked ALLOWED in
 know it where it does not yet (nothing is tracked before a rule asks for it). To be done right before the rules are
 installed: what is established between the two is not adopted and has to reconnect.
 
-Until an adopted connection that was opened here has sent its first packet, connection tracking believes a forged SYN-ACK
-(it takes itself to have missed the SYN; nf_conntrack_tcp_packet, TCP_CONNTRACK_IGNORE) and calls what follows invalid:
+Until an adopted connection that was opened here has sent its first packet, connection tracking believes a forged
+SYN-ACK (it takes itself to have missed the SYN; nf_conntrack_tcp_packet, TCP_CONNTRACK_IGNORE) and calls what follows invalid:
 such packets are queued, each, and it is the worker who knows the connection and lets them pass.
 """
 

@@ -49,6 +49,7 @@ _LOOKS: Final = 4096  # at processes and descriptors, for one socket
 _LOOKS_PER_S: Final = 32_768  # at descriptors, for one cgroup
 _HOLDERS_LIMIT: Final = 4096
 _FDS_LIMIT: Final = 256  # cgroup.procs files kept open
+_LOOPBACK: Final = 1  # index of the loopback device, in every network namespace
 _GONE: Final = (errno.ENOENT, errno.ESRCH)
 
 
@@ -127,7 +128,7 @@ class Attributor:
 
         Only a socket in SYN-SENT sends one: a SYN forged under the addresses of another connection has no owner.
         """
-        found = self._sockdiag.lookup(local, local_port, remote, remote_port, ifindex)
+        found = self._lookup(TcpState.SYN_SENT, local, local_port, remote, remote_port, ifindex)
         if found is None or found.state != TcpState.SYN_SENT:
             return None
         return self._of(found)
@@ -140,10 +141,18 @@ class Attributor:
         A connection with these addresses (half open, not accepted yet, in TIME-WAIT, or long forgotten by the other
         side) shadows the listener, who takes the SYN that comes once it is gone: the answer is the listener's owner.
         """
-        found = self._sockdiag.lookup(local, local_port, remote, remote_port, ifindex)
+        found = self._lookup(TcpState.LISTEN, local, local_port, remote, remote_port, ifindex)
         if found is not None and found.state != TcpState.LISTEN:
             found = self._sockdiag.listener(local, local_port, ifindex)
         return None if found is None else self._of(found)
+
+    def _lookup(
+        self, state: TcpState, local: bytes, local_port: int, remote: bytes, remote_port: int, ifindex: int
+    ) -> Socket | None:
+        found = self._sockdiag.lookup(local, local_port, remote, remote_port, ifindex)
+        if found is None and ifindex == _LOOPBACK:
+            found = self._sockdiag.bound_elsewhere(local, local_port, remote, remote_port, state)
+        return found
 
     def _of(self, sock: Socket) -> Attributed:
         try:

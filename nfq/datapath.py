@@ -19,10 +19,11 @@ from sectool.policy import Engine
 _CARRIED = (State.AUTHORISED, State.PROVING)
 
 
-def handle(core: Core, data: bytes, outbound: bool, local: bool, now_us: int) -> Result:
-    """Judge one IP packet. `local`: it leaves through the loopback device."""
+def handle(core: Core, data: bytes, outbound: bool, local: bool, now_us: int, device: int = 0) -> Result:
+    """Judge one IP packet. `local`: it leaves through the loopback device; `device`: interface index, 0 unknown."""
     try:
         seg = parse(data, outbound)
+        seg.device = device
         if local:
             return loopback.segment(core, seg, now_us)
         kind = seg.flags & SYN_ACK

@@ -41,7 +41,7 @@ class PacketError(ValueError):
 class Segment:
     """A parsed TCP segment. Offsets are into `data`; `key`: local, remote address, local, remote port."""
 
-    __slots__ = ("ack", "data", "data_off", "flags", "key", "outbound", "seq", "tcp_off", "v6")
+    __slots__ = ("ack", "data", "data_off", "device", "flags", "key", "outbound", "seq", "tcp_off", "v6")
 
     data: bytes
     v6: bool
@@ -52,6 +52,7 @@ class Segment:
     seq: int
     ack: int
     key: bytes
+    device: int  # interface index, set by who knows it
 
     @property
     def options(self) -> bytes:
@@ -114,6 +115,7 @@ def parse(data: bytes, outbound: bool) -> Segment:
     if data_off < off + 20 or data_off > size:
         raise PacketError("TCP data offset does not hold")
     s = Segment()
+    s.device = 0
     s.data, s.v6, s.outbound, s.tcp_off, s.data_off = data, version == 6, outbound, off, data_off
     s.flags, s.seq, s.ack = flags & 0x3F, seq, ack
     if outbound:

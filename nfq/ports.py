@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from nfq.attribution import Attributed, Attributor
@@ -44,11 +44,11 @@ class KernelPorts:
         """See nfq.core.Ports."""
         if listener:
             found = self.attributor.incoming(
-                seg.destination, seg.destination_port, seg.source, seg.source_port
+                seg.destination, seg.destination_port, seg.source, seg.source_port, seg.device
             )
         else:
             found = self.attributor.outgoing(
-                seg.source, seg.source_port, seg.destination, seg.destination_port
+                seg.source, seg.source_port, seg.destination, seg.destination_port, seg.device
             )
         if found is None:
             return None
@@ -57,10 +57,16 @@ class KernelPorts:
             self._asked.popitem(last=False)
         return Attribution(found.key, Owner(found.pid, found.uid, found.cgroup_id))
 
-    def facts(self, key: Hashable) -> dict[str, Any] | None:
-        """Everything the kernel attests about a key just attributed, for the agent; None when it is gone again."""
+    def facts_later(self, key: Hashable, done: Callable[[dict[str, Any] | None], None]) -> None:
+        """Gather everything the kernel attests about a key just attributed; None when it is gone again.
+
+        `done` is called at once or from `attributor.completed`: hashing a large executable takes a while.
+        """
         found = self._asked.get(key)
-        return found.facts() if found is not None else None
+        if found is None:
+            done(None)
+        else:
+            self.attributor.facts_later(found, done)
 
     def inject(self, packet: bytes) -> None:
         """See nfq.core.Ports."""

@@ -311,8 +311,8 @@ def _explain(command: str, said: str) -> SectoolError:
         r"not supported|No such file or directory|No chain/target/match|missing kernel module", said
     ):
         hint = (
-            "the kernel needs xt_NFQUEUE, xt_connmark, xt_mark, xt_owner and xt_CT (`modprobe xt_NFQUEUE`; some distributions"
-            " ship them in a package such as linux-modules-extra)"
+            "the kernel needs xt_NFQUEUE, xt_connmark, xt_mark, xt_owner and xt_CT (`modprobe xt_NFQUEUE`; some"
+            " distributions ship them in a package such as linux-modules-extra)"
         )
     return SectoolError(f"{command} refuses our rules: {said}", hint)
 

@@ -248,14 +248,34 @@ class SockDiag:
         )
         return _code(self._answer(seq))
 
-    def dump(self, v6: bool, states: int) -> Iterator[Socket]:
-        """All TCP sockets of one family whose state is in the bit set `states` (1 << TcpState).
+    def bound_elsewhere(
+        self, local: bytes, local_port: int, remote: bytes, remote_port: int, state: TcpState
+    ) -> Socket | None:
+        """A socket of these addresses that is bound to some device, if there is exactly one. Never raises.
+
+        A packet to an address of this host leaves by the loopback device, but belongs to the sockets of the device that
+        it would have left by. Goes through all sockets: for what `lookup` does not find on that device.
+        """
+        if state == TcpState.LISTEN:
+            remote_port, remote = 0, bytes(len(remote))
+        try:
+            found = [
+                sock
+                for sock in self.dump(len(local) == 16, 1 << state, local_port, remote_port)
+                if sock.ifindex and sock.remote == remote and sock.local in (local, bytes(len(local)))
+            ]
+        except UnavailableError:
+            return None
+        return found[0] if len(found) == 1 else None
+
+    def dump(self, v6: bool, states: int, local_port: int = 0, remote_port: int = 0) -> Iterator[Socket]:
+        """All TCP sockets of one family (and port) whose state is in the bit set `states` (1 << TcpState).
 
         Raises UnavailableError when the kernel does not tell them all.
         """
         nothing = bytes(16 if v6 else 4)
         try:
-            seq = self._ask(_BY_FAMILY, _REQUEST | _DUMP, nothing, 0, nothing, 0, states)
+            seq = self._ask(_BY_FAMILY, _REQUEST | _DUMP, nothing, local_port, nothing, remote_port, states)
             while True:
                 data = self._answer(seq)
                 off, size = 0, len(data)

@@ -7,6 +7,7 @@ could be identified, and the kernel rules keep everything new out until both are
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import ipaddress
 import os
@@ -14,57 +15,36 @@ import select
 import socket
 import time
 import traceback
-from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 from nfq import datapath
+from nfq.accounting import Accounting
 from nfq.adoption import Adopted, adopt_established
-from nfq.conntrack import DestroyListener
-from nfq.core import Config, Core, Network, Result, Verdict
-from nfq.endings import SocketEndings
-from nfq.flow import Flow, LocalWorkload, Owner, State, reverse_key
+from nfq.attribution import raise_descriptor_limit
+from nfq.core import Config, Core, Network, Verdict
+from nfq.flow import Flow, LocalWorkload, Owner, State
+from nfq.holding import Arrival, Holding
 from nfq.journal import Journal
 from nfq.noise import KeyPair
 from nfq.ports import KernelPorts
 from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket, release
 from nfq.reconcile import Reconciler
-from nfq.recorder import Counts, Recorder
+from nfq.recorder import Recorder
 from nfq.rules import RulesConfig
-from nfq.sockdiag import TcpState
 from sectool.api import wire
 from sectool.errors import SectoolError
-from sectool.events import ConnState, DropReason, Point, now_us
+from sectool.events import DropReason, Point, now_us
 from sectool.identity.credential import Credential
 from sectool.identity.trust import TrustBundle
 from sectool.identity.verify import Verifier
 from sectool.policy import Engine, parse
 from sectool.ring import RingWriter
 
-ENDING_DELAY_US = 20_000  # lets the last ACK be counted before the counters are read
-HOLD_TIMEOUT_US = 5_000_000
-HOLD_LIMIT = 1024
-ASK_AGAIN_US = 100_000
 OUTBOX_LIMIT = 4 << 20
 TICK_US = 1_000_000
-_OPEN = (
-    TcpState.ESTABLISHED,
-    TcpState.FIN_WAIT1,
-    TcpState.CLOSE_WAIT,
-    TcpState.LAST_ACK,
-    TcpState.CLOSING,
-)
-
-
-class _Held:
-    """Packets waiting for one workload to be identified."""
-
-    __slots__ = ("asked_us", "packets")
-
-    def __init__(self, asked_us: int) -> None:
-        self.asked_us = asked_us
-        self.packets: list[tuple[QueuedPacket, bytes, bool, bool]] = []
+_PR_SET_DUMPABLE = 4
 
 
 class Worker:
@@ -73,11 +53,7 @@ class Worker:
     def __init__(self, control: socket.socket) -> None:
         self.control = control
         self.inbox = wire.Decoder()
-        self.held: dict[Hashable, _Held] = {}
-        self.held_packets = 0
-        self.asked: OrderedDict[Hashable, int] = OrderedDict()  # when the agent was last asked about a key
         self.packets = 0
-        self.endings_due: deque[tuple[int, bytes]] = deque()
         self.early: list[wire.Frame] = []  # what came in one piece with the configuration
         self.core: Core
         self.running = True
@@ -108,8 +84,8 @@ class Worker:
         self.core = Core(config, Engine(parse("")), verifier, Recorder(self.ring), self.ports)
         self.mark, self.mask = int(header["mark"]), int(header["mask"])
         self.loopback = socket.if_nametoindex("lo")
-        self.endings = SocketEndings()
-        self.destroyed = DestroyListener()
+        self.accounting = Accounting(self.core, self.ports)
+        self.holding = Holding(self.ports.facts_later, self._identify)
         self.reconciler = Reconciler(
             self.core, self.ports.conntrack, self.mark, self.mask, alone=int(header["queues"]) == 1
         )
@@ -123,8 +99,7 @@ class Worker:
         now = now_us()
         for flow in self.journal.restore():
             self.core.live.add(flow)
-            if not self._open(flow.key, flow):
-                self.endings_due.append((now, flow.key))  # it ended while nobody listened
+            self.accounting.check(flow, now)
         if header.get("adopt"):
             rules = RulesConfig(int(header["queue"]), int(header["queues"]), self.mark, self.mask)
             for found in adopt_established(rules, Path(header["run_dir"])):
@@ -147,17 +122,31 @@ class Worker:
     def _packet(self, packet: QueuedPacket) -> None:
         self.packets += 1
         outbound = packet.hook == LOCAL_OUT
-        local = outbound and packet.outdev == self.loopback
-        data = packet.get_payload()
-        self._apply(packet, data, outbound, local, self._judge(data, outbound, local))
+        device = packet.outdev if outbound else packet.indev
+        self._handle(Arrival(packet, packet.get_payload(), outbound, device))
 
-    def _judge(self, data: bytes, outbound: bool, local: bool) -> Result:
-        """The packet path's verdict; whatever goes wrong in it costs this packet, never the worker."""
+    def _handle(self, arrival: Arrival) -> None:
+        """Judge a packet and give its verdict. Whatever goes wrong in it costs this packet, never the worker."""
+        packet, data, outbound, device = arrival
         try:
-            return datapath.handle(self.core, data, outbound, local, now_us())
+            local = outbound and device == self.loopback
+            result = datapath.handle(self.core, data, outbound, local, now_us(), device)
         except Exception as e:
             self._failed(e)
-            return self.core.drop(DropReason.INTERNAL_ERROR)
+            result = self.core.drop(DropReason.INTERNAL_ERROR)
+        verdict = result.verdict
+        if verdict is Verdict.DROP:
+            packet.drop()
+        elif verdict is Verdict.HOLD:
+            self.holding.hold(arrival, result.hold, now_us())
+        else:
+            if result.packet is not None:
+                packet.set_payload(result.packet)
+            # Not accept(): the packet shall meet the mangle rules of others, too.
+            release(packet, self.mark if verdict is Verdict.RELEASE else self.mask & ~self.mark, self.mask)
+
+    def _identify(self, key: Hashable, facts: dict[str, Any]) -> None:
+        self._send({"t": "identify", "key": key, "facts": facts})
 
     def _failed(self, error: Exception) -> None:
         """Remember a failure for `status`, and say it in the log at most once a second."""
@@ -166,48 +155,6 @@ class Worker:
         if now_us() - self.failure_said_us > TICK_US:
             self.failure_said_us = now_us()
             traceback.print_exception(error)
-
-    def _apply(self, packet: QueuedPacket, data: bytes, outbound: bool, local: bool, result: Result) -> None:
-        verdict = result.verdict
-        if verdict is Verdict.DROP:
-            packet.drop()
-        elif verdict is Verdict.HOLD:
-            self._hold(packet, data, outbound, local, result.hold)
-        else:
-            if result.packet is not None:
-                packet.set_payload(result.packet)
-            # Not accept(): the packet shall meet the mangle rules of others, too.
-            release(packet, self.mark if verdict is Verdict.RELEASE else self.mask & ~self.mark, self.mask)
-
-    def _hold(self, packet: QueuedPacket, data: bytes, outbound: bool, local: bool, key: Hashable) -> None:
-        if self.held_packets >= HOLD_LIMIT:
-            packet.drop()
-            return
-        held = self.held.get(key)
-        if held is None:
-            if now_us() - self.asked.get(key, 0) < ASK_AGAIN_US:
-                packet.drop()  # what the agent just gave is of no use (expired): do not ask in a circle
-                return
-            self.asked[key] = now_us()
-            if len(self.asked) > HOLD_LIMIT:
-                self.asked.popitem(last=False)
-            facts = self.ports.facts(key)
-            if facts is None:
-                packet.drop()
-                return
-            held = self.held[key] = _Held(now_us())
-            self._send({"t": "identify", "key": key, "facts": facts})
-        packet.retain()
-        held.packets.append((packet, data, outbound, local))
-        self.held_packets += 1
-
-    def _resume(self, key: Hashable) -> None:
-        held = self.held.pop(key, None)
-        if held is None:
-            return
-        self.held_packets -= len(held.packets)
-        for packet, data, outbound, local in held.packets:
-            self._apply(packet, data, outbound, local, self._judge(data, outbound, local))
 
     # -- the agent's messages ------------------------------------------------------------------------------
 
@@ -222,9 +169,7 @@ class Worker:
                 sent = self.control.send(self.outbox, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 if len(self.outbox) > OUTBOX_LIMIT:
-                    self.running = (
-                        False  # the agent has not read for a long time: let it start another worker
-                    )
+                    self.running = False  # the agent has not read for long: let it start another worker
                 return
             del self.outbox[:sent]
 
@@ -285,7 +230,8 @@ class Worker:
                 ),
                 now_us(),
             )
-        self._resume(key)
+        for arrival in self.holding.take(key):
+            self._handle(arrival)
 
     def _send_stats(self) -> None:
         core = self.core
@@ -294,7 +240,7 @@ class Worker:
             {
                 "t": "stats",
                 "packets": self.packets,
-                "held": self.held_packets,
+                "held": self.holding.count,
                 "half_open": len(core.connecting) + len(core.accepting),
                 "live": len(core.live),
                 "verdicts": dict(core.recorder.verdicts),
@@ -302,7 +248,7 @@ class Worker:
                 "queue": self.queue.counters(),
                 "lost": self.ring.lost,
                 "journal_skipped": self.journal.skipped,
-                "endings_missed": self.endings.missed,
+                "endings_missed": self.accounting.missed,
                 "cpu_us": int((usage.user + usage.system) * 1e6),
                 "failures": self.failures,
                 "last_failure": self.last_failure,
@@ -314,81 +260,28 @@ class Worker:
 
     # -- ends and timers -----------------------------------------------------------------------------------
 
-    def _sockets_ended(self, now: int) -> None:
-        for key in self.endings.drain():
-            if self._live(key) is not None:
-                self.endings_due.append((now + ENDING_DELAY_US, key))
-            elif not self._connects(key):
-                datapath.abandoned(self.core, key, now)
-
-    def _connects(self, key: bytes) -> bool:
-        """Whether a new attempt has taken the ports of the one that ended."""
-        n = (len(key) - 4) // 2
-        ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
-        found = self.ports.sockdiag.lookup(key[:n], ports[0], key[n : 2 * n], ports[1])
-        return found is not None and found.state == TcpState.SYN_SENT
-
-    def _live(self, key: bytes) -> Flow | None:
-        return self.core.live.get(key) or self.core.live.get(reverse_key(key))
-
-    def _open(self, key: bytes, flow: Flow) -> bool:
-        """Whether the connection has a socket all the same.
-
-        When the proving ACK and the first data are taken in on two CPUs at once, the kernel makes two sockets and
-        destroys one of them (inet_csk_complete_hashdance).
-        """
-        n = flow.address_size
-        ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
-        found = self.ports.sockdiag.lookup(key[:n], ports[0], key[n : 2 * n], ports[1])
-        # A FIN_WAIT2 that belongs to nobody is what TIME_WAIT begins as.
-        return found is not None and (
-            found.state in _OPEN or (found.state == TcpState.FIN_WAIT2 and found.inode != 0)
-        )
-
-    def _connections_ended(self, now: int) -> None:
-        """conntrack has forgotten connections: the end of those whose socket's end nobody told (an abort, a router)."""
-        for entry in self.destroyed.drain():
-            key = entry.src + entry.dst + entry.sport.to_bytes(2, "big") + entry.dport.to_bytes(2, "big")
-            flow = self._live(key)
-            if (
-                flow is not None
-                and flow.start_us * 1000 < (entry.stop_ns or now * 1000)
-                and not self._open(flow.key, flow)
-            ):
-                counts = Counts(entry.orig_bytes, entry.orig_packets, entry.reply_bytes, entry.reply_packets)
-                datapath.ended(self.core, flow.key, counts, ConnState.SF, now)
-
-    def _guarded(self, work: Callable[[int], None]) -> None:
+    def _guarded(self, work: Callable[[int], object]) -> None:
         """Housekeeping that fails is tried again at its next turn."""
         try:
             work(now_us())
         except (SectoolError, OSError) as e:
             self._failed(e)
 
-    def _account(self, now: int) -> None:
-        while self.endings_due and self.endings_due[0][0] <= now:
-            _, key = self.endings_due.popleft()
-            flow = self._live(key)
-            if flow is not None and not self._open(key, flow):
-                counts, state = self.ports.counters(flow)
-                datapath.ended(self.core, flow.key, counts or Counts(), state or ConnState.SF, now)
-
     def _tick(self, now: int) -> None:
         datapath.tick(self.core, now)
+        self.holding.expire(now)
         self._send_stats()
-        for key, held in list(self.held.items()):
-            if now - held.asked_us > HOLD_TIMEOUT_US:
-                self.held_packets -= len(held.packets)
-                del self.held[key]
-                for packet, *_ in held.packets:
-                    packet.drop()  # the program's stack will try again
 
     def run(self) -> None:
         """Serve until told to stop."""
         poll = select.epoll()
-        control, queue, endings = self.control.fileno(), self.queue.fd, self.endings.fd
-        destroyed = self.destroyed.fd
-        for fd in (control, endings, destroyed):
+        queue = self.queue.fd
+        chores: dict[int, Callable[[int], object]] = {
+            self.accounting.sockets_fd: self.accounting.sockets_ended,
+            self.accounting.connections_fd: self.accounting.connections_ended,
+            self.ports.attributor.fd: lambda _: self.ports.attributor.completed(),
+        }
+        for fd in (self.control.fileno(), *chores):
             poll.register(fd, select.EPOLLIN)
         gc.collect()
         gc.freeze()  # what is here now stays: collections need not look at it again
@@ -402,7 +295,7 @@ class Worker:
                 # Only now: a packet judged under no policy would be denied for the wrong reason. The kernel keeps it.
                 poll.register(queue, select.EPOLLIN)
                 reading = True
-            due = self.endings_due[0][0] if self.endings_due else next_tick
+            due = self.accounting.next_us(next_tick)
             idle = self.core.ephemerals.full and not self.reconciler.busy
             wait_us = max(0, min(due, next_tick) - now_us()) if idle else 0
             ready = poll.poll(wait_us / 1e6)
@@ -411,13 +304,11 @@ class Worker:
             for fd, _ in ready:
                 if fd == queue:
                     self.queue.drain()
-                elif fd == endings:
-                    self._guarded(self._sockets_ended)
-                elif fd == destroyed:
-                    self._guarded(self._connections_ended)
+                elif fd in chores:
+                    self._guarded(chores[fd])
                 else:
                     self.hear()
-            self._guarded(self._account)
+            self._guarded(self.accounting.settle)
             self._guarded(self.reconciler.step)
             self._flush()
             if now_us() >= next_tick:
@@ -428,14 +319,20 @@ class Worker:
     def close(self) -> None:
         """Let go of the queue first: from then on packets are dropped, not held."""
         self.queue.close()
-        self.endings.close()
-        self.destroyed.close()
+        self.accounting.close()
         self.journal.close()
         self.ring.close()
 
 
+def _no_core_dump() -> None:
+    """The process holds keys: no core dump, and no other process of the same user may look into it (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def serve(fd: int) -> int:
     """Entry of `python -m nfq --config-fd FD`."""
+    raise_descriptor_limit()
+    _no_core_dump()
     control = socket.socket(fileno=fd)
     worker = Worker(control)
     try:

@@ -1,0 +1,116 @@
+"""When released flows end, and with which counters: docs/decisions/0003 says why there are three sources.
+
+A socket's end is heard at once; conntrack's own end of an entry tells of the rest (aborts, which leave no addresses
+behind); a walk through conntrack (nfq.reconcile) catches what both missed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from nfq import datapath
+from nfq.conntrack import DestroyListener
+from nfq.core import Core
+from nfq.endings import SocketEndings
+from nfq.flow import Flow, reverse_key
+from nfq.ports import KernelPorts
+from nfq.recorder import Counts
+from nfq.sockdiag import TcpState
+from sectool.events import ConnState
+
+DELAY_US = 20_000  # lets the last ACK be counted before the counters are read
+_OPEN = (
+    TcpState.ESTABLISHED,
+    TcpState.FIN_WAIT1,
+    TcpState.CLOSE_WAIT,
+    TcpState.LAST_ACK,
+    TcpState.CLOSING,
+)
+
+
+class Accounting:
+    """Two netlink subscriptions and a short queue of ends to account for."""
+
+    def __init__(self, core: Core, ports: KernelPorts) -> None:
+        self._core = core
+        self._ports = ports
+        self._endings = SocketEndings()
+        self._destroyed = DestroyListener()
+        self._due: deque[tuple[int, bytes]] = deque()
+
+    @property
+    def missed(self) -> int:
+        """How often the kernel had to drop notifications."""
+        return self._endings.missed + self._destroyed.missed
+
+    @property
+    def sockets_fd(self) -> int:
+        """Readable when sockets have ended: call `sockets_ended`."""
+        return self._endings.fd
+
+    @property
+    def connections_fd(self) -> int:
+        """Readable when conntrack has forgotten connections: call `connections_ended`."""
+        return self._destroyed.fd
+
+    def next_us(self, otherwise: int) -> int:
+        """When `settle` has something to do."""
+        return self._due[0][0] if self._due else otherwise
+
+    def sockets_ended(self, now_us: int) -> None:
+        """Take note of sockets' ends."""
+        for key in self._endings.drain():
+            if self._live(key) is not None:
+                self._due.append((now_us + DELAY_US, key))
+            elif self._state(key) != (TcpState.SYN_SENT, True):
+                # (A new attempt may have taken the ports of the one that ended.)
+                datapath.abandoned(self._core, key, now_us)
+
+    def connections_ended(self, now_us: int) -> None:
+        """conntrack has forgotten connections: the end of those whose socket's end nobody told."""
+        for entry in self._destroyed.drain():
+            key = entry.src + entry.dst + entry.sport.to_bytes(2, "big") + entry.dport.to_bytes(2, "big")
+            flow = self._live(key)
+            # Events lag: the ports may belong to a younger connection by now.
+            if flow is not None and not self.is_open(flow.key):
+                counts = Counts(entry.orig_bytes, entry.orig_packets, entry.reply_bytes, entry.reply_packets)
+                datapath.ended(self._core, flow.key, counts, ConnState.SF, now_us)
+
+    def check(self, flow: Flow, now_us: int) -> None:
+        """A flow restored from before: did it end while nobody listened?"""
+        if not self.is_open(flow.key):
+            self._due.append((now_us, flow.key))
+
+    def settle(self, now_us: int) -> None:
+        """Write the END of flows whose sockets ended a moment ago."""
+        while self._due and self._due[0][0] <= now_us:
+            _, key = self._due.popleft()
+            flow = self._live(key)
+            if flow is not None and not self.is_open(key):
+                counts, state = self._ports.counters(flow)
+                datapath.ended(self._core, flow.key, counts or Counts(), state or ConnState.SF, now_us)
+
+    def _live(self, key: bytes) -> Flow | None:
+        return self._core.live.get(key) or self._core.live.get(reverse_key(key))
+
+    def _state(self, key: bytes) -> tuple[int, bool] | None:
+        """State of the socket with these addresses and whether a process owns it; None when there is none."""
+        n = (len(key) - 4) // 2
+        ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
+        found = self._ports.sockdiag.lookup(key[:n], ports[0], key[n : 2 * n], ports[1])
+        return None if found is None else (found.state, found.inode != 0)
+
+    def is_open(self, key: bytes) -> bool:
+        """Whether the connection has a socket (all the same).
+
+        When the proving ACK and the first data are taken in on two CPUs at once, the kernel makes two sockets and
+        destroys one of them (inet_csk_complete_hashdance). A FIN_WAIT2 that belongs to nobody is what TIME_WAIT
+        begins as.
+        """
+        state = self._state(key)
+        return state is not None and (state[0] in _OPEN or state == (TcpState.FIN_WAIT2, True))
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        self._endings.close()
+        self._destroyed.close()
