@@ -138,17 +138,17 @@ def _lookups(
     owner = (LOCAL, connected, LOCAL, listening)
     flow = FlowTuple(LOCAL, LOCAL, connected, listening)
     add("socket lookup", lambda: _cost(lambda: diag.lookup(*owner)))
-    add("attribution, 1 process", lambda: _cost(lambda: attributor.outgoing(*owner)))
+    add("attribution, 1 process", lambda: _cost(lambda: attributor.incoming(LOCAL, listening, LOCAL, 1)))
     add("conntrack get", lambda: _cost(lambda: control.get(flow)))
     add("conntrack set mark", lambda: _cost(lambda: control.set_mark(flow, 1, 1)))
 
 
-def _crowd(add: Add, attributor: Attributor, folder: Path, listening: int, connected: int) -> None:
-    owner = (LOCAL, connected, LOCAL, listening)
-    add("attribution, 8 processes", lambda: _cost(lambda: attributor.outgoing(*owner)))
+def _crowd(add: Add, attributor: Attributor, folder: Path, listening: int, _connected: int) -> None:
+    owner = (LOCAL, listening, LOCAL, 1)
+    add("attribution, 8 processes", lambda: _cost(lambda: attributor.incoming(*owner)))
     with subprocess.Popen(["sleep", "600"]) as other:
         cgroup.join(folder, other.pid)
-        add("attribution, mixed cgroup of 9", lambda: _cost(lambda: attributor.outgoing(*owner), CALLS // 10))
+        add("attribution, mixed cgroup of 9", lambda: _cost(lambda: attributor.incoming(*owner), CALLS // 10))
         other.kill()
 
 

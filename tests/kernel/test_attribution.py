@@ -402,6 +402,40 @@ def test_a_forged_syn_does_not_get_the_owner_of_the_connection_it_names(
     assert attributor.incoming(LOCAL, own, SILENT, port) is None
 
 
+@pytest.mark.parametrize("family", ["v4", "link-local"])
+def test_a_socket_bound_to_a_device_that_calls_its_own_host(
+    namespace: Namespace, attributor: Attributor, family: str
+) -> None:
+    """The SYN leaves by the loopback device, its socket and listener are those of the device it is bound to."""
+    v6 = family == "link-local"
+    where = "fe80::77" if v6 else "10.78.0.1"
+    namespace.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+    for device in ("eth0", "eth1"):
+        namespace.run("ip", "link", "set", device, "up")
+    namespace.run("ip", "addr", "add", f"{where}/64" if v6 else f"{where}/24", "dev", "eth0", *["nodad"] * v6)
+    kind = "ip6tables" if v6 else "iptables"
+    namespace.run(kind, "-A", "OUTPUT", "-p", "tcp", "--dport", "7", "-j", "DROP")
+    server, client = (namespace.new_socket(socket.AF_INET6 if v6 else socket.AF_INET) for _ in range(2))
+    for sock in (server, client):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    server.bind(("::" if v6 else "0.0.0.0", 7))
+    server.listen()
+    with namespace.enter():
+        index = socket.if_nametoindex("eth0")
+    client.setblocking(False)
+    client.connect_ex((where, 7, 0, index) if v6 else (where, 7))
+    own, raw = client.getsockname()[1], ipaddress.ip_address(where).packed
+    assert attributor.outgoing(raw, own, raw, 7) is None
+    assert attributor.incoming(raw, 7, raw, own) is None
+    for device in (index, 1):
+        assert attributor.outgoing(raw, own, raw, 7, device) is not None
+        assert attributor.incoming(raw, 7, raw, own, device) is not None
+    with namespace.enter():
+        other = socket.if_nametoindex("eth1")
+    assert attributor.outgoing(raw, own, raw, 7, other) is None
+    assert attributor.incoming(raw, 7, raw, own, other) is None
+
+
 def test_a_syn_on_an_accepted_connection_is_the_listeners(
     namespace: Namespace, attributor: Attributor, ended: Path, programs: tuple[Path, Path]
 ) -> None:
