@@ -427,9 +427,9 @@ def test_a_socket_bound_to_a_device_that_calls_its_own_host(
     own, raw = client.getsockname()[1], ipaddress.ip_address(where).packed
     assert attributor.outgoing(raw, own, raw, 7) is None
     assert attributor.incoming(raw, 7, raw, own) is None
-    for device in (index, 1):
-        assert attributor.outgoing(raw, own, raw, 7, device) is not None
-        assert attributor.incoming(raw, 7, raw, own, device) is not None
+    for number in (index, 1):
+        assert attributor.outgoing(raw, own, raw, 7, number) is not None
+        assert attributor.incoming(raw, 7, raw, own, number) is not None
     with namespace.enter():
         other = socket.if_nametoindex("eth1")
     assert attributor.outgoing(raw, own, raw, 7, other) is None
