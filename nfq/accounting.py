@@ -15,7 +15,7 @@ from nfq.endings import SocketEndings
 from nfq.flow import Flow, reverse_key
 from nfq.ports import KernelPorts
 from nfq.recorder import Counts
-from nfq.sockdiag import TcpState
+from nfq.sockdiag import TcpState, UnavailableError
 from sectool.events import ConnState
 
 DELAY_US = 20_000  # lets the last ACK be counted before the counters are read
@@ -62,8 +62,7 @@ class Accounting:
         for key in self._endings.drain():
             if self._live(key) is not None:
                 self._due.append((now_us + DELAY_US, key))
-            elif self._state(key) != (TcpState.SYN_SENT, True):
-                # (A new attempt may have taken the ports of the one that ended.)
+            elif not self._connects(key):
                 datapath.abandoned(self._core, key, now_us)
 
     def connections_ended(self, now_us: int) -> None:
@@ -94,20 +93,34 @@ class Accounting:
         return self._core.live.get(key) or self._core.live.get(reverse_key(key))
 
     def _state(self, key: bytes) -> tuple[int, bool] | None:
-        """State of the socket with these addresses and whether a process owns it; None when there is none."""
+        """State of the socket with these addresses and whether a process owns it; None when there is none.
+
+        Raises UnavailableError when the kernel does not answer.
+        """
         n = (len(key) - 4) // 2
         ports = int.from_bytes(key[-4:-2], "big"), int.from_bytes(key[-2:], "big")
-        found = self._ports.sockdiag.lookup(key[:n], ports[0], key[n : 2 * n], ports[1])
+        found = self._ports.sockdiag.find(key[:n], ports[0], key[n : 2 * n], ports[1])
         return None if found is None else (found.state, found.inode != 0)
+
+    def _connects(self, key: bytes) -> bool:
+        """Whether a new attempt has taken the ports of the one that ended (if in doubt, yes)."""
+        try:
+            return self._state(key) == (TcpState.SYN_SENT, True)
+        except UnavailableError:
+            return True
 
     def is_open(self, key: bytes) -> bool:
         """Whether the connection has a socket (all the same).
 
         When the proving ACK and the first data are taken in on two CPUs at once, the kernel makes two sockets and
         destroys one of them (inet_csk_complete_hashdance). A FIN_WAIT2 that belongs to nobody is what TIME_WAIT
-        begins as.
+        begins as. If in doubt it is open: a flow forgotten too early could not be cut any more, and the walk
+        through conntrack finds what really ended.
         """
-        state = self._state(key)
+        try:
+            state = self._state(key)
+        except UnavailableError:
+            return True
         return state is not None and (state[0] in _OPEN or state == (TcpState.FIN_WAIT2, True))
 
     def close(self) -> None:

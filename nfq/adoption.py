@@ -5,8 +5,8 @@ know it where it does not yet (nothing is tracked before a rule asks for it). To
 installed: what is established between the two is not adopted and has to reconnect.
 
 Until an adopted connection that was opened here has sent its first packet, connection tracking believes a forged
-SYN-ACK (it takes itself to have missed the SYN; nf_conntrack_tcp_packet, TCP_CONNTRACK_IGNORE) and calls what follows invalid:
-such packets are queued, each, and it is the worker who knows the connection and lets them pass.
+SYN-ACK (it takes itself to have missed the SYN; nf_conntrack_tcp_packet, TCP_CONNTRACK_IGNORE) and calls what
+follows invalid: such packets are queued, each, and it is the worker who knows the connection and lets them pass.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from nfq.journal import Journal
 from nfq.packet import Segment, reply_reset
 from nfq.raw import RawSender
 from nfq.recorder import Counts
-from nfq.sockdiag import SockDiag
+from nfq.sockdiag import SockDiag, UnavailableError
 from sectool.events import ConnState, Point
 
 _ASKED_LIMIT = 4096
@@ -41,7 +41,8 @@ class KernelPorts:
         self._asked: OrderedDict[Hashable, Attributed] = OrderedDict()
 
     def attribute(self, seg: Segment, *, listener: bool) -> Attribution | None:
-        """See nfq.core.Ports."""
+        """See nfq.core.Ports. Raises UnavailableError when the kernel does not answer: that is no denial."""
+        unanswered = self.sockdiag.unavailable
         if listener:
             found = self.attributor.incoming(
                 seg.destination, seg.destination_port, seg.source, seg.source_port, seg.device
@@ -51,6 +52,8 @@ class KernelPorts:
                 seg.source, seg.source_port, seg.destination, seg.destination_port, seg.device
             )
         if found is None:
+            if self.sockdiag.unavailable != unanswered:
+                raise UnavailableError("the kernel did not say whose socket it is")
             return None
         self._asked[found.key] = found
         if len(self._asked) > _ASKED_LIMIT:
