@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from sectool.errors import SectoolError, UsageError
-from store.process import SEGMENT_BYTES, SEGMENT_US, Limits, Store
+from store.process import CHECKPOINT_S, SEGMENT_BYTES, SEGMENT_US, Limits, Store
 from store.serve import Server
 
 
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parent-fd", type=int, help="end when this file descriptor does")
     parser.add_argument("--segment-seconds", type=int, default=SEGMENT_US // 1_000_000)
     parser.add_argument("--segment-bytes", type=int, default=SEGMENT_BYTES)
+    parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_S)
     parser.add_argument("--reserve-bytes", type=int, help="room on the disk that is left to others")
     options = parser.parse_args(argv)
     logging.basicConfig(
@@ -39,7 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     # loses nothing, which packet workers could not say.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
-    limits = Limits(options.segment_seconds * 1_000_000, options.segment_bytes, options.reserve_bytes)
+    limits = Limits(
+        options.segment_seconds * 1_000_000,
+        options.segment_bytes,
+        options.checkpoint_seconds,
+        options.reserve_bytes,
+    )
     store = Store(options.state.absolute(), options.run.absolute(), limits)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: store.stop())

@@ -34,7 +34,7 @@ from store.segment import Damage
 
 log = logging.getLogger("store")
 
-CHECKPOINT_S = 4.0
+CHECKPOINT_S = 60.0
 CHECKPOINT_ROWS = 61_440  # half a row group of DuckDB
 RETRY_S = 5.0
 LOOK_S = 0.5  # how often new rings, the disk and the age of the segment are looked at
@@ -51,6 +51,7 @@ class Limits:
 
     segment_us: int = SEGMENT_US
     segment_bytes: int = SEGMENT_BYTES
+    checkpoint_s: float = CHECKPOINT_S  # a log this old is written out, one of CHECKPOINT_ROWS at once
     reserve: int | None = None  # None: 2 % of the file system, from 8 to 256 MiB
 
 
@@ -417,23 +418,32 @@ class Store:
             live = self._ingest.live if self._ingest is not None else None
             # Inserts wait while rows are written out: many small waits, which the rings bridge, not a long one.
             full = live is not None and live.unsaved >= CHECKPOINT_ROWS
-            if not full and time.monotonic() - last < CHECKPOINT_S:
+            due = full or time.monotonic() - last >= self.limits.checkpoint_s
+            if due:
+                last = time.monotonic()
+            elif not self._to_seal and not self._unopened:
                 continue
-            last = time.monotonic()
             with self._busy:
                 try:
-                    self.maintain()
+                    if due:
+                        self.checkpoint()
+                    self.tidy()
                 except (duckdb.Error, OSError) as error:
                     log.warning("maintenance: %s", _line(error))
+                    self._stop.wait(1.0)
 
-    def maintain(self) -> None:
-        """Write the live segment's log into the segment proper, seal segments that are full."""
+    def checkpoint(self) -> None:
+        """Write the live segment's log into the segment proper."""
         ingest = self._ingest
-        if ingest is not None and ingest.live.unsaved:
-            live, unsaved = ingest.live, ingest.live.unsaved
-            with contextlib.closing(self.catalog.cursor()) as cursor:
-                cursor.execute(f"CHECKPOINT {live.alias}")
-            live.unsaved -= unsaved
+        if ingest is None or not ingest.live.unsaved:
+            return
+        live, unsaved = ingest.live, ingest.live.unsaved
+        with contextlib.closing(self.catalog.cursor()) as cursor:
+            cursor.execute(f"CHECKPOINT {live.alias}")
+        live.unsaved -= unsaved
+
+    def tidy(self) -> None:
+        """Take in segments that could not be opened before; seal those that are full."""
         self._retry_unopened()
         while self._to_seal:
             done = self._to_seal[0]

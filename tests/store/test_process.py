@@ -115,7 +115,7 @@ def test_dictionaries_follow_into_new_segments(lab: Any) -> None:
     store._roll_if_due()
     lab.ring().put(lab.record(flow=2, source_labels=labels, rule=rule, start=lab.T0 + 1))
     store.step()
-    store.maintain()
+    store.tidy()
     assert len(store.catalog.segments) == 2
     rows = run(store.catalog, "SELECT source_labels, rule FROM flows ORDER BY seq").table.to_pylist()
     assert rows == [{"source_labels": "app=web", "rule": "allow app=web to call app=db"}] * 2
@@ -135,7 +135,7 @@ def test_a_flow_may_end_in_a_later_segment(lab: Any) -> None:
     store.step()
     (row,) = run(store.catalog, "SELECT open, source_bytes FROM flows").table.to_pylist()
     assert row == {"open": False, "source_bytes": 77}
-    store.maintain()
+    store.tidy()
     (row,) = run(store.catalog, "SELECT open, source_bytes FROM flows").table.to_pylist()
     assert row == {"open": False, "source_bytes": 77}
 
@@ -235,7 +235,7 @@ def test_a_damaged_sealed_segment_is_set_aside_and_reported(lab: Any, where: str
 
 def left_by_kill(lab: Any, checkpointed: int, logged: int) -> Path:
     """A segment as kill -9 leaves it: some rows written out, some only in its log."""
-    lab.start()
+    lab.start("--checkpoint-seconds", "4")
     for pid in range(checkpointed):
         lab.ring().put(lab.record(pid=pid, flow=pid))
     lab.stored(checkpointed)
