@@ -125,6 +125,19 @@ def _worker(worker: dict[str, Any], row: Any) -> list[str]:
         shown = _counts(counters)
         if shown:
             out.append(row(f"  {title}", shown))
+    queue = stats.get("queue") or {}
+    trouble = {
+        "dropped by a full queue": queue.get("dropped", 0) + queue.get("user_dropped", 0),
+        "not judged for a failure": stats.get("failures", 0),
+        "denied flows not cut yet": stats.get("uncut", 0),
+        "flows a restart would forget": stats.get("journal_skipped", 0),
+        "end notifications missed": stats.get("endings_missed", 0),
+    }
+    if any(trouble.values()):
+        text = _counts(trouble)
+        if stats.get("last_failure"):
+            text += f" (last failure: {stats['last_failure']})"
+        out.append(row("  trouble", text, "bad"))
     return out
 
 
