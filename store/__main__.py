@@ -12,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+from sectool.clock import DAY
 from sectool.errors import SectoolError, UsageError
 from store.process import CHECKPOINT_S, SEGMENT_BYTES, SEGMENT_US, Limits, Store
 from store.serve import Server
@@ -29,6 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--segment-seconds", type=int, default=SEGMENT_US // 1_000_000)
     parser.add_argument("--segment-bytes", type=int, default=SEGMENT_BYTES)
     parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_S)
+    parser.add_argument(
+        "--keep-bytes", type=int, help="sealed segments beyond this are deleted, oldest first"
+    )
+    parser.add_argument("--keep-days", type=int, help="segments whose newest row is older are deleted")
     parser.add_argument("--reserve-bytes", type=int, help="room on the disk that is left to others")
     options = parser.parse_args(argv)
     logging.basicConfig(
@@ -44,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         options.segment_seconds * 1_000_000,
         options.segment_bytes,
         options.checkpoint_seconds,
+        options.keep_bytes,
+        options.keep_days and options.keep_days * DAY,
         options.reserve_bytes,
     )
     store = Store(options.state.absolute(), options.run.absolute(), limits)

@@ -168,6 +168,13 @@ class Catalog:
                 self.remake_views()
             return True
 
+    def detach_when_idle(self, path: Path, timeout_s: float) -> bool:
+        """Detach a segment; False when queries ran for longer than `timeout_s`."""
+        with self._shape, self._alone(timeout_s) as alone:
+            if alone:
+                self.detach(path)
+            return alone
+
     def detach(self, path: Path) -> None:
         """Detach a segment that nobody queries any more."""
         with self._shape, contextlib.closing(self.cursor()) as cursor:

@@ -26,20 +26,21 @@ import duckdb
 from sectool.clock import HOUR
 from sectool.errors import StoreError
 from sectool.events import Type, now_us
-from sectool.ring import RingDamagedError, RingReader
+from sectool.ring import RingDamagedError
 from store import segment
 from store.catalog import Catalog
 from store.ingest import Counters, Ingest, Live
+from store.rings import Rings
 from store.segment import Damage
+from store.shelf import Shelf
 
 log = logging.getLogger("store")
 
 CHECKPOINT_S = 60.0
 CHECKPOINT_ROWS = 61_440  # half a row group of DuckDB
-RETRY_S = 5.0
+TIDY_S = 1.0
 LOOK_S = 0.5  # how often new rings, the disk and the age of the segment are looked at
 GATHER_S = 0.06
-GATHER = 8192  # slots
 DRAIN_S = 8.0
 SEGMENT_US = HOUR
 SEGMENT_BYTES = 1 << 30
@@ -52,6 +53,8 @@ class Limits:
     segment_us: int = SEGMENT_US
     segment_bytes: int = SEGMENT_BYTES
     checkpoint_s: float = CHECKPOINT_S  # a log this old is written out, one of CHECKPOINT_ROWS at once
+    keep_bytes: int | None = None  # of sealed segments; None: all
+    keep_us: int | None = None  # how old the newest row of a segment may get; None: any age
     reserve: int | None = None  # None: 2 % of the file system, from 8 to 256 MiB
 
 
@@ -65,13 +68,12 @@ class Store:
         self.degraded: dict[str, str] = {}
         self.committed = threading.Condition()  # notified when rows were added
         self.counters = Counters()
-        self._rings: dict[str, RingReader] = {}
-        self._bad_rings: dict[str, tuple[int, int]] = {}
+        self.rings = Rings(run)
+        self.shelf = Shelf(self.events, run)
         self._to_seal: list[Live] = []
-        self._unopened: set[str] = set()
         self._busy = threading.Lock()  # maintenance, and closing the catalog, exclude each other
         self._stop = threading.Event()
-        self._looked = self._retried = 0.0
+        self._looked = self._tidied = 0.0
         self._reports: list[Damage] = []  # damage to be told by an event, from whatever thread found it
         self._locks: list[int] = []
         self.catalog: Catalog
@@ -95,86 +97,12 @@ class Store:
     def _open_catalog(self) -> None:
         self.catalog = Catalog(self.events)
         self._ingest = None
-        found: list[Damage] = []
-        with contextlib.suppress(OSError):
-            found += segment.mend_chain(self.events)
-        found += self._suspect()
-        known = segment.sealed(self.events)
-        for path in segment.segment_files(self.events):
-            self._opening(path)
-            if path.name in known:
-                found += self._attach(path)
-            else:
-                found += self._adopt(path)
-        self._opening(None)
-        self.catalog.remake_views()
-        for damage in found:
-            log.error(
-                "%s: %s%s", damage.where, damage.what, f" (kept as {damage.kept})" if damage.kept else ""
-            )
-        self._reports += [d for d in found if not d.what.startswith(segment.NOT_NOW)]
+        self._report(self.shelf.open_all(self.catalog))
         # Numbers that a segment not to be opened now has taken are below the clock's microseconds: none is used twice.
-        unknown = now_us() if self._unopened else 0
+        unknown = now_us() if self.shelf.unopened else 0
         self._next_seq = max(self._next_seq, self._last_seq() + 1, unknown)
-        self._look()
+        self._report(self.rings.look())
         self._ensure_live()
-
-    def _suspect(self) -> list[Damage]:
-        """A segment during whose opening the last store died is set aside: it would take us along as well."""
-        marker = self.run / ".store.opening"
-        try:
-            name = marker.read_text()
-        except (OSError, UnicodeError):
-            return []
-        marker.unlink(missing_ok=True)
-        path = self.events / name
-        if path not in segment.segment_files(self.events):
-            return []
-        count = 0
-        with contextlib.suppress(OSError, ValueError):
-            count = int((self.run / ".store.suspect").read_text())
-        # Being killed from outside while opening is no proof; being killed three times in a row at the same place is.
-        (self.run / ".store.suspect").write_text(str(count + 1))
-        if count < 2:
-            return []
-        (self.run / ".store.suspect").unlink(missing_ok=True)
-        return [Damage(name, "the store died three times while opening it", segment.set_aside(path).name)]
-
-    def _opening(self, path: Path | None) -> None:
-        with contextlib.suppress(OSError):
-            if path is None:
-                (self.run / ".store.opening").unlink(missing_ok=True)
-                (self.run / ".store.suspect").unlink(missing_ok=True)
-            else:
-                (self.run / ".store.opening").write_text(path.name)
-
-    def _attach(self, path: Path) -> list[Damage]:
-        damage = self.catalog.attach_sealed(path)
-        if damage is None:
-            self._unopened.discard(path.name)
-            return []
-        if damage.what.startswith(segment.NOT_NOW):
-            self._unopened.add(path.name)
-            return [damage]
-        return [Damage(damage.where, damage.what, segment.set_aside(path).name)]
-
-    def _adopt(self, path: Path) -> list[Damage]:
-        """Seal a segment that a dead store left, and attach it."""
-        summary, found = segment.recover(path)
-        if summary is None:
-            if path.exists():
-                self._unopened.add(path.name)
-            return found
-        if summary.empty:
-            path.unlink()
-            return found
-        try:
-            segment.seal(self.events, path, summary)
-        except OSError as error:
-            log.error("%s cannot be sealed now: %s", path.name, error.strerror or error)
-            self._unopened.add(path.name)
-            return found
-        return found + self._attach(path)
 
     def _last_seq(self) -> int:
         last = 0
@@ -185,7 +113,7 @@ class Store:
 
     def _positions(self) -> dict[int, tuple[int, int]]:
         """How far each present ring was taken in, by what the newest segments noted."""
-        present = {ring.ring_id for ring in self._rings.values()}
+        present = self.rings.present
         out: dict[int, tuple[int, int]] = {}
         with contextlib.closing(self.catalog.cursor()) as cursor:
             for name in reversed(self.catalog.segments):
@@ -248,21 +176,19 @@ class Store:
 
     def _attend(self, now: float) -> None:
         self._looked = now
-        self._look()
+        self._report(self.rings.look())
+        self._room()
         self._roll_if_due()
 
     def _waiting(self) -> tuple[bool, bool]:
-        """Whether there is something to take in, and whether so much that it should be now.
+        """Whether there is something to do, and whether it should be now.
 
         A transaction costs some milliseconds however small it is: events are gathered for `GATHER_S` first.
         """
-        noted = self._ingest.positions if self._ingest is not None else {}
-        waiting = urgent = False
-        for ring in self._rings.values():
-            pending = ring.pending
-            urgent = urgent or pending >= min(GATHER, ring.capacity // 4)
-            waiting = waiting or bool(pending) or ring.lost > noted.get(ring.ring_id, (0, 0))[1]
-        return waiting or bool(self._reports) or self._ingest is None, urgent
+        if self._ingest is None:
+            return True, False
+        waiting, urgent = self.rings.waiting(self._ingest.positions)
+        return waiting or bool(self._reports), urgent
 
     def step(self) -> int:
         """Take in what is in the rings now; slots taken."""
@@ -278,11 +204,11 @@ class Store:
         except (duckdb.Error, OSError, MemoryError) as error:
             self._failed(error)
             return 0
-        for name, ring in list(self._rings.items()):
+        for name, ring in list(self.rings.readers.items()):
             try:
                 taken += ingest.take(ring, name)
             except RingDamagedError as error:
-                self._drop_ring(name, error)
+                self._report([self.rings.drop(name, error)])
             except (duckdb.Error, OSError, MemoryError) as error:
                 self._failed(error)
                 break
@@ -317,45 +243,12 @@ class Store:
             log.error("%s", why)
         self.degraded[what] = why
 
-    def _look(self) -> None:
-        """Find rings that appeared, were replaced or went away; see whether the disk has room."""
-        seen = set()
-        for path in sorted(self.run.glob("ring-*")):
-            name = path.name.removeprefix("ring-")
-            try:
-                stat = path.lstat()
-            except OSError:
-                continue
-            seen.add(name)
-            file = (stat.st_dev, stat.st_ino)
-            ring = self._rings.get(name)
-            if ring is not None and (ring.file == file or ring.pending):
-                continue
-            if ring is not None:
-                ring.close()
-                del self._rings[name]
-            if self._bad_rings.get(name) == file:
-                continue
-            try:
-                self._rings[name] = RingReader(path)
-            except RingDamagedError as error:
-                self._bad_rings[name] = file
-                self._note_damage(Damage(path.name, error.message))
-            except OSError as error:
-                log.warning("%s: %s", path, error)
-        for name in [n for n, ring in self._rings.items() if n not in seen and not ring.pending]:
-            self._rings.pop(name).close()
-        self._room()
-
-    def _drop_ring(self, name: str, error: RingDamagedError) -> None:
-        ring = self._rings.pop(name)
-        self._bad_rings[name] = ring.file
-        ring.close()
-        self._note_damage(Damage(f"ring-{name}", error.message))
-
-    def _note_damage(self, damage: Damage) -> None:
-        log.error("%s: %s", damage.where, damage.what)
-        self._reports.append(damage)
+    def _report(self, found: Iterable[Damage]) -> None:
+        """Log damage now, and have an event made of it with the next batch."""
+        for damage in found:
+            kept = f" (kept as {damage.kept})" if damage.kept else ""
+            log.error("%s: %s%s", damage.where, damage.what, kept)
+            self._reports.append(damage)
 
     def _tell(self, ingest: Ingest) -> None:
         """Make events of the damage found."""
@@ -400,7 +293,7 @@ class Store:
         size = _size(live.path) + _size(segment.wal_of(live.path))
         if now_us() - live.started_us < self.limits.segment_us and size < self.limits.segment_bytes:
             return
-        present = {ring.ring_id for ring in self._rings.values()}
+        present = self.rings.present
         ingest.positions = {ring: value for ring, value in ingest.positions.items() if ring in present}
         try:
             ingest.begin_segment(now_us())
@@ -421,7 +314,7 @@ class Store:
             due = full or time.monotonic() - last >= self.limits.checkpoint_s
             if due:
                 last = time.monotonic()
-            elif not self._to_seal and not self._unopened:
+            elif not self._to_seal and time.monotonic() - self._tidied < TIDY_S:
                 continue
             with self._busy:
                 try:
@@ -443,42 +336,28 @@ class Store:
         live.unsaved -= unsaved
 
     def tidy(self) -> None:
-        """Take in segments that could not be opened before; seal those that are full."""
-        self._retry_unopened()
+        """Take in segments that could not be opened before; seal those that are full; retire those that are old."""
+        self._tidied = time.monotonic()
+        self._report(self.shelf.retry(self.catalog))
         while self._to_seal:
             done = self._to_seal[0]
             with contextlib.closing(self.catalog.cursor()) as cursor:
                 cursor.execute(f"CHECKPOINT {done.alias}")
                 summary = segment.summarise(cursor, done.alias)
             # No longer written, so its bytes are final; detaching it changes none of them.
-            if done.path.name not in segment.sealed(self.events):
-                segment.seal(self.events, done.path, summary)
+            self.shelf.seal(done.path, summary)
             if not self.catalog.reopen_read_only(done.path, 2.0):
                 return
             self._to_seal.pop(0)
-
-    def _retry_unopened(self) -> None:
-        """Take in segments that could not be opened at the start, because a reader held them or the disk was full."""
-        if not self._unopened or time.monotonic() - self._retried < RETRY_S:
-            return
-        self._retried = time.monotonic()
-        known = segment.sealed(self.events)
-        for name in sorted(self._unopened):
-            path = self.events / name
-            self._unopened.discard(name)
-            if path.exists():
-                found = self._attach(path) if name in known else self._adopt(path)
-                for damage in found:
-                    if name not in self._unopened:
-                        self._reports.append(damage)
-        self.catalog.remake_views()
+        if self.limits.keep_bytes is not None or self.limits.keep_us is not None:
+            self.shelf.retire(self.catalog, self.limits.keep_bytes, self.limits.keep_us)
 
     # --- ending ----------------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_S
-        self._look()
-        while any(ring.pending for ring in self._rings.values()) and time.monotonic() < deadline:
+        self._report(self.rings.look())
+        while not self.rings.drained and time.monotonic() < deadline:
             if not self.step():
                 break
 
@@ -488,9 +367,7 @@ class Store:
             live = self._ingest.live if self._ingest is not None else None
             self._ingest = None
             self.catalog.interrupt_queries()
-            for ring in self._rings.values():
-                ring.close()
-            self._rings.clear()
+            self.rings.close()
             try:
                 if live is not None:
                     self._to_seal.append(live)
@@ -499,10 +376,7 @@ class Store:
                         cursor.execute(f"CHECKPOINT {done.alias}")
                         summary = segment.summarise(cursor, done.alias)
                         self.catalog.detach(done.path)
-                    if summary.empty:
-                        done.path.unlink()
-                    elif done.path.name not in segment.sealed(self.events):
-                        segment.seal(self.events, done.path, summary)
+                    self.shelf.seal(done.path, summary)
             except (duckdb.Error, OSError) as error:
                 log.error("the last segment is sealed at the next start: %s", _line(error))
             self._to_seal.clear()
@@ -542,10 +416,10 @@ class Store:
             "next_seq": self._next_seq,
             "rings": {
                 name: {"pending": ring.pending, "capacity": ring.capacity, "lost": ring.lost}
-                for name, ring in list(self._rings.items())
+                for name, ring in list(self.rings.readers.items())
             },
             "segments": len(files),
-            "unopened_segments": sorted(self._unopened),
+            "unopened_segments": sorted(self.shelf.unopened),
             "bytes": sum(_size(path) + _size(segment.wal_of(path)) for path in files),
             "degraded": "; ".join(self.degraded.values()),
         }

@@ -92,7 +92,7 @@ def test_a_crash_between_durable_and_confirmed_is_not_counted_twice(lab: Any) ->
     for pid in range(10):
         lab.ring().put(lab.record(pid=pid))
     store = lab.inside()
-    ring = store._rings["worker-0"]
+    ring = store.rings.readers["worker-0"]
     tail = ring._tail
     store.step()
     ring._cells[16] = tail  # the confirmation never reached the ring
@@ -171,6 +171,41 @@ def test_a_reader_that_holds_an_unsealed_segment_only_delays(lab: Any) -> None:
     assert damages(lab.live()) == []
     lab.stop()
     assert segment.verify_chain(lab.events) == []
+
+
+def test_old_segments_are_retired_and_the_chain_says_so(lab: Any) -> None:
+    names = []
+    for pid in range(4):
+        store = lab.inside(Limits(keep_bytes=3 << 20))
+        lab.ring().put(lab.record(pid=pid))
+        store.step()
+        store.close()
+        names = [path.name for path in segment.segment_files(lab.events)]
+    size = (lab.events / names[0]).stat().st_size
+    store = lab.inside(Limits(keep_bytes=size * 5 // 2))
+    store.tidy()
+    assert [path.name for path in segment.segment_files(lab.events)][:2] == names[2:]
+    assert segment.verify_chain(lab.events) == []
+    assert run(store.catalog, "SELECT pid FROM flow_records ORDER BY seq").table["pid"].to_pylist() == [2, 3]
+
+
+def test_a_segment_that_kills_the_store_is_set_aside_the_third_time(lab: Any) -> None:
+    poison = sealed_segment(lab)
+    for death in range(4):
+        (lab.run / ".store.opening").write_text(
+            poison.name
+        )  # as a store leaves it that died while opening it
+        store = lab.inside()
+        if death < 2:
+            store.close()
+            assert poison.exists()
+            (lab.run / ".store.suspect").write_text("\n".join([poison.name] * (death + 1)))
+        else:
+            break
+    store.step()
+    assert not poison.exists()
+    assert list(lab.events.glob(f"{poison.name}.damaged-*"))
+    assert "three times" in run(store.catalog, "SELECT body FROM events").table["body"][0].as_py()
 
 
 def test_a_start_without_events_leaves_no_segment(lab: Any) -> None:

@@ -1,0 +1,137 @@
+"""Sealed segments and what a dead store left: opened, sealed, set aside when damaged, retired when old."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from pathlib import Path
+
+from sectool.events import now_us
+from store import segment
+from store.catalog import Catalog
+from store.segment import NOT_NOW, Damage, Summary
+
+log = logging.getLogger("store")
+
+RETRY_S = 5.0
+
+
+class Shelf:
+    """The segments of `events` beside the live one. Marks in `run` which one it is opening."""
+
+    def __init__(self, events: Path, run: Path) -> None:
+        self._events = events
+        self._marker = run / ".store.opening"
+        self._suspicion = run / ".store.suspect"
+        self.unopened: set[str] = set()  # sound, perhaps, but not to be opened when it was tried
+        self._tried = 0.0
+
+    def open_all(self, catalog: Catalog) -> list[Damage]:
+        """Mend the chain, seal what a dead store left, attach everything; what was damaged."""
+        found: list[Damage] = []
+        with contextlib.suppress(OSError):
+            found += segment.mend_chain(self._events)
+        found += self._suspect()
+        known = segment.sealed(self._events)
+        for path in segment.segment_files(self._events):
+            with contextlib.suppress(OSError):
+                self._marker.write_text(path.name)
+            found += self._open(catalog, path, sealed=path.name in known)
+        for marker in (self._marker, self._suspicion):
+            with contextlib.suppress(OSError):
+                marker.unlink(missing_ok=True)
+        catalog.remake_views()
+        self._tried = time.monotonic()
+        return found
+
+    def retry(self, catalog: Catalog) -> list[Damage]:
+        """Every few seconds, try again what could not be opened: a reader held it, or the disk was full."""
+        if not self.unopened or time.monotonic() - self._tried < RETRY_S:
+            return []
+        found: list[Damage] = []
+        known = segment.sealed(self._events)
+        for name in sorted(self.unopened):
+            path = self._events / name
+            if path.exists():
+                found += self._open(catalog, path, sealed=name in known)
+            else:
+                self.unopened.discard(name)
+        catalog.remake_views()
+        self._tried = time.monotonic()
+        return found
+
+    def _open(self, catalog: Catalog, path: Path, *, sealed: bool) -> list[Damage]:
+        """Attach one segment; real damage only. One that cannot be opened now is noted as `unopened`."""
+        found = [] if sealed else self._adopt(path)
+        if path.exists() and not (found and found[-1].what.startswith(NOT_NOW)):
+            damage = catalog.attach_sealed(path)
+            if damage is not None:
+                found.append(damage)
+        late = [damage for damage in found if damage.what.startswith(NOT_NOW)]
+        for damage in late:
+            if damage.where not in self.unopened:
+                log.warning("%s %s", damage.where, damage.what)
+        if late:
+            self.unopened.add(path.name)
+        else:
+            self.unopened.discard(path.name)
+        real = [damage for damage in found if damage not in late]
+        if real and path.exists() and real[-1].where == path.name and not real[-1].kept:
+            real[-1] = Damage(path.name, real[-1].what, segment.set_aside(path).name)
+        return real
+
+    def _adopt(self, path: Path) -> list[Damage]:
+        """Make whole and seal a segment that a dead store left."""
+        summary, found = segment.recover(path)
+        if summary is not None:
+            try:
+                self.seal(path, summary)
+            except OSError as error:
+                found.append(Damage(path.name, f"{NOT_NOW}: it cannot be sealed: {error.strerror or error}"))
+        return found
+
+    def seal(self, path: Path, summary: Summary) -> None:
+        """Seal a segment that is not written any more, unless it is already; remove it when nothing is in it."""
+        if summary.empty:
+            path.unlink(missing_ok=True)
+        elif path.name not in segment.sealed(self._events):
+            segment.seal(self._events, path, summary)
+
+    def _suspect(self) -> list[Damage]:
+        """A segment during whose opening the store died three times in a row is set aside: it takes us along.
+
+        Once or twice is no proof: it may have been killed from outside.
+        """
+        try:
+            name = self._marker.read_text()
+        except (OSError, UnicodeError):
+            return []
+        path = self._events / name
+        if path not in segment.segment_files(self._events):
+            return []
+        before: list[str] = []
+        with contextlib.suppress(OSError, UnicodeError):
+            before = [line for line in self._suspicion.read_text().splitlines() if line == name]
+        if len(before) < 2:
+            with contextlib.suppress(OSError):
+                self._suspicion.write_text("\n".join([*before, name]))
+            return []
+        return [Damage(name, "the store died three times while opening it", segment.set_aside(path).name)]
+
+    def retire(self, catalog: Catalog, keep_bytes: int | None, keep_us: int | None) -> None:
+        """Delete the oldest sealed segments beyond what is kept. The chain keeps their entries, and says so."""
+        known = segment.sealed(self._events)
+        paths = [path for path in segment.segment_files(self._events) if path.name in known]
+        total = sum(int(known[path.name].get("bytes", 0)) for path in paths)
+        for path in paths:
+            entry = known[path.name]
+            old = keep_us is not None and int(entry.get("last_us", 0)) < now_us() - keep_us
+            if not old and (keep_bytes is None or total <= keep_bytes):
+                return
+            if path.name in catalog.segments and not catalog.detach_when_idle(path, 2.0):
+                return
+            segment.append_entry(self._events, {"retired": path.name, "at_us": now_us()})
+            path.unlink(missing_ok=True)
+            total -= int(entry.get("bytes", 0))
+            log.info("%s is retired", path.name)
