@@ -155,6 +155,14 @@ class Tail:
             return new_flows(cursor, records, self._names, self._schema) if found else None
 
 
+def no_new_flows(catalog: Catalog) -> pa.Table:
+    """What a follower gets when there is nothing: an empty table with the columns of flows."""
+    with catalog.reading() as cursor:
+        schema = small(cursor, "SELECT * FROM flows LIMIT 0").schema
+        nothing = small(cursor, "SELECT * REPLACE (event_id::VARCHAR AS event_id) FROM flow_records LIMIT 0")
+        return new_flows(cursor, nothing, Names(), schema)
+
+
 def list_events(
     catalog: Catalog,
     types: Sequence[str] = (),

@@ -28,7 +28,7 @@ from sectool.api.server import Peer
 from sectool.errors import Exit, PrivilegeError, SectoolError, UsageError
 from sectool.filters import Filter
 from store import query
-from store.flows import Tail, list_events, list_flows
+from store.flows import Tail, list_events, list_flows, no_new_flows
 from store.process import Store
 from store.query import Result
 
@@ -88,7 +88,17 @@ class Server:
 
     def start(self) -> None:
         """Answer from now on, in threads."""
+        self._warm_up()
         threading.Thread(target=self._accept, name="events.sock", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        """Ask everything once: first times load modules for half a second, with ingest waiting behind."""
+        with contextlib.suppress(SectoolError):
+            to_ipc(
+                query.run(self.store.catalog, "SELECT action, count(*) FROM flows GROUP BY ALL LIMIT 0").table
+            )
+            list_flows(self.store.catalog, Filter(), last=1)
+            no_new_flows(self.store.catalog)
 
     def close(self) -> None:
         """Hang up on everybody and remove the socket."""

@@ -64,6 +64,8 @@ class Names:
         """One array per column: the entries' fields in the order of `ids`, NULL for unknown ids."""
         known = self._known.setdefault(table, {})
         numbers = ids.to_pylist()
+        if not numbers:
+            return [pa.array([], pa.string()) for _ in columns.split(",")]
         missing = [number for number in set(numbers) if number and number not in known]
         if missing:
             rows = cursor.execute(

@@ -10,7 +10,7 @@ import pytest
 
 from sectool.events import FLOW_DTYPE, Kind, Phase
 from sectool.filters import Filter
-from store.flows import Tail
+from store.flows import Tail, no_new_flows
 from store.query import run
 from store.wording import address_text
 
@@ -88,6 +88,11 @@ def test_a_limit_leaves_the_rest_for_the_next_time(lab: Any) -> None:
         assert table.num_rows <= 3
         seen += table["seq"].to_pylist()
     assert seen == list(range(1, 11))
+
+
+def test_nothing(lab: Any) -> None:
+    store = lab.inside()
+    assert no_new_flows(store.catalog).schema.equals(run(store.catalog, "SELECT * FROM flows").table.schema)
 
 
 def test_addresses() -> None:
