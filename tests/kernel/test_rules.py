@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -473,7 +474,7 @@ def _bulk_under_forged_syns(
     with forger:
         for n, packet in enumerate(forged, 1):
             forger.sendto(packet, (pair.a.v4, 0))
-            wait_until(lambda n=n: len(enforcer.seen) >= n, "the forged SYN to be judged")
+            wait_until(partial(_seen, enforcer, n), "the forged SYN to be judged")
             for sender, receiver in ((there, here), (here, there)):
                 sender.sendall(block)
                 got = 0
@@ -605,3 +606,7 @@ def test_other_protocols_are_left_alone(pair: Pair, enforce: Enforce) -> None:
     sender.sendto(b"hello", receiver.getsockname())
     assert receiver.recv(10) == b"hello"
     assert enforcer.seen == []
+
+
+def _seen(enforcer: Enforcer, count: int) -> bool:
+    return len(enforcer.seen) >= count
