@@ -32,12 +32,15 @@ def _topology(enforced: bool) -> Topology:
 
 
 @contextmanager
-def pairs() -> Iterator[dict[str, Lab]]:
-    """The pairs `bare` and `enforced`, both up at once so that rounds can alternate; both removed at the end."""
+def pairs(*cases: str) -> Iterator[dict[str, Lab]]:
+    """Pairs of hosts, `bare` and `enforced` unless named, up at once so that rounds can alternate; removed at the end.
+
+    Only the case `enforced` has enforcers.
+    """
     token = secrets.token_hex(3)
     with ExitStack() as stack:
         made = {}
-        for case in ("bare", "enforced"):
+        for case in cases or ("bare", "enforced"):
             lab = Lab(f"b{case}{token}", _topology(case == "enforced"))
             stack.callback(lab.down)
             lab.up(temporary=True)
