@@ -42,7 +42,7 @@ def up(
       sectool up                       in the foreground, for systemd (Type=notify)
       sectool up --background          by hand
       sectool up -b --policy shop.yaml enforce this from the first moment
-      ip netns exec blue sectool --state /srv/blue --run /run/blue up -b
+      nsenter --net=/run/netns/blue sectool --state /srv/blue --run /run/blue up -b
     """
     require_root("starting the enforcer", WITHOUT_ROOT)
     at = session(ctx)
