@@ -59,6 +59,8 @@ class Client:
         sock = self._connect()
         try:
             sock.sendall(wire.encode({**fields, "op": op}, payload))
+        except BrokenPipeError:
+            pass  # a refusal may have been sent before the question was out: read it
         except OSError as error:
             raise self._gone(error) from None
         return sock

@@ -272,7 +272,8 @@ def test_a_stranger_is_refused_by_credentials_too(module_lab: Any) -> None:
     code = (
         "import socket, sys, json, struct\n"
         "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
-        "s.sendall(struct.pack('>I', 13) + b'{\"op\":\"ping\"}')\n"
+        "try: s.sendall(struct.pack('>I', 13) + b'{\"op\":\"ping\"}')\n"
+        "except BrokenPipeError: pass\n"  # the refusal may be here before the question is out
         "n, = struct.unpack('>I', s.recv(4)); print(s.recv(n).decode())\n"
     )
     path = module_lab.run / "events.sock"
