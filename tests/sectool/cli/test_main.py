@@ -144,7 +144,7 @@ def test_wrong_permission_is_named(cli: Cli, policy: Path, tmp_path: Path) -> No
     done = subprocess.run(
         ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c",
          "import sys; from sectool.cli.main import main; sys.exit(main())", "policy", "test", str(policy)],
-        capture_output=True, text=True, timeout=60, cwd="/", check=False,
+        capture_output=True, text=True, timeout=60, check=False,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     assert done.returncode == 2, done
