@@ -37,11 +37,15 @@ class NoiseError(ValueError):
 
 
 class TransportKeys(NamedTuple):
-    """Result of Split(): 32-byte AES-256 keys, by direction, and the handshake hash."""
+    """Result of Split(): 32-byte AES-256 keys, by direction, and the handshake hash.
+
+    `session` is a third output of the same HKDF, from which a session's secrets are derived (nfq.session).
+    """
 
     initiator_to_responder: bytes
     responder_to_initiator: bytes
     handshake_hash: bytes
+    session: bytes = b""
 
 
 class KeyPair(NamedTuple):
@@ -101,8 +105,8 @@ def _mix_key(ck: bytes, ikm: bytes) -> tuple[bytes, bytes]:
 
 
 def _split(ck: bytes, h: bytes) -> TransportKeys:
-    a, b = _mix_key(ck, b"")
-    return TransportKeys(a, b, h)
+    out = HKDF(_SHA256, 96, ck, b"").derive(b"")
+    return TransportKeys(out[:32], out[32:64], h, out[64:])
 
 
 class Initiator:

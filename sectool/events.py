@@ -146,6 +146,7 @@ class DropReason(IntEnum):
     HANDSHAKE_STALE = 46  # outside the clock window
     HANDSHAKE_TIMEOUT = 47
     SESSION_UNKNOWN = 48
+    SESSION_FORGED = 49  # a tag or an answer under a session does not authenticate
     # packets and resources
     PACKET_MALFORMED = 60
     UNKNOWN_FLOW = 61

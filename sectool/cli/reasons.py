@@ -37,6 +37,7 @@ MEANING: dict[DropReason, str] = {
     DropReason.HANDSHAKE_STALE: "a handshake is older than the clock window allows; compare clocks",
     DropReason.HANDSHAKE_TIMEOUT: "the handshake did not complete in time",
     DropReason.SESSION_UNKNOWN: "the peer resumed a session this host does not have; its next try is a full handshake",
+    DropReason.SESSION_FORGED: "a packet under a session does not authenticate: changed on the way, or made up",
     DropReason.PACKET_MALFORMED: "a packet could not be parsed",
     DropReason.UNKNOWN_FLOW: "a packet belongs to no connection this enforcer knows",
     DropReason.RATE_LIMITED: "too many handshakes from one source prefix",

@@ -227,7 +227,7 @@ def test_both_our_sides_agree_and_ephemerals_are_fresh() -> None:
         assert side.read(message) == (_RESP_S.public, _PAYLOAD_2, keys)
         assert keys.initiator_to_responder != keys.responder_to_initiator
         seen |= {side.message[:DHLEN], message[:DHLEN], *keys}
-    assert len(seen) == 3 * 5
+    assert len(seen) == 3 * 6
 
 
 # --- what was changed on the way ----------------------------------------------------------------------------

@@ -1,0 +1,363 @@
+"""Sessions: connections without public-key work, sans-I/O: bytes and `now` in, bytes and keys out.
+
+A full handshake (nfq.handshake) leaves a session on both sides; docs/protocol.md, "Sessions", is the contract.
+
+    initiator                                     responder
+    ---------                                     ---------
+    Held           ◄── Answer: grant ───────────── Issued        (usable once the initiator's proof was seen)
+    Held.attempt   ─── SYN: id, number, tag ─────► Sessions.open  (the tag holds, the number is new)
+                                                     │ policy: ingress
+    Attempt.read   ◄── SYN-ACK: nonce, decision ── Resume.answer
+      │ policy: egress
+    proof and records as after a full handshake
+    Attempt.unknown ◄─ RST: hint ───────────────── unknown()      (no such session here: start a full handshake now)
+
+`Sessions` (nfq.sessions) is the table of both kinds. Nothing here knows TCP or addresses. Whatever fails raises
+HandshakeError with the drop reason; a failed call changes nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from nfq.handshake import VERSION, Decision, EncryptWish, HandshakeError
+from nfq.noise import TransportKeys
+from sectool.events import DropReason
+from sectool.identity.verify import PeerIdentity
+
+LIFETIME_S = 120
+EARLY_S = 2  # an initiator lets go of a session this long before its responder does
+WINDOW = 4096  # connection numbers behind the highest one that may still come
+ROTATION_PATIENCE_US = (
+    3_000_000  # after this a rotation that has led to nothing is tried by another connection
+)
+CLOCK_SLACK_US = (
+    2_000_000  # a clock set back further than this ends a session: its age cannot be told any more
+)
+
+ID_SIZE = 16
+TAG_SIZE = 16
+SYN_SIZE = 52
+ANSWER_SIZE = 50
+UNKNOWN_SIZE = 18
+GRANT_SIZE = 4
+
+_GRANT = struct.Struct(">HBB")  # lifetime in seconds, worker, workers
+_SYN = struct.Struct(">BBBB16sQ8s")  # version, type, wish, suites, session id, connection number, nonce
+_HEADER = struct.Struct(">BB")  # version, type
+_ANSWER = struct.Struct(">BBHIq")  # decision, suite, reason, policy revision, rule id
+_NONCE_SIZE = 16  # the responder's
+_ANSWER_HEAD = _HEADER.size + _NONCE_SIZE
+_NONCE_ANSWER = bytes(4) + (2**64 - 1).to_bytes(8, "big")  # never reached by a record counter
+_SECRETS = b"sectool session 1"
+_FLOW = b"sectool flow 1"
+_SEEN = (1 << WINDOW) - 1
+
+
+class SessionMessage(IntEnum):
+    """Second byte of a session's payloads; goes on from nfq.handshake.MessageType."""
+
+    RESUME = 4  # SYN
+    RESUMED = 5  # SYN-ACK, or RST when it refuses
+    UNKNOWN = 6  # RST: no such session; proves nothing
+
+
+class Grant(NamedTuple):
+    """What a responder says of a new session inside its Answer. Lifetime 0: there is none.
+
+    A session is known to one packet worker: connections whose addresses lead to worker `worker` of `workers`.
+    """
+
+    lifetime_s: int
+    worker: int = 0
+    workers: int = 1
+
+    def pack(self) -> bytes:
+        """Four bytes."""
+        return _GRANT.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Grant:
+        """Of exactly four bytes; a worker that there cannot be means that there is no session."""
+        grant = cls(*_GRANT.unpack(data))
+        return grant if grant.worker < grant.workers and grant.lifetime_s <= LIFETIME_S else cls(0)
+
+
+def lifetime_s(now_us: int, *not_after_us: int) -> int:
+    """How long a session may live that starts now between credentials that end then."""
+    return max(0, min(LIFETIME_S, *((end - now_us) // 1_000_000 for end in not_after_us)))
+
+
+class _Secrets(NamedTuple):
+    """Of one session: its id, the key of SYN tags, and what flow keys come from."""
+
+    id: bytes
+    tag: bytes
+    flow: bytes
+
+
+def _secrets(keys: TransportKeys) -> _Secrets:
+    """HKDF-SHA512 (RFC 5869) of the handshake's own session output, bound to the whole handshake by its hash."""
+    prk = hmac.digest(keys.handshake_hash, keys.session, "sha512")
+    first = hmac.digest(prk, _SECRETS + b"\x01", "sha512")
+    second = hmac.digest(prk, first + _SECRETS + b"\x02", "sha512")
+    return _Secrets(first[:ID_SIZE], first[32:], second)
+
+
+def _flow_keys(secret: bytes, syn: bytes, nonce: bytes) -> TransportKeys:
+    """Keys of one connection: HKDF-Expand-SHA512 over everything both sides said (number and both nonces are in it)."""
+    out = hmac.digest(secret, _FLOW + syn + nonce + b"\x01", "sha512")
+    return TransportKeys(out[:32], out[32:], b"")
+
+
+class Window:
+    """Connection numbers used so far: each is new once, in any order, until it is WINDOW behind the highest."""
+
+    __slots__ = ("_highest", "_seen")
+
+    def __init__(self) -> None:
+        self._highest = 0
+        self._seen = 1  # bit i: highest - i was used; 0 itself never is new
+
+    def new(self, number: int) -> bool:
+        """Whether a number may still be used."""
+        behind = self._highest - number
+        return behind < 0 or (behind < WINDOW and not self._seen >> behind & 1)
+
+    def use(self, number: int) -> None:
+        """From now on it is not new."""
+        ahead = number - self._highest
+        if ahead <= 0:
+            self._seen |= 1 << -ahead & _SEEN
+        else:
+            self._seen = (self._seen << ahead | 1) & _SEEN if ahead < WINDOW else 1
+            self._highest = number
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The responder's answer under a session, authenticated."""
+
+    peer: PeerIdentity
+    decision: Decision
+    suite: int
+    reason: DropReason
+    revision: int
+    rule: int
+    keys: TransportKeys
+
+
+class Held:
+    """The initiator's end of a session."""
+
+    __slots__ = (
+        "_number",
+        "_rotating_until_us",
+        "_rotation_us",
+        "_secrets",
+        "_span",
+        "ended",
+        "local",
+        "peer",
+    )
+
+    def __init__(
+        self, local: int, peer: PeerIdentity, keys: TransportKeys, lifetime: int, now_us: int
+    ) -> None:
+        """`local` and `peer`: ids of the local identity, and the identity, that the handshake proved."""
+        self.local = local
+        self.peer = peer
+        self.ended = False
+        self._secrets = _secrets(keys)
+        self._number = 0
+        life_us = max(0, lifetime - EARLY_S) * 1_000_000
+        self._span = now_us - CLOCK_SLACK_US, min(now_us + life_us, peer.not_after_us)
+        self._rotation_us = now_us + life_us * 3 // 4
+        self._rotating_until_us = 0
+
+    def alive(self, now_us: int) -> bool:
+        """Neither ended nor expired."""
+        return not self.ended and self._span[0] <= now_us < self._span[1]
+
+    def due(self, now_us: int) -> bool:
+        """Whether this very connection shall make the session's successor. Says so once in a while."""
+        if now_us < self._rotation_us or now_us < self._rotating_until_us:
+            return False
+        self._rotating_until_us = now_us + ROTATION_PATIENCE_US
+        return True
+
+    def attempt(self, suites: int) -> Attempt:
+        """A connection under this session, with a number never used before. `suites`: offered ones as a mask."""
+        self._number += 1
+        wish = EncryptWish.ALLOWED if suites else EncryptWish.NEVER
+        head = _SYN.pack(
+            VERSION, SessionMessage.RESUME, wish, suites, self._secrets.id, self._number, os.urandom(8)
+        )
+        return Attempt(self, head + hmac.digest(self._secrets.tag, head, "sha256")[:TAG_SIZE])
+
+    def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
+        """Of the connection whose SYN payload and responder's nonce these are."""
+        return _flow_keys(self._secrets.flow, syn, nonce)
+
+
+class Attempt:
+    """The initiator's side of one connection under a session. `payload` goes behind its SYN's first transmission."""
+
+    __slots__ = ("payload", "session")
+
+    def __init__(self, session: Held, payload: bytes) -> None:
+        self.session = session
+        self.payload = payload
+
+    def read(self, payload: bytes, now_us: int) -> Resumed:
+        """Authenticate the responder's answer from a SYN-ACK or RST. May be tried again after a failure."""
+        if len(payload) != ANSWER_SIZE:
+            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, f"answer of {len(payload)} bytes")
+        version, kind = _HEADER.unpack_from(payload)
+        if version != VERSION:
+            raise HandshakeError(DropReason.VERSION_UNSUPPORTED, f"answer of version {version}")
+        if kind != SessionMessage.RESUMED:
+            raise HandshakeError(
+                DropReason.HANDSHAKE_MALFORMED, f"message type {kind} where an answer belongs"
+            )
+        if not self.session.alive(now_us):
+            raise HandshakeError(DropReason.SESSION_UNKNOWN, "the session has ended meanwhile")
+        head = payload[:_ANSWER_HEAD]
+        keys = self.session.keys(self.payload, head[_HEADER.size :])
+        try:
+            inner = AESGCM(keys.responder_to_initiator).decrypt(_NONCE_ANSWER, payload[_ANSWER_HEAD:], head)
+        except InvalidTag as e:
+            raise HandshakeError(DropReason.SESSION_FORGED, "answer does not authenticate") from e
+        decision, suite, reason, revision, rule = _ANSWER.unpack(inner)
+        try:
+            decision, reason = Decision(decision), DropReason(reason)
+        except ValueError as e:
+            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, str(e)) from e
+        if suite and not (suite < 9 and self.payload[3] >> suite - 1 & 1):
+            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, f"suite {suite} was not offered")
+        if decision is Decision.ENCRYPT and not suite:
+            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "encryption without a suite")
+        return Resumed(self.session.peer, decision, suite, reason, revision, rule, keys)
+
+    def unknown(self, payload: bytes) -> bool:
+        """Whether a RST payload is the hint that the responder does not know the session.
+
+        Who sends it has seen the SYN, no more: it may only make the initiator do what losing the SYN would.
+        """
+        return is_unknown(payload) and hmac.compare_digest(payload[_HEADER.size :], self.payload[-TAG_SIZE:])
+
+
+class Issued:
+    """The responder's end of a session. Not to be found by anybody before `Sessions.issue`."""
+
+    __slots__ = ("_secrets", "_span", "ended", "local", "peer", "window")
+
+    def __init__(
+        self, local: int, peer: PeerIdentity, keys: TransportKeys, lifetime: int, now_us: int
+    ) -> None:
+        """`local` and `peer`: ids of the local identity, and the identity, that the handshake proved."""
+        self.local = local
+        self.peer = peer
+        self.ended = False
+        self.window = Window()
+        self._secrets = _secrets(keys)
+        self._span = now_us - CLOCK_SLACK_US, min(now_us + lifetime * 1_000_000, peer.not_after_us)
+
+    @property
+    def id(self) -> bytes:
+        """16 bytes that nobody can guess; both ends derive them from the handshake."""
+        return self._secrets.id
+
+    def alive(self, now_us: int) -> bool:
+        """Neither ended nor expired."""
+        return not self.ended and self._span[0] <= now_us < self._span[1]
+
+    def vouches(self, syn: bytes) -> bool:
+        """Whether the tag of a SYN payload is this session's."""
+        tag = hmac.digest(self._secrets.tag, syn[:-TAG_SIZE], "sha256")[:TAG_SIZE]
+        return hmac.compare_digest(tag, syn[-TAG_SIZE:])
+
+    def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
+        """Of the connection whose SYN payload and responder's nonce these are."""
+        return _flow_keys(self._secrets.flow, syn, nonce)
+
+
+class Request(NamedTuple):
+    """A SYN payload under a session, taken apart. Nothing in it is authentic yet."""
+
+    payload: bytes
+    session_id: bytes
+    number: int
+    wish: int
+    suites: int
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Request:
+        """Raises HandshakeError."""
+        if len(payload) != SYN_SIZE:
+            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, f"SYN payload of {len(payload)} bytes")
+        version, kind, wish, suites, name, number, _ = _SYN.unpack_from(payload)
+        if version != VERSION:
+            raise HandshakeError(DropReason.VERSION_UNSUPPORTED, f"SYN of version {version}")
+        if kind != SessionMessage.RESUME:
+            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, f"message type {kind} in a SYN")
+        return cls(payload, name, number, wish, suites)
+
+
+class Resume:
+    """The responder's view of an authentic SYN payload under a session."""
+
+    __slots__ = ("number", "payload", "session", "suites")
+
+    def __init__(self, session: Issued, request: Request) -> None:
+        """Raises HandshakeError when the wish is none there is."""
+        try:
+            wish = EncryptWish(request.wish)
+        except ValueError as e:
+            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, str(e)) from e
+        self.session = session
+        self.payload = request.payload
+        self.number = request.number
+        self.suites = request.suites if wish is not EncryptWish.NEVER else 0  # offered, as a mask
+
+    def take(self) -> None:
+        """Use up its number: from now on the same SYN is a replay."""
+        self.session.window.use(self.number)
+
+    def answer(
+        self,
+        decision: Decision,
+        *,
+        suite: int = 0,
+        reason: DropReason = DropReason.NONE,
+        revision: int = 0,
+        rule: int = 0,
+    ) -> tuple[bytes, TransportKeys]:
+        """SYN-ACK or RST payload, and the connection's keys. Fresh ones each time."""
+        head = _HEADER.pack(VERSION, SessionMessage.RESUMED) + os.urandom(_NONCE_SIZE)
+        keys = self.session.keys(self.payload, head[_HEADER.size :])
+        inner = _ANSWER.pack(decision, suite, reason, revision, rule)
+        return head + AESGCM(keys.responder_to_initiator).encrypt(_NONCE_ANSWER, inner, head), keys
+
+
+def is_resume(payload: bytes) -> bool:
+    """Whether a SYN payload asks for a session (it may be none all the same)."""
+    return payload[1:2] == b"\x04"
+
+
+def is_unknown(payload: bytes) -> bool:
+    """Whether a RST payload has the shape of the hint that a session is not known."""
+    return len(payload) == UNKNOWN_SIZE and payload[:2] == bytes((VERSION, SessionMessage.UNKNOWN))
+
+
+def unknown(payload: bytes) -> bytes:
+    """The hint for a SYN whose session is not known: smaller than the SYN, and of use only to who sent that."""
+    return _HEADER.pack(VERSION, SessionMessage.UNKNOWN) + payload[-TAG_SIZE:]
