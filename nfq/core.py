@@ -20,10 +20,12 @@ from nfq.handshake import CLOCK_WINDOW_S, Verifier
 from nfq.limits import SeenHandshakes, TokenBuckets
 from nfq.noise import EphemeralPool
 from nfq.packet import Segment
+from nfq.reassembly import POOL
+from nfq.record import Records
 from nfq.recorder import Counts, Recorder
-from sectool.events import Action, DropReason
+from nfq.suites import Suite, by_number, mask
+from sectool.events import Action, DropReason, Point
 from sectool.policy import Decision, Engine, Party, Request
-from sectool.policy.request import CAN_ENCRYPT
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -44,19 +46,31 @@ class Verdict(IntEnum):
     RELEASE = 2  # this packet, and the connection's further ones without asking
     DROP = 3
     HOLD = 4  # ask again when the workload named by `hold` is known
+    ENCRYPT = (
+        5  # this packet; the connection's further ones carry records: whole super-packets to the bulk queue
+    )
+    SMALL = 6  # the same, but one record a segment for now: the flow loses packets
+    REQUEUE = 7  # larger than the kernel copies to us: let it be split first
 
 
 class Result(NamedTuple):
-    """A verdict; `packet` replaces the queued one if given."""
+    """A verdict; `packet` replaces the queued one if given (a view of it holds until the next packet is judged)."""
 
     verdict: Verdict
-    packet: bytes | None = None
+    packet: bytes | memoryview | None = None
     hold: Hashable = None
 
 
 ACCEPT = Result(Verdict.ACCEPT)
 RELEASE = Result(Verdict.RELEASE)
 DROP = Result(Verdict.DROP)
+REQUEUE = Result(Verdict.REQUEUE)
+ENCRYPT = Result(Verdict.ENCRYPT)
+
+
+def carried(flow: Flow) -> Result:
+    """How a packet without payload of a live flow passes, so that the kernel knows how to treat the next ones."""
+    return ENCRYPT if flow.suite else RELEASE
 
 
 class Attribution(NamedTuple):
@@ -81,8 +95,11 @@ class Ports(Protocol):
     def cut(self, flow: Flow) -> Counts:
         """Take a released connection back into the queue; its counters so far."""
 
-    def journal(self, flow: Flow) -> None:
-        """Remember an authorised flow across a restart of the worker."""
+    def journal(self, flow: Flow) -> memoryview | None:
+        """Remember an authorised flow across a restart of the worker.
+
+        Gives the place where the state of its records is kept (nfq.record.STATE_SIZE bytes); None: there is none.
+        """
 
     def unjournal(self, flow: Flow) -> None:
         """Forget it again."""
@@ -99,6 +116,7 @@ class Config:
     refusal_rate: float = 200.0
     half_open_limit: int = 65_536
     live_limit: int = 1_048_576
+    suites: tuple[Suite, ...] = ()  # for encrypted flows, best first; none: this host does not encrypt
 
 
 class Credentials:
@@ -193,6 +211,8 @@ class Core:
         self.refusal_limit = TokenBuckets(config.refusal_rate, 2 * config.refusal_rate)
         self.expiring: list[tuple[int, int, Flow]] = []  # heap of live flows whose decision has an end
         self.uncut: list[Flow] = []  # cut, but the kernel has not taken note yet
+        self.reassembly = POOL
+        self.suites = mask(config.suites)  # as offered on the wire
         self._enforced = [(n.version == 6, int(n.netmask), int(n.network_address)) for n in config.enforced]
 
     def enforced(self, raw: bytes) -> bool:
@@ -237,6 +257,10 @@ class Core:
         """Allowed, with or without an audit mark."""
         return decision.action in (Action.ALLOW, Action.AUDIT)
 
+    def still_permitted(self, flow: Flow, decision: Decision) -> bool:
+        """Whether a live flow may go on: allowed, and encrypted if that is asked for now."""
+        return self.permitted(decision) and (flow.suite != 0 or not decision.encrypt)
+
     def settle(self, flow: Flow, now_us: int) -> None:
         """A flow takes its place among the live ones. One that held the same 5-tuple before has ended."""
         before = self.live.get(flow.key)
@@ -262,12 +286,36 @@ class Core:
             heapq.heapify(self.expiring)
 
     def release(self, flow: Flow, now_us: int) -> None:
-        """Both ends are proven and policy allows: from here on the kernel carries the flow."""
+        """Both ends are proven and policy allows: from here on the kernel carries the flow, or its records do."""
         self.settle(flow, now_us)
         flow.state = State.AUTHORISED
+        if flow.suite and flow.records is None:
+            flow.records = self.records(flow)
         flow.forget_handshake()
         if flow.journal_slot < 0:
-            self.ports.journal(flow)
+            self.journal(flow)
+
+    def journal(self, flow: Flow) -> None:
+        """Let a flow, and the state of its records, outlive this worker."""
+        state = self.ports.journal(flow)
+        if flow.records is not None and state is not None:
+            flow.records.attach(state)
+
+    def records(self, flow: Flow) -> Records:
+        """What seals and opens the segments of a flow whose handshake is done, under its suite."""
+        suite = by_number(flow.suite)
+        assert flow.keys is not None
+        assert suite is not None
+        initiator = flow.point is Point.INITIATOR
+        isn_out, isn_in = (flow.isn, flow.peer_isn) if initiator else (flow.peer_isn, flow.isn)
+        return Records(
+            suite,
+            flow.keys.initiator_to_responder,
+            flow.keys.responder_to_initiator,
+            initiator=initiator,
+            isn_out=isn_out,
+            isn_in=isn_in,
+        )
 
     def finish(self, flow: Flow, counts: Counts, now_us: int) -> None:
         """A live flow has ended: write END and forget it."""
@@ -285,7 +333,6 @@ def party(labels_of: LocalWorkload | None, raw: bytes) -> Party:
     return Party(identity.labels, identity.spiffe_id, address(raw))
 
 
-def request(source: Party, destination: Party, port: int) -> Request:
+def request(source: Party, destination: Party, port: int, *, can_encrypt: bool = False) -> Request:
     """A TCP request for the engine."""
-    identified = source.labels is not None and destination.labels is not None
-    return Request(source, destination, 6, port, can_encrypt=CAN_ENCRYPT and identified)
+    return Request(source, destination, 6, port, can_encrypt=can_encrypt)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import heapq
 
-from nfq import initiator, loopback, responder
+from nfq import encrypted, initiator, loopback, responder
 from nfq.core import ACCEPT, CUT_MEMORY_US, RELEASE, Core, Result, Verdict
 from nfq.flow import Flow, State
+from nfq.handshake import is_proof
 from nfq.packet import RST, SYN, SYN_ACK, PacketError, Segment, as_reset, parse, record_option
 from nfq.recorder import Counts
 from sectool.errors import SectoolError
@@ -19,7 +20,9 @@ from sectool.policy import Engine
 _CARRIED = (State.AUTHORISED, State.PROVING)
 
 
-def handle(core: Core, data: bytes, outbound: bool, local: bool, now_us: int, device: int = 0) -> Result:
+def handle(
+    core: Core, data: bytes | memoryview, outbound: bool, local: bool, now_us: int, device: int = 0
+) -> Result:
     """Judge one IP packet. `local`: it leaves through the loopback device; `device`: interface index, 0 unknown."""
     try:
         seg = parse(data, outbound)
@@ -49,16 +52,52 @@ def _segment(core: Core, seg: Segment, now_us: int) -> Result:
         return initiator.in_segment(core, seg, flow, now_us)
     flow = core.accepting.get(seg.key)
     # A SYN from anywhere can claim the 5-tuple of a live connection: that one goes on until a proof replaces it.
-    if flow is not None and (live is None or (not seg.outbound and record_option(seg) is not None)):
+    if flow is not None and (live is None or (not seg.outbound and _for_half_open(seg, live))):
         if seg.outbound:
             return responder.out_segment(core, seg)
         return responder.in_segment(core, seg, flow, now_us)
-    flow = live
-    if flow is None:
+    if live is None:
         return core.drop(DropReason.UNKNOWN_FLOW)
+    result = _live(core, seg, live, now_us)
+    if flow is not None and result.verdict is Verdict.DROP and not seg.outbound and record_option(seg):
+        return responder.in_segment(core, seg, flow, now_us)  # a record of the new connection, perhaps
+    return result
+
+
+def _for_half_open(seg: Segment, live: Flow) -> bool:
+    """Whether a segment of a live connection's 5-tuple is to be tried as the proof of a half-open one first."""
+    option = record_option(seg)
+    return option is not None and (live.records is None or is_proof(option))
+
+
+def _live(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if flow.state is State.CUT:
         return ACCEPT if seg.flags & RST else Result(Verdict.ACCEPT, as_reset(seg))
-    return RELEASE  # the kernel has lost the mark, or had not yet set it
+    if flow.records is None:
+        return RELEASE  # the kernel has lost the mark, or had not yet set it
+    if seg.outbound:
+        return encrypted.outgoing(core, seg, flow, now_us)
+    return encrypted.incoming(core, seg, flow, now_us)
+
+
+def bulk(core: Core, data: bytes | memoryview, outbound: bool, gso: bool, now_us: int) -> Result:
+    """Judge a packet of the bulk queue: a segment, often a super-packet, of an encrypted flow.
+
+    `gso`: the kernel has still to split it, and will make its checksums.
+    """
+    try:
+        seg = parse(data, outbound)
+        flow = core.live.get(seg.key)
+        if flow is None or flow.records is None or flow.state is not State.AUTHORISED or seg.flags & SYN:
+            return handle(core, data, outbound, False, now_us)
+        if outbound:
+            return encrypted.outgoing(core, seg, flow, now_us, bulk=True, gso=gso)
+        result = encrypted.incoming(core, seg, flow, now_us, bulk=True)
+        if result.verdict is Verdict.DROP and core.accepting.get(seg.key) is not None:
+            return _segment(core, seg, now_us)
+        return result
+    except PacketError:
+        return core.drop(DropReason.PACKET_MALFORMED)
 
 
 def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us: int) -> int:
@@ -68,13 +107,13 @@ def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us
     core.denials.clear()
     for flow in core.accepting:
         # Nothing has passed yet. (A connecting flow is judged when its answer comes.)
-        if flow.request is not None and not core.permitted(core.decide(flow, now_us)):
+        if flow.request is not None and not _still_wanted(core, flow, now_us):
             core.accepting.remove(flow)
             core.recorder.denied(flow, DropReason.POLICY_CHANGED, now_us)
     cut = 0
     for flow in core.live:
         if flow.state in _CARRIED and flow.request is not None:
-            if core.permitted(core.decide(flow, now_us)):
+            if core.still_permitted(flow, core.decide(flow, now_us)):
                 core.watch(flow)
             else:
                 _cut(core, flow, now_us)
@@ -82,9 +121,17 @@ def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us
     return cut
 
 
+def _still_wanted(core: Core, flow: Flow, now_us: int) -> bool:
+    """Whether a half-open connection may go on; one that was already answered cannot become encrypted any more."""
+    answered, asked = bool(flow.answer_wire), flow.decision is not None and flow.decision.encrypt
+    decision = core.decide(flow, now_us)
+    return core.permitted(decision) and (asked or not decision.encrypt or not answered)
+
+
 def _cut(core: Core, flow: Flow, now_us: int) -> None:
     flow.state = State.CUT
     flow.forget_handshake()
+    flow.records = None
     flow.reason = DropReason.POLICY_CHANGED
     flow.conn_state = ConnState.RSTO
     try:
@@ -106,7 +153,7 @@ def expired_rules(core: Core, now_us: int) -> int:
         if core.live.get(flow.key) is not flow or flow.state not in _CARRIED or flow.request is None:
             continue
         flow.until_us = 0
-        if core.permitted(core.decide(flow, now_us)):
+        if core.still_permitted(flow, core.decide(flow, now_us)):
             core.watch(flow)
         else:
             _cut(core, flow, now_us)
@@ -154,5 +201,6 @@ def tick(core: Core, now_us: int) -> None:
             core.ports.cut(flow)
         except (SectoolError, OSError):
             core.uncut.append(flow)
+    core.reassembly.expire(now_us)
     core.recorder.tick(now_us)
     expired_rules(core, now_us)

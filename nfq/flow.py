@@ -6,8 +6,8 @@
                 AUTHORISED ─► later policy denies ─► CUT (every further packet becomes a RST)
     no peer enforcer, loopback:  allowed ─► AUTHORISED at the SYN
 
-AUTHORISED means released: the kernel carries the packets by connmark and the table only remembers, for policy
-changes and for the END record.
+AUTHORISED and plain means released: the kernel carries the packets by connmark and the table only remembers, for policy
+changes and for the END record. AUTHORISED with `records`: every segment with payload or FIN passes through them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from enum import IntEnum
 
 from nfq.handshake import Greeting, Hello
 from nfq.noise import KeyPair, TransportKeys
+from nfq.record import Records
 from sectool.events import Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.identity.verify import PeerIdentity
 from sectool.policy import Decision, Request
@@ -89,10 +90,13 @@ class Flow:
         "proof",
         "reason",
         "recorded",
+        "records",
         "request",
         "revision",
+        "small_until_us",
         "start_us",
         "state",
+        "suite",
         "timeout_us",
         "until_us",
         "v6",
@@ -114,7 +118,10 @@ class Flow:
         self.peer_local: LocalWorkload | None = None  # loopback: the accepting workload
         self.owner: Owner = NOBODY
         self.peer: PeerIdentity | None = None
-        self.peer_isn = 0
+        self.peer_isn = 0  # responder's initial sequence number
+        self.suite = 0  # of its records (nfq.suites); 0: plain
+        self.records: Records | None = None
+        self.small_until_us = 0  # until then one record a segment: packets were lost
         self.request: Request | None = None
         self.decision: Decision | None = None
         self.revision = 0

@@ -51,8 +51,8 @@ _ANSWER_HEADER = struct.Struct(">BB")  # version, type
 MIN_SYN = _SYN_HEADER.size + MESSAGE_1_OVERHEAD
 MAX_BLOB = MAX_PAYLOAD - _ANSWER_HEADER.size - MESSAGE_2_OVERHEAD - _ANSWER.size
 
-_PROOF_HEAD = bytes((OPT_EXP, RECORD_OPTION_LEN)) + EXID + bytes(8)  # counter 0, start 0, length 0
-_PROOF_AAD = _PROOF_HEAD + bytes(9)  # stream offset 0, no FIN
+_PROOF_HEAD = bytes((OPT_EXP, RECORD_OPTION_LEN)) + EXID + bytes(4)  # counter 0, which no record has
+_PROOF_AAD_REST = bytes(9)  # stream offset 0, no FIN
 _NONCE_PROOF = bytes(12)
 _NONCE_REFUSAL = bytes(4) + (2**64 - 1).to_bytes(8, "big")  # never reached by a record counter
 
@@ -74,7 +74,10 @@ class EncryptWish(IntEnum):
 
 
 class Decision(IntEnum):
-    """The responder's decision inside message 2."""
+    """The responder's decision inside message 2.
+
+    PLAIN with a suite: not asked for here, and possible with this suite. ENCRYPT: asked for here, with this suite.
+    """
 
     PLAIN = 0
     ENCRYPT = 1
@@ -131,19 +134,22 @@ def _peer(verifier: Verifier, blob: bytes, static: bytes, now_us: int) -> PeerId
 class Hello:
     """The initiator's side of one connection attempt. `payload` goes behind every (re)transmission of its SYN."""
 
-    __slots__ = ("_noise", "payload")
+    __slots__ = ("_noise", "_suites", "payload")
 
     def __init__(
         self,
         static: KeyPair,
         blob: bytes,
         now_us: int,
-        wish: EncryptWish = EncryptWish.NEVER,
+        suites: int = 0,
         ephemeral: KeyPair | None = None,
     ) -> None:
+        """`suites`: offered cipher suites as a mask (nfq.suites); 0: this side cannot encrypt."""
+        wish = EncryptWish.ALLOWED if suites else EncryptWish.NEVER
         header = _SYN_HEADER.pack(
-            VERSION, MessageType.HELLO, wish, 0, now_us // 1_000_000 & 0xFFFFFFFF, len(blob), 0
+            VERSION, MessageType.HELLO, wish, suites, now_us // 1_000_000 & 0xFFFFFFFF, len(blob), 0
         )
+        self._suites = suites
         self._noise = Initiator(static, _PROLOGUE + header, blob, ephemeral)
         self.payload = header + self._noise.message
 
@@ -171,6 +177,10 @@ class Hello:
             decision, reason = Decision(decision), DropReason(reason)
         except ValueError as e:
             raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, str(e)) from e
+        if suite and not (suite < 9 and self._suites >> suite - 1 & 1):
+            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, f"suite {suite} was not offered")
+        if decision is Decision.ENCRYPT and not suite:
+            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "encryption without a suite")
         peer = _peer(verifier, inner[_ANSWER.size :], static, now_us)
         return Answer(peer, decision, suite, reason, revision, rule, keys)
 
@@ -178,14 +188,14 @@ class Hello:
 class Greeting:
     """The responder's view of a SYN payload. Parsing it does no public-key work and keeps nothing but bytes."""
 
-    __slots__ = ("_noise", "blob", "time_s", "wish")
+    __slots__ = ("_noise", "blob", "suites", "time_s", "wish")
 
     def __init__(self, payload: bytes, now_us: int) -> None:
         if len(payload) < MIN_SYN:
             raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "SYN payload is too short")
         if len(payload) > MAX_PAYLOAD:
             raise HandshakeError(DropReason.CREDENTIAL_OVERSIZED, "SYN payload is too long")
-        version, kind, wish, _, self.time_s, blob_len, zero = _SYN_HEADER.unpack_from(payload)
+        version, kind, wish, suites, self.time_s, blob_len, zero = _SYN_HEADER.unpack_from(payload)
         if version != VERSION:
             raise HandshakeError(DropReason.VERSION_UNSUPPORTED, f"SYN of version {version}")
         if kind != MessageType.HELLO or zero or len(payload) != MIN_SYN + blob_len:
@@ -194,6 +204,7 @@ class Greeting:
             self.wish = EncryptWish(wish)
         except ValueError as e:
             raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, str(e)) from e
+        self.suites = suites if self.wish is not EncryptWish.NEVER else 0
         if abs(now_us // 1_000_000 - self.time_s) > CLOCK_WINDOW_S:
             raise HandshakeError(
                 DropReason.HANDSHAKE_STALE, f"SYN is from {self.time_s}, outside the clock window"
@@ -232,24 +243,31 @@ class Greeting:
         return _ANSWER_HEADER.pack(VERSION, MessageType.ANSWER) + message, keys
 
 
-def proof_option(keys: TransportKeys) -> bytes:
-    """The initiator's proof: record option of an empty record with counter 0, the same on every segment.
+def proof_option(keys: TransportKeys, suite: int = 0) -> bytes:
+    """The initiator's proof and final word: the flow is encrypted with `suite`, or plain (0).
 
-    Repeating it repeats nonce, plaintext and associated data alike, which reveals nothing.
+    A record option with counter 0 and the suite where a record's start stands, the same on every segment: repeating it
+    repeats nonce, plaintext and associated data alike, which reveals nothing.
     """
-    tag = AESGCM(keys.initiator_to_responder).encrypt(_NONCE_PROOF, b"", _PROOF_AAD)
-    return _PROOF_HEAD + tag
+    head = _PROOF_HEAD + suite.to_bytes(2, "big") + b"\0\0"
+    return head + AESGCM(keys.initiator_to_responder).encrypt(_NONCE_PROOF, b"", head + _PROOF_AAD_REST)
 
 
-def check_proof(keys: TransportKeys, option: bytes) -> bool:
-    """Whether `option` (28 bytes) is the initiator's proof under these keys."""
-    if option[:12] != _PROOF_HEAD:
-        return False
+def is_proof(option: bytes) -> bool:
+    """Whether a record option claims to be a proof and not a record."""
+    return option[4:8] == b"\0\0\0\0"
+
+
+def check_proof(keys: TransportKeys, option: bytes) -> int | None:
+    """The suite (0: plain) that `option` (28 bytes) proves under these keys; None when it proves nothing."""
+    head = option[:12]
+    if head[:8] != _PROOF_HEAD or head[10:] != b"\0\0":
+        return None
     try:
-        AESGCM(keys.initiator_to_responder).decrypt(_NONCE_PROOF, option[12:], _PROOF_AAD)
+        AESGCM(keys.initiator_to_responder).decrypt(_NONCE_PROOF, option[12:], head + _PROOF_AAD_REST)
     except InvalidTag:
-        return False
-    return True
+        return None
+    return int.from_bytes(head[8:10], "big")
 
 
 def seal_refusal(keys: TransportKeys, refusal: Refusal) -> bytes:

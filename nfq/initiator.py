@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nfq import encrypted
 from nfq.core import (
     ACCEPT,
     DROP,
@@ -11,6 +12,7 @@ from nfq.core import (
     Result,
     Verdict,
     address,
+    carried,
     party,
     request,
 )
@@ -21,6 +23,7 @@ from nfq.packet import (
     RST,
     Segment,
     as_reset,
+    carries,
     has_handshake,
     rebuild,
     reply_reset,
@@ -55,7 +58,7 @@ def out_syn(core: Core, seg: Segment, now_us: int) -> Result:
         return _outside(core, seg, flow, now_us)
     if core.connecting.full:
         return core.drop(DropReason.TABLE_FULL)
-    flow.hello = Hello(local.static, local.blob, now_us, ephemeral=core.ephemerals.take())
+    flow.hello = Hello(local.static, local.blob, now_us, core.suites, core.ephemerals.take())
     core.connecting.add(flow)
     core.connecting.expire_after(flow, now_us, SYN_SENT_TIMEOUT_US)
     return _with_hello(seg, flow)
@@ -112,15 +115,18 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     except HandshakeError as e:
         return _bad_answer(core, seg, flow, e.reason, now_us)
     flow.auth, flow.auth_result, flow.peer = Auth.NOISE_IX, AuthResult.PROVEN, answer.peer
-    if answer.decision is not Decision.PLAIN:
+    if answer.decision is Decision.REFUSE:
         return _deny_answer(core, seg, flow, DropReason.HANDSHAKE_MALFORMED, now_us)
     flow.request = request(
         party(flow.local, flow.local_address),
         Party(answer.peer.labels, answer.peer.spiffe_id, address(flow.remote_address)),
         flow.remote_port,
+        can_encrypt=answer.suite != 0,
     )
     decision = core.decide(flow, now_us)
     flow.peer_rule = answer.rule
+    # The last word on encryption is ours, and the proof says it: either side's wish is enough.
+    flow.suite = answer.suite if decision.encrypt or answer.decision is Decision.ENCRYPT else 0
     if core.live.full:
         return core.drop(DropReason.TABLE_FULL)
     if not core.permitted(decision):
@@ -130,14 +136,16 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
         )
         return _deny_answer(core, seg, flow, decision.reason, now_us)
     flow.keys = answer.keys
-    flow.proof = proof_option(answer.keys)
+    flow.proof = proof_option(answer.keys, flow.suite)
     flow.peer_isn = seg.seq
     flow.state = State.PROVING
     # A refusal of an earlier transmission, if any, was an event of its own.
     flow.event_id, flow.decider, flow.peer_reason = b"", Decider.LOCAL, DropReason.NONE
     core.recorder.allowed(flow, now_us)
     core.settle(flow, now_us)
-    core.ports.journal(flow)  # if we die now, the successor takes the proof as seen: most likely it was
+    if flow.suite:
+        flow.records = core.records(flow)
+    core.journal(flow)  # if we die now, the successor takes the proof as seen: most likely it was
     return _stripped(seg)
 
 
@@ -154,7 +162,7 @@ def _again(core: Core, seg: Segment) -> Result:
     if seg.seq != flow.peer_isn or seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.HANDSHAKE_FORGED)
     bare = _stripped(seg)
-    return bare if flow.state is State.PROVING else bare._replace(verdict=Verdict.RELEASE)
+    return bare if flow.state is State.PROVING else bare._replace(verdict=carried(flow).verdict)
 
 
 def _stripped(seg: Segment) -> Result:
@@ -233,7 +241,7 @@ def in_reset(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if not core.config.reject:
         # The SYN will be retransmitted, and may be let in by then, but not with a handshake seen over there before.
         assert flow.local is not None
-        flow.hello = Hello(flow.local.static, flow.local.blob, now_us, ephemeral=core.ephemerals.take())
+        flow.hello = Hello(flow.local.static, flow.local.blob, now_us, core.suites, core.ephemerals.take())
         return DROP
     core.connecting.remove(flow)
     return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b""))
@@ -244,6 +252,8 @@ def out_segment(core: Core, seg: Segment, flow: Flow) -> Result:
     if flow.state is not State.PROVING:
         # The stack answers something odd with a RST; nothing else can leave before the peer is known.
         return ACCEPT if seg.flags & RST and not seg.payload else core.drop(DropReason.PROOF_MISSING)
+    if flow.records is not None and carries(seg):
+        return Result(Verdict.ACCEPT, flow.records.seal(seg.data, seg.tcp_off, seg.data_off, seg.v6).packet)
     options = with_option(seg.options, flow.proof)
     if options is None:
         return core.drop(DropReason.PACKET_MALFORMED)
@@ -262,5 +272,10 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     acked = (seg.ack - flow.isn - 1) & 0xFFFFFFFF
     if behind >= PLAUSIBLE or acked >= PLAUSIBLE:
         return core.drop(DropReason.HANDSHAKE_FORGED)
-    core.release(flow, now_us)
-    return RELEASE
+    if flow.records is None:
+        core.release(flow, now_us)
+        return RELEASE
+    result = encrypted.incoming(core, seg, flow, now_us)
+    if result.verdict is not Verdict.DROP:
+        core.release(flow, now_us)
+    return result

@@ -43,7 +43,7 @@ class Segment:
 
     __slots__ = ("ack", "data", "data_off", "device", "flags", "key", "outbound", "seq", "tcp_off", "v6")
 
-    data: bytes
+    data: bytes | memoryview
     v6: bool
     outbound: bool
     tcp_off: int
@@ -57,22 +57,22 @@ class Segment:
     @property
     def options(self) -> bytes:
         """Raw TCP options, 0 to 40 bytes."""
-        return self.data[self.tcp_off + 20 : self.data_off]
+        return bytes(self.data[self.tcp_off + 20 : self.data_off])
 
     @property
     def payload(self) -> bytes:
         """TCP payload."""
-        return self.data[self.data_off :]
+        return bytes(self.data[self.data_off :])
 
     @property
     def source(self) -> bytes:
         """Source address, 4 or 16 bytes."""
-        return self.data[8:24] if self.v6 else self.data[12:16]
+        return bytes(self.data[8:24] if self.v6 else self.data[12:16])
 
     @property
     def destination(self) -> bytes:
         """Destination address, 4 or 16 bytes."""
-        return self.data[24:40] if self.v6 else self.data[16:20]
+        return bytes(self.data[24:40] if self.v6 else self.data[16:20])
 
     @property
     def source_port(self) -> int:
@@ -85,7 +85,7 @@ class Segment:
         return int.from_bytes(self.data[self.tcp_off + 2 : self.tcp_off + 4], "big")
 
 
-def parse(data: bytes, outbound: bool) -> Segment:
+def parse(data: bytes | memoryview, outbound: bool) -> Segment:
     """Parse an IPv4 or IPv6 packet that carries TCP. Raises PacketError."""
     size = len(data)
     if size < 40:
@@ -100,12 +100,12 @@ def parse(data: bytes, outbound: bool) -> Segment:
             raise PacketError("IPv4 fragment")
         if data[9] != TCP:
             raise PacketError("not TCP")
-        src, dst = data[12:16], data[16:20]
+        src, dst = bytes(data[12:16]), bytes(data[16:20])
     elif version == 6:
         if int.from_bytes(data[4:6], "big") + 40 != size:
             raise PacketError("IPv6 payload length does not hold")
         off = _ipv6_upper(data, size)
-        src, dst = data[8:24], data[24:40]
+        src, dst = bytes(data[8:24]), bytes(data[24:40])
     else:
         raise PacketError("neither IPv4 nor IPv6")
     if off + 20 > size:
@@ -119,13 +119,13 @@ def parse(data: bytes, outbound: bool) -> Segment:
     s.data, s.v6, s.outbound, s.tcp_off, s.data_off = data, version == 6, outbound, off, data_off
     s.flags, s.seq, s.ack = flags & 0x3F, seq, ack
     if outbound:
-        s.key = src + dst + data[off : off + 4]
+        s.key = src + dst + bytes(data[off : off + 4])
     else:
-        s.key = dst + src + data[off + 2 : off + 4] + data[off : off + 2]
+        s.key = dst + src + bytes(data[off + 2 : off + 4]) + bytes(data[off : off + 2])
     return s
 
 
-def _ipv6_upper(data: bytes, size: int) -> int:
+def _ipv6_upper(data: bytes | memoryview, size: int) -> int:
     """Offset of the TCP header behind a bounded chain of IPv6 extension headers."""
     nxt, off = data[6], 40
     for _ in range(_MAX_EXTENSIONS):
@@ -139,6 +139,11 @@ def _ipv6_upper(data: bytes, size: int) -> int:
     if nxt == TCP:
         return off
     raise PacketError("too many IPv6 extension headers")
+
+
+def carries(seg: Segment) -> bool:
+    """Whether the segment belongs into a record: it has payload, or ends the stream."""
+    return seg.data_off < len(seg.data) or bool(seg.flags & FIN)
 
 
 def iter_options(options: bytes) -> list[tuple[int, bytes]]:
@@ -245,7 +250,7 @@ def checksum(data: bytes) -> int:
 
 def require_checksum(seg: Segment) -> None:
     """Raise PacketError unless the TCP checksum holds: a packet that is rebuilt would otherwise be made whole."""
-    data, off = seg.data, seg.tcp_off
+    data, off = bytes(seg.data), seg.tcp_off
     n = len(data) - off
     addresses = data[8:40] if seg.v6 else data[12:20]
     if checksum(addresses + struct.pack(">II", n, TCP) + data[off:]) != 0xFFFF:
@@ -258,7 +263,7 @@ def rebuild(seg: Segment, options: bytes, payload: bytes, flags: int | None = No
     The IP header (and IPv6 extension headers) stay as they are. Options are padded with end-of-list to 4 bytes.
     """
     options += b"\0" * (-len(options) % 4)
-    data, off = seg.data, seg.tcp_off
+    data, off = bytes(seg.data), seg.tcp_off
     tcp = bytearray(data[off : off + 20])
     tcp[12] = (5 + len(options) // 4) << 4 | (tcp[12] & 0x0F)
     if flags is not None:
@@ -294,7 +299,7 @@ def as_reset(seg: Segment) -> bytes:
 
 def reply_reset(seg: Segment, *, options: bytes = b"", payload: bytes = b"") -> bytes:
     """A RST answering `seg` from its destination (RFC 9293 3.5.3), optionally carrying options and payload."""
-    data, off = seg.data, seg.tcp_off
+    data, off = bytes(seg.data), seg.tcp_off
     # Data on a SYN does not count: it is the handshake, or was never accepted (no TFO here).
     length = 1 if seg.flags & SYN else len(data) - seg.data_off + bool(seg.flags & FIN)
     if seg.flags & ACK:

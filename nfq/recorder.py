@@ -82,6 +82,12 @@ def _wide(address: bytes) -> bytes:
     return address if len(address) == 16 else _MAPPED + address
 
 
+def _encryption(flow: Flow, action: Action) -> Encryption:
+    if action not in (Action.ALLOW, Action.AUDIT):
+        return Encryption.NONE
+    return Encryption.ENCRYPTED if flow.suite else Encryption.PLAIN
+
+
 class Recorder:
     """Writes flow records and the dictionary entries they refer to. Counts verdicts by reason for `status`."""
 
@@ -152,8 +158,8 @@ class Recorder:
             _DIRECTION[flow.point],
             flow.auth,
             flow.auth_result,
-            Encryption.PLAIN if action in (Action.ALLOW, Action.AUDIT) else Encryption.NONE,
-            0,
+            _encryption(flow, action),
+            flow.suite if action in (Action.ALLOW, Action.AUDIT) else 0,
             flow.conn_state,
             flow.decider,
             pending_action,

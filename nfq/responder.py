@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nfq import encrypted
 from nfq.core import (
     ACCEPT,
     DROP,
@@ -11,16 +12,26 @@ from nfq.core import (
     Result,
     Verdict,
     address,
+    carried,
     party,
     request,
 )
 from nfq.flow import Flow, LocalWorkload, State
-from nfq.handshake import Decision, Greeting, HandshakeError, check_proof, open_refusal
+from nfq.handshake import (
+    Decision,
+    EncryptWish,
+    Greeting,
+    HandshakeError,
+    check_proof,
+    is_proof,
+    open_refusal,
+)
 from nfq.packet import (
     FIN,
     HANDSHAKE_OPTION,
     RST,
     Segment,
+    carries,
     has_handshake,
     rebuild,
     record_option,
@@ -29,6 +40,7 @@ from nfq.packet import (
     syn_options,
     without_ours,
 )
+from nfq.suites import choose
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
 
@@ -101,12 +113,15 @@ def _greeted(core: Core, seg: Segment, now_us: int) -> Result:
     core.seen.add(greeting.ephemeral, now_us)
     if isinstance(local, DropReason):
         return _deny(core, seg, flow, local, now_us)
+    suite = choose(greeting.suites, core.config.suites)
     flow.request = request(
         Party(flow.peer.labels, flow.peer.spiffe_id, address(flow.remote_address)),
         party(local, flow.local_address),
         flow.local_port,
+        can_encrypt=suite is not None,
     )
     decision = core.decide(flow, now_us)
+    flow.suite = suite.cipher if suite is not None else 0
     if not core.permitted(decision):
         _refuse(core, seg, flow, greeting, local, now_us)
         return _deny(core, seg, flow, decision.reason, now_us)
@@ -189,7 +204,9 @@ def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
             and live.point is Point.RESPONDER
             and seg.ack == (live.isn + 1) & 0xFFFFFFFF
         ):
-            return RELEASE  # no enforcer over there, or its proof is in and the program is slow to accept
+            return carried(
+                live
+            )  # no enforcer over there, or its proof is in and the program is slow to accept
         return core.drop(DropReason.UNKNOWN_FLOW)
     if seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.UNKNOWN_FLOW)  # answers an older SYN of the same ports
@@ -201,7 +218,8 @@ def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
             flow.answer_wire, flow.keys = flow.greeting.answer(
                 flow.local.static,
                 flow.local.blob,
-                Decision.PLAIN,
+                Decision.ENCRYPT if must_encrypt(flow) else Decision.PLAIN,
+                suite=flow.suite,
                 revision=core.revision,
                 rule=rule.id if rule is not None else 0,
                 ephemeral=core.ephemerals.take(),
@@ -210,8 +228,16 @@ def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
             core.recorder.denied(flow, e.reason, now_us, Action.ERROR)
             core.accepting.remove(flow)
             return DROP
+    flow.peer_isn = seg.seq  # the last one counts: a stack that has forgotten its first answer picks another
     options = syn_options(seg.options, lower_mss=True, add=HANDSHAKE_OPTION)
     return Result(Verdict.ACCEPT, rebuild(seg, options, flow.answer_wire))
+
+
+def must_encrypt(flow: Flow) -> bool:
+    """Whether this side or the other insists."""
+    assert flow.decision is not None
+    assert flow.greeting is not None
+    return flow.decision.encrypt or (flow.greeting.wish is EncryptWish.REQUIRED and flow.suite != 0)
 
 
 def out_segment(core: Core, seg: Segment) -> Result:
@@ -228,22 +254,52 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     option = record_option(seg)
     if flow.keys is None or option is None:
         return core.drop(DropReason.PROOF_MISSING)
-    if not check_proof(flow.keys, option):
-        if not flow.recorded:
-            flow.auth_result = AuthResult.FAILED
-            core.recorder.denied(flow, DropReason.PROOF_INVALID, now_us, Action.ERROR)
-            return DROP
-        return core.drop(DropReason.PROOF_INVALID)
+    if not is_proof(option):
+        return _first_record(core, seg, flow, now_us)
+    suite = check_proof(flow.keys, option)
+    if suite is None or suite not in (0, flow.suite) or (not suite and must_encrypt(flow)):
+        return _unproven(core, flow, now_us)
+    if suite and carries(seg):
+        return core.drop(DropReason.RECORD_MISSING)  # proves who, but not what
     require_checksum(seg)
     if core.live.full:
         return core.drop(DropReason.TABLE_FULL)
+    flow.suite = suite
+    _proven(core, flow, now_us)
+    verdict = Verdict.ENCRYPT if suite else Verdict.RELEASE
+    return Result(verdict, rebuild(seg, without_ours(seg.options), seg.payload))
+
+
+def _first_record(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
+    """The proving ACK was lost, or is late: a record that opens proves as well."""
+    if not flow.suite:
+        return core.drop(DropReason.PROOF_MISSING)
+    require_checksum(seg)
+    if flow.records is None:
+        flow.records = core.records(flow)
+    if core.live.full:
+        return core.drop(DropReason.TABLE_FULL)
+    result = encrypted.incoming(core, seg, flow, now_us)
+    if result.verdict is not Verdict.DROP:
+        _proven(core, flow, now_us)
+    return result
+
+
+def _unproven(core: Core, flow: Flow, now_us: int) -> Result:
+    if flow.recorded:
+        return core.drop(DropReason.PROOF_INVALID)
+    flow.auth_result = AuthResult.FAILED
+    core.recorder.denied(flow, DropReason.PROOF_INVALID, now_us, Action.ERROR)
+    return DROP
+
+
+def _proven(core: Core, flow: Flow, now_us: int) -> None:
     flow.auth_result = AuthResult.PROVEN
     flow.event_id = b""  # a forged proof seen before, if any, was an event of its own
     assert flow.decision is not None
     flow.reason = flow.decision.reason
     core.recorder.allowed(flow, now_us)
     core.release(flow, now_us)
-    return Result(Verdict.RELEASE, rebuild(seg, without_ours(seg.options), seg.payload))
 
 
 def _in_reset(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:

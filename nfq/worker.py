@@ -33,6 +33,7 @@ from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket, release
 from nfq.reconcile import Reconciler
 from nfq.recorder import Recorder
 from nfq.rules import RulesConfig
+from nfq.suites import preference
 from sectool.api import wire
 from sectool.errors import SectoolError
 from sectool.events import DropReason, Point, now_us
@@ -73,6 +74,7 @@ class Worker:
             reject=bool(header["reject"]),
             syn_rate=float(header["syn_rate"]),
             syn_burst=2 * float(header["syn_rate"]),
+            suites=preference(header["suites"] or None),
         )
         verifier = Verifier(
             TrustBundle.from_pem(bundle.decode("ascii")), clock_skew_s=int(header["clock_skew_s"])
@@ -141,7 +143,7 @@ class Worker:
             self.holding.hold(arrival, result.hold, now_us())
         else:
             if result.packet is not None:
-                packet.set_payload(result.packet)
+                packet.set_payload(bytes(result.packet))
             # Not accept(): the packet shall meet the mangle rules of others, too.
             release(packet, self.mark if verdict is Verdict.RELEASE else self.mask & ~self.mark, self.mask)
 

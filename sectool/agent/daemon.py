@@ -244,6 +244,7 @@ class Daemon:
             "trust_domain": self.host.trust_domain,
             "clock_skew_s": settings.clock_skew_s,
             "syn_rate": settings.syn_rate,
+            "suites": list(settings.suites),
         }
 
     def _bundle(self) -> bytes:

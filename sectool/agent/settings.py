@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nfq.suites import ALL
 from sectool.errors import DocumentError, UsageError
 
 
@@ -25,6 +26,9 @@ class Settings:
     clock_skew_s: int = 60
     syn_rate: int = 2000  # inbound handshakes per second and source prefix
     activation_timeout_s: int = 5  # how long a worker may take to switch the policy revision
+    suites: tuple[
+        str, ...
+    ] = ()  # cipher suites for encrypted flows, best first; none: by what the CPU is good at
     socket_group: str | None = None  # group that may read over the local API; None: root only
 
 
@@ -58,6 +62,15 @@ def _name(value: Any) -> str:
     return value
 
 
+def _suites(value: Any) -> tuple[str, ...]:
+    known = [suite.name for suite in ALL]
+    if not isinstance(value, list) or not value or any(v not in known for v in value):
+        raise ValueError(f"expected a list of cipher suites, best first; there are {', '.join(known)}")
+    if len(set(value)) != len(value):
+        raise ValueError("a cipher suite is given twice")
+    return tuple(value)
+
+
 _READ: dict[str, Callable[[Any], Any]] = {
     "enforced_networks": _networks,
     "queue": _number(0, 65000),
@@ -69,6 +82,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "clock_skew_s": _number(0, 600),
     "syn_rate": _number(1, 1_000_000),
     "activation_timeout_s": _number(1, 60),
+    "suites": _suites,
     "socket_group": _name,
 }
 

@@ -48,12 +48,10 @@ def explain(
       sectool explain 'ip:198.51.100.7 -> app=web tcp/443' --at 2h
       sectool policy explain 'app=web -> app=db tcp/5432' --file shop.yaml
     """
-    from dataclasses import replace
 
     from sectool.events import Action, now_us
     from sectool.policy import Engine, load, parse_flow
     from sectool.policy import explain as explain_request
-    from sectool.policy.request import CAN_ENCRYPT
 
     here = session(ctx)
     if file and at:
@@ -67,8 +65,6 @@ def explain(
         revision = meta["revision"]
     networks = {doc.name: doc.spec for doc in documents.networks}
     request = spec.request(networks)
-    if not file:  # what this host's enforcer does, not what the language means
-        request = replace(request, can_encrypt=request.can_encrypt and CAN_ENCRYPT)
     answer = explain_request(Engine(documents, revision), request, now)
     allowed = answer.decision.action in (Action.ALLOW, Action.AUDIT)
     if output in (Format.TABLE, Format.WIDE):

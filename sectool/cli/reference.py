@@ -39,6 +39,7 @@ SETTINGS = {
     "clock_skew_s": "how far a peer's clock may be off, in seconds",
     "syn_rate": "inbound handshakes per second and source prefix",
     "activation_timeout_s": "how long a worker may take to switch the policy, in seconds",
+    "suites": "cipher suites for encrypted flows, best first (default: by what the processor is good at)",
     "socket_group": "group that may read over the local API (default: root only)",
 }
 

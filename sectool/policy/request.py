@@ -7,10 +7,6 @@ from dataclasses import dataclass
 from sectool.labels import LabelSet
 from sectool.policy.network import IPAddress
 
-# What the enforcer of this release can do. Until it encrypts, a flow for which encryption is required is refused, and
-# whoever predicts its verdicts has to say so.
-CAN_ENCRYPT = False
-
 NO_NAMES: frozenset[str] = frozenset()
 
 
@@ -41,7 +37,7 @@ class Request:
     """May `source` call `destination`?
 
     `protocol` is the IP protocol number; `port` the destination port, or the type of an ICMP message, whose
-    code is `icmp_code`. `can_encrypt` says that both ends have an enforcer, so that encryption is possible.
+    code is `icmp_code`. `can_encrypt` says that both ends have an enforcer and a cipher suite in common.
     """
 
     source: Party

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -89,6 +89,20 @@ def resealed(data: bytes) -> bytes:
     return packet_layer.rebuild(seg, seg.options, seg.payload)
 
 
+class Seen(NamedTuple):
+    """A result whose packet is a copy: a view would not outlive the next packet."""
+
+    verdict: Verdict
+    packet: bytes | None = None
+    hold: Hashable = None
+
+
+def seen(result: Result) -> Seen:
+    """Keep what the packet path gave."""
+    packet = None if result.packet is None else bytes(result.packet)
+    return Seen(result.verdict, packet, result.hold)
+
+
 class Host:
     """One enforcer with one workload, driven packet by packet."""
 
@@ -120,11 +134,11 @@ class Host:
             self.ports.listening[port] = found
         return local
 
-    def out(self, packet: Packet | bytes, *, local: bool = False) -> Result:
-        return datapath.handle(self.core, bytes(packet), True, local, self.now_us)
+    def out(self, packet: Packet | bytes, *, local: bool = False) -> Seen:
+        return seen(datapath.handle(self.core, bytes(packet), True, local, self.now_us))
 
-    def into(self, packet: Packet | bytes) -> Result:
-        return datapath.handle(self.core, bytes(packet), False, False, self.now_us)
+    def into(self, packet: Packet | bytes) -> Seen:
+        return seen(datapath.handle(self.core, bytes(packet), False, False, self.now_us))
 
     @property
     def records(self) -> np.ndarray:
