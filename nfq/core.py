@@ -258,8 +258,9 @@ class Core:
         return decision.action in (Action.ALLOW, Action.AUDIT)
 
     def still_permitted(self, flow: Flow, decision: Decision) -> bool:
-        """Whether a live flow may go on: allowed, and encrypted if that is asked for now."""
-        return self.permitted(decision) and (flow.suite != 0 or not decision.encrypt)
+        """Whether a live flow may go on: allowed, and encrypted if that is asked for now and it leaves the host."""
+        kept = flow.suite != 0 or flow.point is Point.LOCAL or not decision.encrypt
+        return kept and self.permitted(decision)
 
     def settle(self, flow: Flow, now_us: int) -> None:
         """A flow takes its place among the live ones. One that held the same 5-tuple before has ended."""

@@ -49,7 +49,10 @@ def _syn(core: Core, seg: Segment, now_us: int) -> Result:
     assert isinstance(peer, LocalWorkload)
     flow.peer_local, flow.auth_result = peer, AuthResult.PROVEN
     flow.request = request(
-        party(local, flow.local_address), party(peer, flow.remote_address), flow.remote_port
+        party(local, flow.local_address),
+        party(peer, flow.remote_address),
+        flow.remote_port,
+        can_encrypt=True,  # it never leaves this kernel: docs/decisions/0002
     )
     decision = core.decide(flow, now_us)
     if not core.permitted(decision):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from scapy.layers.inet import IP, TCP
 
 from nfq import datapath
 from nfq.core import Config, Result, Verdict
@@ -228,3 +229,13 @@ def test_the_same_ports_again_have_new_keys(talking: MakePair, root: RootAuthori
     assert pair.b.into(old).verdict is Verdict.DROP
     assert pair.b.core.recorder.reasons["record_invalid"] == 1
     assert parse(sent(pair.b.into(sent(pair.a.out(pair.ack(MARKER))))), False).payload == MARKER
+
+
+def test_loopback_meets_a_demand_for_encryption_and_says_plain(make_host: MakeHost) -> None:
+    host = make_host("solo", GUARDED)
+    host.workload("web", {"app": "web"})
+    host.workload("db", {"app": "db"}, port=5432)
+    syn = IP(src="127.0.0.1", dst="127.0.0.1") / TCP(sport=9, dport=5432, flags="S", seq=1)
+    assert host.out(syn, local=True).verdict is Verdict.RELEASE
+    assert host.records[0]["encryption"] == Encryption.PLAIN
+    assert datapath.activate(host.core, Engine(parse_policy(GUARDED)), 2, 0, host.now_us) == 0
