@@ -17,13 +17,14 @@ MAX_AGE_US = 2_000_000  # the pieces of a record leave in one burst; what is old
 class Partial:
     """One record under way. `view`: its ciphertext, then its tag."""
 
-    __slots__ = ("born_us", "ce", "flags", "flow", "have", "key", "length", "mask", "offset", "view")
+    __slots__ = ("born_us", "ce", "counter", "flags", "flow", "have", "key", "length", "mask", "seq", "view")
 
-    def __init__(self, flow: Pieces, key: bytes, length: int, offset: int, now_us: int) -> None:
+    def __init__(self, flow: Pieces, key: bytes, counter: int, seq: int, length: int, now_us: int) -> None:
         self.flow = flow
         self.key = key
+        self.counter = counter  # all 64 bits of it
+        self.seq = seq  # of the record's first byte
         self.length = length
-        self.offset = offset
         self.born_us = now_us
         self.have = 0  # bytes 0 to have are here
         self.mask = 0  # and beyond those, bit i for byte i
@@ -101,8 +102,10 @@ class Pieces:
         self.bytes = 0
         self.given_up = 0
 
-    def begin(self, key: bytes, length: int, offset: int, now_us: int, early: bool) -> Partial | None:
-        """Room for a record of which the first piece is here; None when there is none to have.
+    def begin(
+        self, key: bytes, counter: int, seq: int, length: int, now_us: int, *, early: bool
+    ) -> Partial | None:
+        """Room for a record of which the first piece is here; None (and counted) when there is none to have.
 
         `early`: nothing of this flow has been verified yet; such a flow gets little room and never takes another's.
         """
@@ -110,14 +113,16 @@ class Pieces:
         limit = EARLY_BYTES if early else FLOW_BYTES
         while self.bytes + length > limit:
             if not self.parts:
+                self._refused()
                 return None
             self.give_up(next(iter(self.parts.values())))
         while pool.bytes + length > pool.limit:
             if early or not len(pool):
+                self._refused()
                 return None
             oldest = pool.oldest()
             oldest.flow.give_up(oldest)
-        part = Partial(self, key, length, offset, now_us)
+        part = Partial(self, key, counter, seq, length, now_us)
         self.parts[key] = part
         self.bytes += length
         pool.enter(part)
@@ -128,6 +133,16 @@ class Pieces:
         del self.parts[part.key]
         self.bytes -= part.length
         self.pool.leave(part)
+
+    def came_whole(self, key: bytes) -> None:
+        """The record has been delivered from one packet: pieces of a copy of it are of no use any more."""
+        part = self.parts.get(key)
+        if part is not None:
+            self.remove(part)
+
+    def _refused(self) -> None:
+        self.given_up += 1
+        self.pool.given_up += 1
 
     def give_up(self, part: Partial) -> None:
         """Drop a record that will not be completed."""

@@ -1,79 +1,89 @@
 """The record layer of an encrypted TCP flow: segments in, segments out, encrypted in place. docs/protocol.md, Records.
 
 Sans-I/O. A record is one packet as the sending stack gave it to the queue, up to 64 KiB; the kernel may cut it into
-segments afterwards, each with a copy of the record's option. Whatever fails changes nothing: a tag is checked before
-any counter, window, key or buffer that a later packet relies on moves.
+segments afterwards, each with a copy of the record's option. What fails changes nothing: a tag is checked before any
+counter, window, key or buffer that a later packet relies on moves.
 
-Packets given back are views of a buffer of this module, valid until the next `seal` or `open` of any flow.
+Packets given back are views of one buffer of this process, valid until the next `seal` or `open` of any flow.
 """
 
 from __future__ import annotations
 
-import hmac
 import struct
-from hashlib import sha256
 from typing import Final, NamedTuple
 
-import numpy as np
 from cryptography.exceptions import InvalidTag
 
-from nfq.packet import (
-    FIN,
-    MAX_OPTIONS,
-    OPT_EXP,
-    PSH,
-    RECORD_OPTION_LEN,
-    RST,
-    SYN,
-    TCP,
-    PacketError,
-    iter_options,
+from nfq.frame import (
+    CE,
+    CWR,
+    MAX_PACKET,
+    OUT,
+    RECORD_HEAD,
+    V4,
+    V6,
+    kept_options,
+    set_checksum,
+    set_congestion,
+    set_length,
+    split_options,
 )
+from nfq.packet import FIN, MAX_OPTIONS, PSH, RECORD_OPTION_LEN, RST, SYN, PacketError
+from nfq.ratchet import EPOCH_BITS, Ratchet, first_secret
 from nfq.reassembly import POOL, Partial, Pieces, Pool
-from nfq.suites import KEY_LEN, TAG_LEN, Aead, Suite, by_number
+from nfq.recordstate import (
+    ACCEPTED,
+    RECV_HIGH,
+    RECV_SECRETS,
+    SEND_HIGH,
+    SEND_SECRETS,
+    SENT,
+    STATE_SIZE,
+    Saved,
+    StateError,
+    erase,
+    forget_secret,
+    leapt,
+    put_secret,
+    read,
+    words_of,
+    write,
+)
+from nfq.replay import Window
+from nfq.suites import TAG_LEN, Suite
 from sectool.events import DropReason
 
-EPOCH_BITS: Final = 22  # a key seals 2^22 records
-LEAP: Final = 1 << 16  # counters skipped after a restart
-WINDOW: Final = 4096  # counters below the highest accepted in which an unseen one is still taken
+__all__ = ("LEAP", "STATE_SIZE", "Opened", "OversizedError", "Records", "Sealed", "StateError")
 
-CWR: Final = 0x80
-_CE: Final = 0x03  # ECN bits: congestion experienced
-_NONE: Final = DropReason.NONE
-_INVALID: Final = DropReason.RECORD_INVALID
-_REPLAYED: Final = DropReason.RECORD_REPLAYED
-_MISSING: Final = DropReason.RECORD_MISSING
+LEAP: Final = 1 << 16  # counters skipped after a restart
 
 _M32: Final = 0xFFFFFFFF
 _M64: Final = 0xFFFFFFFFFFFFFFFF
 _HALF: Final = 1 << 31
-_HEAD: Final = 0xFD1C5EC7  # kind 253, length 28, ExID: see packet.OPT_EXP, RECORD_OPTION_LEN, EXID
-_HEAD_BYTES: Final = _HEAD.to_bytes(4, "big")
-_TIMESTAMPS: Final = (
-    b"\x01\x01\x08\x0a"  # NOP, NOP, timestamps: how Linux begins the options of every segment
-)
-_MAX_PACKET: Final = 0xFFFF
+_TIMESTAMPS: Final = 0x0101080A  # NOP, NOP, timestamps: how Linux begins the options of every segment
+_timestamps_head = _TIMESTAMPS.to_bytes(4, "big")
 
-_option = struct.Struct(">IIHH")  # head, counter, start, length
-_aad = struct.Struct(">IIHHQB")  # the same, unwrapped offset, FIN
-_counter_start_length = struct.Struct(">IHH")
-_u16 = struct.Struct(">H")
+# From the TCP header on. Sent: sequence number, flags, checksum.
+_sent = struct.Struct(">4xI5xB2xH")
+# Received, with timestamps and without: the same, then timestamps' head, record's head, counter, start, length.
+_with_timestamps = struct.Struct(">4xI5xB2xH2xI8xIIHH")
+_without = struct.Struct(">4xI5xB2xH2xIIHH")
+_counter_start_length = struct.Struct(">4xIHH")
+_aad = struct.Struct(">IIHHQB")  # the option's first 12 bytes, unwrapped offset, FIN
 _u32 = struct.Struct(">I")
 _u64 = struct.Struct(">Q")
 
-# Words of the state, each a native, aligned 64-bit store: one that a killed process leaves half done does not exist.
-_MAGIC, _ISNS, _SENT, _SEND_HIGH, _ACCEPTED, _RECV_HIGH, _LEAPT = range(7)
-_SEND_SECRETS, _RECV_SECRETS = 8, 16  # each two secrets of 4 words, by the parity of their epoch
-STATE_SIZE: Final = 24 * 8
-_MAGIC_VALUE: Final = 0x5EC7_0001  # high half of the first word
+_AAD: Final = bytearray(_aad.size)
+_AAD_OPTION: Final = memoryview(_AAD)[:12]
+_NONCE: Final = bytearray(12)
+_IN: Final = memoryview(bytearray(MAX_PACKET + TAG_LEN))  # ciphertext and tag side by side
 
 
 class OversizedError(PacketError):
-    """With its option the packet would not fit 65,535 bytes: have the kernel split it first (queue without GSO)."""
+    """With its option the packet would be larger than a verdict can carry (65,531 bytes).
 
-
-class StateError(ValueError):
-    """A journal slot holds no record state that this version wrote."""
+    Have the kernel split it first: the queue without GSO.
+    """
 
 
 class Sealed(NamedTuple):
@@ -90,112 +100,11 @@ class Opened(NamedTuple):
     reason: DropReason
 
 
-def _expand(secret: bytes, label: bytes) -> bytes:
-    """HKDF-Expand (RFC 5869) of one block."""
-    return hmac.digest(secret, label + b"\x01", "sha256")
-
-
-def first_secret(key: bytes, suite: Suite) -> bytes:
-    """Record secret of epoch 0 of the direction with this key: HKDF-SHA256 without salt."""
-    return _expand(
-        hmac.digest(bytes(sha256().digest_size), key, "sha256"), b"sectool record 1" + bytes((suite.cipher,))
-    )
-
-
-def key_of(secret: bytes) -> bytes:
-    """The epoch's AEAD key."""
-    return _expand(secret, b"key")
-
-
-def next_secret(secret: bytes) -> bytes:
-    """The following epoch's secret."""
-    return _expand(secret, b"next")
-
-
-# Buffers of this process. The packet being built lies at _V4 or _V6 of _OUT, so that what its checksum covers
-# (addresses, TCP header, payload) begins 8-aligned; behind it there is room for a tag and padding.
-_OUT_BYTES = bytearray(_MAX_PACKET + 129)
-_OUT = memoryview(_OUT_BYTES)
-_OUT_WORDS = np.frombuffer(_OUT_BYTES, dtype=np.uint32)
-_IN_BYTES = bytearray(_MAX_PACKET + 129)
-_IN = memoryview(_IN_BYTES)
-_V4 = 4
-_V6 = 0
-_ZEROS = bytes(8)
-
-_NONCE = bytearray(12)
-_AAD = bytearray(_aad.size)
-
-
-def _tcp_checksum(base: int, tcp_off: int, end: int, v6: bool) -> None:
-    """Write the TCP checksum of the packet at `base` of _OUT; its checksum field must be 0."""
-    _OUT[end : end + 8] = _ZEROS
-    tcp = base + tcp_off
-    begin = tcp - 32 if v6 else tcp - 8
-    if tcp_off == (40 if v6 else 20):  # addresses and TCP header are neighbours
-        total = int(np.add.reduce(_OUT_WORDS[begin >> 2 : (end + 3) >> 2], dtype=np.uint64))
-    else:
-        addresses = _OUT[base + 8 : base + 40] if v6 else _OUT[base + 12 : base + 20]
-        total = int.from_bytes(addresses, "little") + int(
-            np.add.reduce(_OUT_WORDS[tcp >> 2 : (end + 3) >> 2], dtype=np.uint64)
-        )
-    total %= 0xFFFF
-    total = (total >> 8 | (total & 0xFF) << 8) + TCP + end - tcp
-    _u16.pack_into(_OUT, tcp + 16, 0xFFFF - total % 0xFFFF)
-
-
-def _set_total(base: int, total: int, v6: bool) -> None:
-    """Write the packet's length, and an IPv4 header's checksum changed by as much (RFC 1624)."""
-    if v6:
-        _u16.pack_into(_OUT, base + 4, total - 40)
-        return
-    (old,) = _u16.unpack_from(_OUT, base + 2)
-    (check,) = _u16.unpack_from(_OUT, base + 10)
-    changed = (0xFFFF - check) + (0xFFFF - old) + total
-    _u16.pack_into(_OUT, base + 10, 0xFFFF - ((changed - 1) % 0xFFFF + 1))
-    _u16.pack_into(_OUT, base + 2, total)
-
-
-def _set_ce(base: int, v6: bool) -> None:
-    """Mark the packet as having met congestion."""
-    if v6:
-        _OUT[base + 1] |= _CE << 4
-        return
-    (old,) = _u16.unpack_from(_OUT, base)
-    (check,) = _u16.unpack_from(_OUT, base + 10)
-    changed = (0xFFFF - check) + (0xFFFF - old) + (old | _CE)
-    _u16.pack_into(_OUT, base + 10, 0xFFFF - ((changed - 1) % 0xFFFF + 1))
-    _u16.pack_into(_OUT, base, old | _CE)
-
-
-def _kept_options(options: bytes, room: int) -> bytes:
-    """Timestamps, and SACK blocks where there is room; padded. Raises PacketError on any other option."""
-    timestamps = sack = b""
-    for kind, opt in iter_options(options):
-        if kind == 8 and len(opt) == 10 and not timestamps:
-            timestamps = b"\x01\x01" + opt
-        elif kind == 5 and not sack:
-            sack = b"\x01\x01" + opt
-        else:
-            raise PacketError(f"TCP option {kind} on a segment of an encrypted flow")
-    kept = timestamps + sack
-    if len(kept) > room:
-        kept = timestamps
-    return kept + b"\0" * (-len(kept) % 4)
-
-
-def _split_options(options: bytes) -> tuple[bytes | None, bytes]:
-    """(record option or None, the others). Raises PacketError on what does not belong there."""
-    record: bytes | None = None
-    others = b""
-    for kind, opt in iter_options(options):
-        if kind == OPT_EXP and opt[:4] == _HEAD_BYTES:
-            if record is not None:
-                raise PacketError("two record options")
-            record = opt
-        else:
-            others += opt
-    return record, _kept_options(others, MAX_OPTIONS)
+_KEPT: Final = Opened(None, DropReason.NONE)
+_INVALID: Final = Opened(None, DropReason.RECORD_INVALID)
+_REPLAYED: Final = Opened(None, DropReason.RECORD_REPLAYED)
+_MISSING: Final = Opened(None, DropReason.RECORD_MISSING)
+_NONE: Final = DropReason.NONE
 
 
 class Records:
@@ -207,25 +116,21 @@ class Records:
     """
 
     __slots__ = (
-        "_accepted",
-        "_base",
         "_bits",
         "_first_in",
         "_first_out",
-        "_missing",
+        "_parts",
         "_pieces",
         "_recv",
-        "_recv_epoch",
         "_recv_high",
         "_recv_next",
         "_recv_prev",
-        "_recv_secret",
         "_send",
-        "_send_epoch",
+        "_send_end",
         "_send_high",
-        "_send_secret",
         "_sent",
         "_state",
+        "_window",
         "suite",
     )
 
@@ -243,86 +148,70 @@ class Records:
         pool: Pool = POOL,
     ) -> None:
         out, into = (i2r, r2i) if initiator else (r2i, i2r)
-        self.suite = suite
-        self._bits = epoch_bits
-        self._first_out = (isn_out + 1) & _M32
-        self._first_in = (isn_in + 1) & _M32
-        self._pieces = Pieces(pool)
-        self._sent = self._send_high = self._send_epoch = 0
-        self._accepted = self._recv_high = self._recv_epoch = 0
-        # Counters below `_accepted` that have not come: bit i for counter _base + i.
-        self._base = self._missing = 0
-        self._send_secret = first_secret(out, suite)
-        self._recv_secret = first_secret(into, suite)
-        self._send: Aead = suite.aead(key_of(self._send_secret))
-        self._recv: Aead = suite.aead(key_of(self._recv_secret))
-        self._recv_prev: Aead | None = None
-        self._recv_next: tuple[bytes, Aead] | None = None
-        self._state: memoryview | None = None
+        first_out, first_in = (isn_out + 1) & _M32, (isn_in + 1) & _M32
+        secrets = first_secret(out, suite), first_secret(into, suite)
+        self._begin(Saved(suite, epoch_bits, first_out, first_in, 0, 0, secrets[0], 0, 0, secrets[1]), pool)
         if state is not None:
             self.attach(state)
 
+    def _begin(self, saved: Saved, pool: Pool) -> None:
+        self.suite = saved.suite
+        self._bits = bits = saved.epoch_bits
+        self._first_out, self._first_in = saved.first_out, saved.first_in
+        self._sent, self._send_high = saved.sent, saved.send_high
+        self._send = Ratchet(saved.suite, saved.send_secret, saved.sent >> bits)
+        self._send_end = self._send.epoch + 1 << bits
+        self._window = Window(saved.accepted)
+        self._recv_high = saved.recv_high
+        self._recv = Ratchet(saved.suite, saved.recv_secret, saved.accepted >> bits)
+        self._recv_prev: Ratchet | None = None  # for what was overtaken on the way
+        self._recv_next: Ratchet | None = None  # made when something claims to be of it
+        self._pieces = Pieces(pool)
+        self._parts = self._pieces.parts
+        self._state: memoryview | None = None
+
     def attach(self, state: memoryview) -> None:
-        """Write everything into this slot (STATE_SIZE bytes) and keep it current from now on."""
-        if len(state) != STATE_SIZE:
-            raise StateError(f"a state slot has {STATE_SIZE} bytes, not {len(state)}")
-        words = state.cast("B").cast("Q")
-        state[:] = bytes(STATE_SIZE)
-        _put_secret(words, _SEND_SECRETS, self._send_epoch, self._send_secret)
-        _put_secret(words, _RECV_SECRETS, self._recv_epoch, self._recv_secret)
-        words[_ISNS] = (self._first_out << 32) | self._first_in
-        words[_SENT], words[_SEND_HIGH] = self._sent, self._send_high
-        words[_ACCEPTED], words[_RECV_HIGH] = self._accepted, self._recv_high
-        words[_LEAPT] = self._sent
-        words[_MAGIC] = (
-            _MAGIC_VALUE << 32 | self._bits << 8 | self.suite.cipher
-        )  # last: before it, no state is there
+        """Write everything into this slot (STATE_SIZE bytes, 8-aligned) and keep it current from now on."""
+        words = words_of(state)
+        write(
+            words,
+            Saved(
+                self.suite,
+                self._bits,
+                self._first_out,
+                self._first_in,
+                self._sent,
+                self._send_high,
+                self._send.secret,
+                self._window.highest,
+                self._recv_high,
+                self._recv.secret,
+            ),
+        )
         self._state = words
 
     @classmethod
     def restore(cls, state: memoryview, *, leap: int = LEAP, pool: Pool = POOL) -> Records:
         """The flow as a worker that has died left it in its slot, which is kept current from now on.
 
-        The send counter leaps ahead, unless nothing was sealed since the last leap; every counter up to the highest
-        accepted is a replay. Raises StateError.
+        The send counter leaps ahead, unless nothing was sealed since the last leap (so that restarts alone never move
+        it out of the receiver's reach); every counter up to the highest accepted is a replay. Raises StateError.
         """
-        if len(state) != STATE_SIZE:
-            raise StateError(f"a state slot has {STATE_SIZE} bytes, not {len(state)}")
-        words = state.cast("B").cast("Q")
-        magic = words[_MAGIC]
-        suite = by_number(magic & 0xFF)
-        bits = magic >> 8 & 0xFF
-        if magic >> 32 != _MAGIC_VALUE or suite is None or not 1 <= bits <= EPOCH_BITS:
-            raise StateError("the slot holds no record state")
+        words = words_of(state)
+        saved = read(words)
         self = cls.__new__(cls)
-        self.suite = suite
-        self._bits = bits
-        self._first_out, self._first_in = words[_ISNS] >> 32, words[_ISNS] & _M32
-        self._pieces = Pieces(pool)
-        self._sent, self._send_high = words[_SENT], words[_SEND_HIGH]
-        self._accepted, self._recv_high = words[_ACCEPTED], words[_RECV_HIGH]
-        self._base = self._missing = 0
-        self._send_epoch = self._sent >> bits
-        self._recv_epoch = self._accepted >> bits
-        self._send_secret = _get_secret(words, _SEND_SECRETS, self._send_epoch)
-        self._recv_secret = _get_secret(words, _RECV_SECRETS, self._recv_epoch)
-        self._send = suite.aead(key_of(self._send_secret))
-        self._recv = suite.aead(key_of(self._recv_secret))
-        self._recv_prev = self._recv_next = None
+        self._begin(saved, pool)
         self._state = words
-        if self._sent != words[_LEAPT]:
-            self._advance(self._sent + leap)
-            words[_SENT] = self._sent
-            words[_LEAPT] = self._sent
+        if not saved.unused:
+            self._leap(saved.sent + leap)
+            leapt(words, self._sent)
         return self
 
     def close(self) -> None:
-        """The flow is over: free its buffers and forget its keys, also in the journal."""
+        """The flow is over: free its buffers, and its keys in the journal."""
         self._pieces.clear()
         if self._state is not None:
-            self._state[_MAGIC] = 0
-            for i in range(_SEND_SECRETS, STATE_SIZE // 8):
-                self._state[i] = 0
+            erase(self._state)
             self._state = None
 
     @property
@@ -332,8 +221,8 @@ class Records:
 
     @property
     def accepted(self) -> int:
-        """Highest counter verified so far; 0: none (the other side has not proven anything by records)."""
-        return self._accepted
+        """Highest counter verified so far; 0: none, so the other side has not proven anything by records."""
+        return self._window.highest
 
     @property
     def given_up(self) -> int:
@@ -346,262 +235,269 @@ class Records:
 
     # sending
 
-    def _advance(self, counter: int) -> None:
-        """Move the send counter to `counter`, ratcheting the key as often as that needs."""
+    def _leap(self, counter: int) -> None:
+        """Move the send counter ahead to `counter` or the next that may be used, ratcheting as often as that needs."""
         if not counter & _M32:
-            counter += 1  # 0 on the wire is the handshake's proof
-        epoch = counter >> self._bits
-        if epoch != self._send_epoch:
-            secret = self._send_secret
-            for _ in range(epoch - self._send_epoch):
-                secret = next_secret(secret)
-            aead = self.suite.aead(key_of(secret))
-            state = self._state
+            counter += 1
+        state = self._state
+        while self._send.epoch < counter >> self._bits:
+            after = self._send.following()
             if state is not None:
-                old = self._send_epoch
-                _put_secret(state, _SEND_SECRETS, epoch, secret)
-                state[_SENT] = counter  # from here on a restart takes the new secret
-                if (old ^ epoch) & 1:
-                    _put_secret(state, _SEND_SECRETS, old, bytes(KEY_LEN))
-            self._send_secret, self._send, self._send_epoch = secret, aead, epoch
+                put_secret(state, SEND_SECRETS, after.epoch, after.secret)
+                state[SENT] = after.epoch << self._bits  # from here on a restart takes the new secret
+                forget_secret(state, SEND_SECRETS, self._send.epoch)
+            self._send = after
+            self._send_end = after.epoch + 1 << self._bits
         self._sent = counter
+        if state is not None:
+            state[SENT] = counter
 
     def seal(
         self, data: bytes | memoryview, tcp_off: int, data_off: int, v6: bool, *, gso: bool = False
     ) -> Sealed:
-        """Encrypt an outgoing packet under the next counter. `gso`: the kernel will split it and checksum the parts.
+        """Encrypt an outgoing packet under the next counter. `gso`: the kernel will split it and make its checksums.
 
-        Raises OversizedError when it does not fit 65,535 bytes with its option, PacketError when it is not a segment
-        that belongs to a record.
+        Raises OversizedError when it does not fit a verdict with its option, PacketError when it is not a segment
+        that belongs to a record. After either the flow is as it was.
         """
-        size = len(data)
-        flags = data[tcp_off + 13]
+        seq, flags, checksum = _sent.unpack_from(data, tcp_off)
         if flags & (SYN | RST):
             raise PacketError("not a segment of an established connection")
-        options = data_off - tcp_off - 20
-        if not options or (options == 12 and data[tcp_off + 20 : tcp_off + 24] == _TIMESTAMPS):
-            head = data_off
-            kept = None
-        else:
-            kept = _kept_options(bytes(data[tcp_off + 20 : data_off]), MAX_OPTIONS - RECORD_OPTION_LEN)
-            head = tcp_off + 20 + len(kept)
-        length = size - data_off
+        options = tcp_off + 20
+        kept = None
+        head = data_off
+        if data_off != options and (
+            data_off != options + 12 or data[options : options + 4] != _timestamps_head
+        ):
+            kept = kept_options(bytes(data[options:data_off]), MAX_OPTIONS - RECORD_OPTION_LEN)
+            head = options + len(kept)
+        length = len(data) - data_off
         total = head + RECORD_OPTION_LEN + length
-        if total > _MAX_PACKET:
+        if total > MAX_PACKET:
             raise OversizedError(f"{length} bytes of payload and a record option do not fit one packet")
-        (seq,) = _u32.unpack_from(data, tcp_off + 4)
-        fin = flags & FIN
-        high = self._send_high
-        offset = high + ((seq - self._first_out - high + _HALF & _M32) - _HALF)
+
         counter = self._sent + 1
-        if counter >> self._bits != self._send_epoch or not counter & _M32:
-            self._advance(counter)
+        state = self._state
+        if counter >= self._send_end:
+            self._leap(counter)
             counter = self._sent
         else:
             self._sent = counter
-        state = self._state
-        if state is not None:
-            state[_SENT] = counter
+            if state is not None:
+                state[SENT] = counter
+        high = self._send_high
+        offset = high + ((seq - self._first_out - high + _HALF & _M32) - _HALF)
+        fin = flags & FIN
+        # Probes of an idle connection or a closed window repeat a byte or none, and mean no loss.
+        again = offset < high and length > 1
         end = offset + length + fin
-        again = (
-            offset < high and length > 1
-        )  # probes of an idle or closed connection repeat a byte and mean no loss
         if end > high:
             self._send_high = end
             if state is not None:
-                state[_SEND_HIGH] = end
+                state[SEND_HIGH] = end
 
-        base = _V6 if v6 else _V4
-        out = _OUT
-        if kept is None:
-            out[base : base + head] = data[:head]
-        else:
-            out[base : base + tcp_off + 20] = data[: tcp_off + 20]
-            out[base + tcp_off + 20 : base + head] = kept
+        base = V6 if v6 else V4
         at = base + head
-        _aad.pack_into(_AAD, 0, _HEAD, counter & _M32, seq & 0xFFFF, length, offset & _M64, fin)
-        _u64.pack_into(_NONCE, 4, counter)
         body = at + RECORD_OPTION_LEN
         stop = body + length
-        self._send.encrypt_into(_NONCE, data[data_off:], _AAD, out[body : stop + TAG_LEN])
-        out[at : at + 12] = _AAD[:12]
-        out[at + 12 : body] = out[stop : stop + TAG_LEN]
+        _aad.pack_into(_AAD, 0, RECORD_HEAD, counter & _M32, seq & 0xFFFF, length, offset & _M64, fin)
+        _u64.pack_into(_NONCE, 4, counter)
+        plain = (data if type(data) is memoryview else memoryview(data))[data_off:]
+        self._send.aead.encrypt_into(_NONCE, plain, _AAD, OUT[body : stop + TAG_LEN])
+        if kept is None:
+            OUT[base:at] = data[:head]
+        else:
+            OUT[base : base + options] = data[:options]
+            OUT[base + options : at] = kept
+        OUT[at : at + 12] = _AAD_OPTION
+        OUT[at + 12 : body] = OUT[stop : stop + TAG_LEN]
         tcp = base + tcp_off
-        out[tcp + 12] = (body - tcp) << 2 | (out[tcp + 12] & 0x0F)
-        _u16.pack_into(out, tcp + 16, 0)
-        _set_total(base, total, v6)
+        OUT[tcp + 12] = (body - tcp) << 2 | (OUT[tcp + 12] & 0x0F)
+        set_length(total, v6)
         if not gso:
-            _tcp_checksum(base, tcp_off, stop, v6)
-        return Sealed(out[base:stop], again)
+            set_checksum(tcp, stop, v6, tcp_off == (40 if v6 else 20), checksum)
+        return Sealed(OUT[base:stop], again)
 
     # receiving
 
-    def open(self, data: bytes | memoryview, tcp_off: int, data_off: int, v6: bool, now_us: int) -> Opened:
+    def open(
+        self,
+        data: bytes | memoryview,
+        tcp_off: int,
+        data_off: int,
+        v6: bool,
+        now_us: int,
+        room: memoryview | None = None,
+    ) -> Opened:
         """Verify and decrypt an incoming packet, or keep it until the rest of its record is there.
 
+        `room`: a writable view of what `data` is a view of, from the same byte on and at least 16 bytes longer than the
+        packet; the bytes behind the packet are overwritten. It saves copying the payload.
         Raises PacketError when its options or flags do not belong on a segment of an encrypted flow.
         """
-        flags = data[tcp_off + 13]
-        size = len(data) - data_off
+        total = len(data)
+        if total > MAX_PACKET:
+            raise OversizedError(f"a packet of {total} bytes holds no record")
+        view = data if type(data) is memoryview else memoryview(data)
+        kept = None
+        option = data_off - RECORD_OPTION_LEN
+        before = option - tcp_off - 20
+        stamps = head = 0
+        if before == 12:
+            seq, flags, checksum, stamps, head, low, start, length = _with_timestamps.unpack_from(
+                view, tcp_off
+            )
+        elif not before:
+            seq, flags, checksum, head, low, start, length = _without.unpack_from(view, tcp_off)
+            stamps = _TIMESTAMPS
+        if head == RECORD_HEAD and stamps == _TIMESTAMPS:
+            tail: bytes | memoryview = view[option + 4 : data_off]
+        else:
+            seq, flags, checksum = _sent.unpack_from(view, tcp_off)
+            record, kept = split_options(bytes(view[tcp_off + 20 : data_off]))
+            if record is None:
+                return _MISSING if flags & FIN or total > data_off else Opened(data, _NONE)
+            tail = record[4:]
+            low, start, length = _counter_start_length.unpack_from(tail)
+            option = tcp_off + 20 + len(kept)
+        size = total - data_off
         fin = flags & FIN
-        if flags & (SYN | RST) and (size or flags & SYN):
+        at = seq - start & 0xFFFF
+        if flags & (SYN | RST):
             raise PacketError("not a segment of an established connection")
-        record, kept = _split_options(bytes(data[tcp_off + 20 : data_off]))
-        if record is None:
-            if size or fin:
-                return Opened(None, _MISSING)
-            return Opened(data if isinstance(data, bytes) else data[:], _NONE)
-        low, start, length = _counter_start_length.unpack_from(record, 4)
-        (seq,) = _u32.unpack_from(data, tcp_off + 4)
         if not low:
-            if size or fin:
-                return Opened(None, _INVALID)
-            return self._bare(data, tcp_off, kept, v6)
-        rel = (seq - start) & 0xFFFF
-        if rel + size > length or (not size and length) or (fin and rel + size != length):
-            return Opened(None, _INVALID)
+            # The handshake's proof, which is no record: on a bare ACK it is merely taken off.
+            return _INVALID if size or fin else self._delivered(view, tcp_off, option, kept, 0, v6, checksum)
+        if (
+            at + size > length
+            or (fin and at + size != length)
+            or (not size and length)
+            or option + length > MAX_PACKET
+        ):
+            return _INVALID
 
-        accepted = self._accepted
-        counter = accepted + ((low - accepted + _HALF & _M32) - _HALF)
-        if counter <= accepted and not self._unseen(counter):
-            return Opened(None, _REPLAYED)
-        if counter >> self._bits > self._recv_epoch + 1:
-            return Opened(None, _INVALID)
-        high = self._recv_high
-        offset = high + ((seq - rel - self._first_in - high + _HALF & _M32) - _HALF)
+        window = self._window
         part: Partial | None = None
-        if size != length:
-            key = record[4:]
-            part = self._pieces.parts.get(key)
+        if size == length:
+            accepted = window.highest
+            counter = accepted + ((low - accepted + _HALF & _M32) - _HALF)
+            if not window.fresh(counter):
+                return _REPLAYED
+            high = self._recv_high
+            offset = high + ((seq - self._first_in - high + _HALF & _M32) - _HALF)
+            if room is None:
+                sealed = _IN[: size + TAG_LEN]
+                sealed[:size] = view[data_off:]
+                sealed[size:] = tail[8:]
+            else:
+                room[total : total + TAG_LEN] = tail[8:]
+                sealed = room[data_off : total + TAG_LEN]
+        else:
+            key = bytes(tail)
+            seq = seq - at & _M32
+            part = self._parts.get(key)
             if part is None:
-                part = self._pieces.begin(key, length, offset, now_us, not accepted)
+                accepted = window.highest
+                counter = accepted + ((low - accepted + _HALF & _M32) - _HALF)
+                if not window.fresh(counter):
+                    return _REPLAYED
+                if counter >> self._bits > self._recv.epoch + 1:
+                    return _INVALID
+                part = self._pieces.begin(key, counter, seq, length, now_us, early=not accepted)
                 if part is None:
-                    return Opened(None, _NONE)
-            elif part.offset != offset:
-                return Opened(None, _INVALID)
-            if rel + size == length:
+                    return _KEPT
+            elif part.seq != seq:
+                return _INVALID
+            if view[1] >> 4 & CE == CE if v6 else view[1] & CE == CE:
+                part.ce = True
+            if at + size == length:
                 part.flags |= flags & (FIN | PSH)
             part.flags |= flags & CWR
-            if data[1] >> 4 & _CE == _CE if v6 else data[1] & _CE == _CE:
-                part.ce = True
-            if not part.add(rel, data[data_off:], size):
-                return Opened(None, _NONE)
+            if not part.add(at, view[data_off:], size):
+                return _KEPT
             self._pieces.remove(part)
+            counter = part.counter
+            if not window.fresh(counter):
+                return _REPLAYED
+            high = self._recv_high
+            offset = high + ((seq - self._first_in - high + _HALF & _M32) - _HALF)
             flags = flags & ~(FIN | PSH | CWR) | part.flags
             fin = flags & FIN
             sealed = part.view
-        else:
-            sealed = _IN[: length + TAG_LEN]
-            sealed[:length] = data[data_off:]
-            sealed[length:] = record[12:]
 
-        base = _V6 if v6 else _V4
-        body = base + tcp_off + 20 + len(kept)
+        base = V6 if v6 else V4
+        body = base + option
         stop = body + length
-        if stop - base > _MAX_PACKET:
-            return Opened(None, _INVALID)
-        _AAD[:12] = record[:12]
-        _aad.pack_into(_AAD, 0, _HEAD, low, start, length, offset & _M64, fin)
+        _aad.pack_into(_AAD, 0, RECORD_HEAD, low, start, length, offset & _M64, fin)
         _u64.pack_into(_NONCE, 4, counter)
-        if not self._decrypt(counter, sealed, _OUT[body:stop]):
-            return Opened(None, _INVALID)
-        if offset + length + fin > high:
-            self._recv_high = offset + length + fin
+        if not self._verified(counter, sealed, OUT[body:stop]):
+            return _INVALID
+        end = offset + length + fin
+        if end > high:
+            self._recv_high = end
             if self._state is not None:
-                self._state[_RECV_HIGH] = self._recv_high
+                self._state[RECV_HIGH] = end
 
-        _OUT[base : base + tcp_off + 20] = data[: tcp_off + 20]
-        _OUT[base + tcp_off + 20 : body] = kept
-        tcp = base + tcp_off
-        if part is not None:
-            _u32.pack_into(_OUT, tcp + 4, (seq - rel) & _M32)
-            _OUT[tcp + 13] = flags
-            if part.ce:
-                _set_ce(base, v6)
-        return self._finish(base, tcp_off, body, stop, v6)
-
-    def _bare(self, data: bytes | memoryview, tcp_off: int, kept: bytes, v6: bool) -> Opened:
-        """A segment without payload whose option is the handshake's proof: take that off."""
-        base = _V6 if v6 else _V4
-        body = base + tcp_off + 20 + len(kept)
-        _OUT[base : base + tcp_off + 20] = data[: tcp_off + 20]
-        _OUT[base + tcp_off + 20 : body] = kept
-        return self._finish(base, tcp_off, body, body, v6)
+        if part is None:
+            if self._parts:
+                self._pieces.came_whole(bytes(tail))
+            return self._delivered(view, tcp_off, option, kept, length, v6, checksum)
+        return self._delivered(view, tcp_off, option, kept, length, v6, checksum, part, flags)
 
     @staticmethod
-    def _finish(base: int, tcp_off: int, body: int, stop: int, v6: bool) -> Opened:
-        """Lengths and checksums of the packet in _OUT."""
-        tcp = base + tcp_off
-        _OUT[tcp + 12] = (body - tcp) << 2 | (_OUT[tcp + 12] & 0x0F)
-        _u16.pack_into(_OUT, tcp + 16, 0)
-        _set_total(base, stop - base, v6)
-        _tcp_checksum(base, tcp_off, stop, v6)
-        return Opened(_OUT[base:stop], _NONE)
-
-    def _unseen(self, counter: int) -> bool:
-        """Whether a counter at or below the highest accepted is inside the window and has not come yet."""
-        i = counter - self._base
-        return i >= 0 and counter > self._accepted - WINDOW and self._missing >> i & 1 == 1
-
-    def _decrypt(self, counter: int, sealed: memoryview, into: memoryview) -> bool:
-        """Verify under the counter's epoch; only if that holds move the window, and the keys if it is the next."""
-        epoch = counter >> self._bits
-        ahead = epoch - self._recv_epoch
-        if not ahead:
-            aead = self._recv
-        elif ahead == 1:
-            if self._recv_next is None:
-                secret = next_secret(self._recv_secret)
-                self._recv_next = secret, self.suite.aead(key_of(secret))
-            aead = self._recv_next[1]
-        elif ahead == -1 and self._recv_prev is not None:
-            aead = self._recv_prev
+    def _delivered(
+        view: memoryview,
+        tcp_off: int,
+        head: int,
+        kept: bytes | None,
+        length: int,
+        v6: bool,
+        checksum: int,
+        part: Partial | None = None,
+        flags: int = 0,
+    ) -> Opened:
+        """The packet around a verified payload that lies in OUT already; `part`: it stands for that record's pieces."""
+        base = V6 if v6 else V4
+        body = base + head
+        stop = body + length
+        if kept is None:
+            OUT[base:body] = view[:head]
         else:
+            OUT[base : base + tcp_off + 20] = view[: tcp_off + 20]
+            OUT[base + tcp_off + 20 : body] = kept
+        tcp = base + tcp_off
+        OUT[tcp + 12] = (body - tcp) << 2 | (OUT[tcp + 12] & 0x0F)
+        if part is not None:
+            _u32.pack_into(OUT, tcp + 4, part.seq)
+            OUT[tcp + 13] = flags
+            if part.ce:
+                set_congestion(v6)
+        set_length(stop - base, v6)
+        set_checksum(tcp, stop, v6, tcp_off == (40 if v6 else 20), checksum)
+        return Opened(OUT[base:stop], _NONE)
+
+    def _verified(self, counter: int, sealed: memoryview, into: memoryview) -> bool:
+        """Decrypt under the counter's epoch; only if the tag holds move the window, and the key if it is the next."""
+        recv: Ratchet | None = self._recv
+        ahead = (counter >> self._bits) - self._recv.epoch
+        if ahead == 1:
+            recv = self._recv_next = self._recv_next or self._recv.following()
+        elif ahead:
+            recv = self._recv_prev if ahead == -1 else None
+        if recv is None:
             return False
         try:
-            aead.decrypt_into(_NONCE, sealed, _AAD, into)
+            recv.aead.decrypt_into(_NONCE, sealed, _AAD, into)
         except InvalidTag:
             return False
-        accepted = self._accepted
-        if counter < accepted:
-            self._missing ^= 1 << (counter - self._base)
-            return True
-        if counter != accepted + 1:
-            self._skip(accepted + 1, counter)
-        state = self._state
-        if ahead:
-            old, epoch = self._recv_epoch, self._recv_epoch + 1
-            assert self._recv_next is not None
-            self._recv_prev = self._recv
-            self._recv_secret, self._recv = self._recv_next
-            self._recv_epoch, self._recv_next = epoch, None
-            if state is not None:
-                _put_secret(state, _RECV_SECRETS, epoch, self._recv_secret)
-                state[_ACCEPTED] = counter  # from here on a restart takes the new secret
-                _put_secret(state, _RECV_SECRETS, old, bytes(KEY_LEN))
-        elif state is not None:
-            state[_ACCEPTED] = counter
-        self._accepted = counter
+        window, state = self._window, self._state
+        if state is not None and counter > window.highest:
+            if ahead == 1:
+                put_secret(state, RECV_SECRETS, recv.epoch, recv.secret)
+            state[ACCEPTED] = counter  # from here on a restart takes the secret of its epoch
+            if ahead == 1:
+                forget_secret(state, RECV_SECRETS, self._recv.epoch)
+        if ahead == 1:
+            self._recv_prev, self._recv, self._recv_next = self._recv, recv, None
+        window.accept(counter)
         return True
-
-    def _skip(self, first: int, counter: int) -> None:
-        """Counters first to counter - 1 have been jumped over: they may still come, inside the window."""
-        lowest = max(counter - WINDOW + 1, 1)
-        if first < lowest:
-            first = lowest
-        if not self._missing or lowest - self._base > WINDOW:
-            shift = lowest - self._base
-            self._missing = self._missing >> shift if shift > 0 else self._missing << -shift
-            self._base = lowest
-        if first < counter:
-            self._missing |= ((1 << (counter - first)) - 1) << (first - self._base)
-
-
-def _put_secret(words: memoryview, at: int, epoch: int, secret: bytes) -> None:
-    at += (epoch & 1) * 4
-    words[at : at + 4] = memoryview(secret).cast("Q")
-
-
-def _get_secret(words: memoryview, at: int, epoch: int) -> bytes:
-    at += (epoch & 1) * 4
-    return bytes(words[at : at + 4])
