@@ -74,7 +74,7 @@ class Worker:
             reject=bool(header["reject"]),
             syn_rate=float(header["syn_rate"]),
             syn_burst=2 * float(header["syn_rate"]),
-            suites=preference(header["suites"] or None),
+            suites=preference(header.get("suites") or None),
         )
         verifier = Verifier(
             TrustBundle.from_pem(bundle.decode("ascii")), clock_skew_s=int(header["clock_skew_s"])
