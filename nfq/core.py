@@ -18,11 +18,13 @@ from typing import NamedTuple, Protocol
 from nfq.flow import Flow, FlowTable, LocalWorkload, Owner, State
 from nfq.handshake import CLOCK_WINDOW_S, Verifier
 from nfq.limits import SeenHandshakes, TokenBuckets
+from nfq.names import NameTable
 from nfq.noise import EphemeralPool
 from nfq.packet import Segment
 from nfq.reassembly import POOL
 from nfq.record import Records
 from nfq.recorder import Counts, Recorder
+from nfq.sessions import Lane, Sessions, one_lane
 from nfq.suites import Suite, by_number, mask
 from sectool.events import Action, DropReason, Point
 from sectool.policy import Decision, Engine, Party, Request
@@ -89,6 +91,9 @@ class Ports(Protocol):
     def inject(self, packet: bytes) -> None:
         """Send a crafted packet to a remote peer, past our own queue. Best effort."""
 
+    def repeat(self, packet: bytes) -> None:
+        """Send a SYN of a local program once more, as its stack would: it comes through the queue again. Best effort."""
+
     def reset_local(self, seg: Segment) -> None:
         """Make the local socket that sent `seg` fail at once. Best effort."""
 
@@ -116,6 +121,8 @@ class Config:
     refusal_rate: float = 200.0
     half_open_limit: int = 65_536
     live_limit: int = 1_048_576
+    worker: int = 0  # number of this packet worker, and how many this host has
+    workers: int = 1
     suites: tuple[Suite, ...] = ()  # for encrypted flows, best first; none: this host does not encrypt
 
 
@@ -191,9 +198,17 @@ class Core:
     """State shared by the parts of one worker's packet path."""
 
     def __init__(
-        self, config: Config, engine: Engine, verifier: Verifier, recorder: Recorder, ports: Ports
+        self,
+        config: Config,
+        engine: Engine,
+        verifier: Verifier,
+        recorder: Recorder,
+        ports: Ports,
+        names: NameTable | None = None,
     ) -> None:
         self.config = config
+        self.names = NameTable() if names is None else names
+        self.names.watch(engine)
         self.engine = engine
         self.revision = 0
         self.verifier = verifier
@@ -209,6 +224,8 @@ class Core:
         self.seen = SeenHandshakes(2 * CLOCK_WINDOW_S * 1_000_000)
         self.syn_limit = TokenBuckets(config.syn_rate, config.syn_burst)
         self.refusal_limit = TokenBuckets(config.refusal_rate, 2 * config.refusal_rate)
+        self.hint_limit = TokenBuckets(config.refusal_rate, 2 * config.refusal_rate)
+        self.sessions = Sessions()
         self.expiring: list[tuple[int, int, Flow]] = []  # heap of live flows whose decision has an end
         self.uncut: list[Flow] = []  # cut, but the kernel has not taken note yet
         self.reassembly = POOL
@@ -238,6 +255,10 @@ class Core:
             return DropReason.NO_LOCAL_IDENTITY
         flow.local = local
         return local
+
+    def lane(self, _key: bytes) -> Lane:
+        """Which of n packet workers of the other host gets a flow of this key."""
+        return one_lane
 
     def drop(self, reason: DropReason) -> Result:
         """Drop and count a packet that makes no event of its own."""
@@ -332,6 +353,11 @@ def party(labels_of: LocalWorkload | None, raw: bytes) -> Party:
         return Party(None, None, address(raw))
     identity = labels_of.identity
     return Party(identity.labels, identity.spiffe_id, address(raw))
+
+
+def stranger(core: Core, raw: bytes, now_us: int) -> Party:
+    """A peer without identity as policy sees it: its address, and the names that this host was told for it."""
+    return Party(None, None, address(raw), core.names.names_of(raw, now_us))
 
 
 def request(source: Party, destination: Party, port: int, *, can_encrypt: bool = False) -> Request:

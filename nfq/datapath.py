@@ -104,6 +104,7 @@ def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us
     """Switch to another policy revision at once and cut every live flow it denies. Returns how many were cut."""
     core.engine, core.revision = engine, revision
     core.recorder.policy_hash = policy_hash
+    core.names.watch(engine)
     core.denials.clear()
     for flow in core.accepting:
         # Nothing has passed yet. (A connecting flow is judged when its answer comes.)
@@ -202,5 +203,6 @@ def tick(core: Core, now_us: int) -> None:
         except (SectoolError, OSError):
             core.uncut.append(flow)
     core.reassembly.expire(now_us)
+    core.sessions.tick(now_us)
     core.recorder.tick(now_us)
     expired_rules(core, now_us)

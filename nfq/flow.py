@@ -20,6 +20,7 @@ from enum import IntEnum
 from nfq.handshake import Greeting, Hello
 from nfq.noise import KeyPair, TransportKeys
 from nfq.record import Records
+from nfq.session import Attempt, Issued, Resume
 from sectool.events import Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.identity.verify import PeerIdentity
 from sectool.policy import Decision, Request
@@ -65,6 +66,7 @@ class Flow:
     __slots__ = (
         "adopted",
         "answer_wire",
+        "attempt",
         "auth",
         "auth_result",
         "conn_state",
@@ -76,6 +78,7 @@ class Flow:
         "hello",
         "history",
         "isn",
+        "issued",
         "journal_slot",
         "key",
         "keys",
@@ -88,15 +91,18 @@ class Flow:
         "peer_rule",
         "point",
         "proof",
+        "protocol",
         "reason",
         "recorded",
         "records",
         "request",
+        "resume",
         "revision",
         "small_until_us",
         "start_us",
         "state",
         "suite",
+        "syn",
         "timeout_us",
         "until_us",
         "v6",
@@ -106,6 +112,7 @@ class Flow:
         self.key = key
         self.v6 = v6
         self.point = point
+        self.protocol = 6  # IP protocol number
         self.state = state
         self.isn = isn  # initiator's initial sequence number
         self.start_us = now_us
@@ -126,7 +133,11 @@ class Flow:
         self.decision: Decision | None = None
         self.revision = 0
         self.hello: Hello | None = None
+        self.attempt: Attempt | None = None  # instead of `hello`, under a session
+        self.syn = b""  # as the local stack sent it, to send it again
         self.greeting: Greeting | None = None
+        self.resume: Resume | None = None  # instead of `greeting`, under a session
+        self.issued: Issued | None = None  # the session that this handshake makes
         self.answer_wire = b""  # message 2, kept for retransmitted SYN-ACKs
         self.keys: TransportKeys | None = None
         self.proof = b""
@@ -143,8 +154,9 @@ class Flow:
 
     def forget_handshake(self) -> None:
         """Drop what only the handshake needed: keys must not outlive their use."""
-        self.hello = None
-        self.greeting = None
+        self.hello = self.attempt = None
+        self.syn = b""
+        self.greeting = self.resume = self.issued = None
         self.keys = None
         self.proof = b""
         self.answer_wire = b""
@@ -166,12 +178,12 @@ class Flow:
 
     @property
     def local_port(self) -> int:
-        """TCP port on this host."""
+        """Port on this host."""
         return int.from_bytes(self.key[-4:-2], "big")
 
     @property
     def remote_port(self) -> int:
-        """TCP port on the other host."""
+        """Port on the other host."""
         return int.from_bytes(self.key[-2:], "big")
 
 

@@ -15,12 +15,14 @@ from nfq.core import (
     carried,
     party,
     request,
+    stranger,
 )
 from nfq.flow import Flow, State
-from nfq.handshake import Decision, HandshakeError, Hello, Refusal, proof_option, seal_refusal
+from nfq.handshake import Answer, Decision, HandshakeError, Hello, Refusal, proof_option, seal_refusal
 from nfq.packet import (
     HANDSHAKE_OPTION,
     RST,
+    TCP,
     Segment,
     as_reset,
     carries,
@@ -32,6 +34,7 @@ from nfq.packet import (
     with_option,
     without_ours,
 )
+from nfq.session import Held, is_resumed, is_unknown, lifetime_s
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
 
@@ -41,7 +44,11 @@ PLAUSIBLE = 1 << 24  # bytes either side can have sent before the first packet i
 def out_syn(core: Core, seg: Segment, now_us: int) -> Result:
     """A local program connects."""
     flow = core.connecting.get(seg.key)
-    if flow is not None and flow.isn == seg.seq and flow.hello is not None:
+    if flow is not None and flow.isn == seg.seq:
+        if flow.attempt is not None:
+            # Nobody has answered: the session may be unknown over there.
+            core.sessions.forget(flow.attempt.session)
+            _greet(core, flow, now_us)
         return _with_hello(seg, flow)
     live = core.live.get(seg.key)
     if live is not None and live.auth is Auth.NONE and live.isn == seg.seq and live.state is State.AUTHORISED:
@@ -58,23 +65,50 @@ def out_syn(core: Core, seg: Segment, now_us: int) -> Result:
         return _outside(core, seg, flow, now_us)
     if core.connecting.full:
         return core.drop(DropReason.TABLE_FULL)
-    flow.hello = Hello(local.static, local.blob, now_us, core.suites, core.ephemerals.take())
+    session = core.sessions.choose(local.identity.id, _where(flow), now_us, core.lane(seg.key))
+    if session is not None:
+        flow.attempt, flow.syn = session.attempt(core.suites), bytes(seg.data)
+    else:
+        _greet(core, flow, now_us)
     core.connecting.add(flow)
     core.connecting.expire_after(flow, now_us, SYN_SENT_TIMEOUT_US)
     return _with_hello(seg, flow)
 
 
+def _where(flow: Flow) -> tuple[int, bytes, bytes]:
+    """What a session leads to: protocol, address, port."""
+    return TCP, flow.remote_address, flow.key[-2:]
+
+
+def _greet(core: Core, flow: Flow, now_us: int) -> None:
+    """Let a full handshake be made with the next transmission."""
+    assert flow.local is not None
+    flow.attempt, flow.syn = None, b""
+    flow.hello = Hello(flow.local.static, flow.local.blob, now_us, core.suites, core.ephemerals.take())
+
+
 def _with_hello(seg: Segment, flow: Flow) -> Result:
-    assert flow.hello is not None
+    hello = flow.attempt or flow.hello
+    assert hello is not None
     options = syn_options(seg.options, lower_mss=True, add=HANDSHAKE_OPTION)
-    return Result(Verdict.ACCEPT, rebuild(seg, options, flow.hello.payload))
+    return Result(Verdict.ACCEPT, rebuild(seg, options, hello.payload))
+
+
+def _read(core: Core, flow: Flow, payload: bytes, now_us: int) -> Answer:
+    """Authenticate what answers our SYN, and note how. Raises HandshakeError."""
+    if flow.attempt is not None:
+        flow.auth = Auth.SESSION
+        return flow.attempt.read(payload, now_us)
+    assert flow.hello is not None
+    flow.auth = Auth.NOISE_IX
+    return flow.hello.read(payload, core.verifier, now_us)
 
 
 def _outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     """Towards a network that is not enforced: only network rules can allow it, and no identity leaves."""
     flow.request = request(
         party(flow.local, flow.local_address),
-        Party(None, None, address(flow.remote_address)),
+        stranger(core, flow.remote_address, now_us),
         flow.remote_port,
     )
     decision = core.decide(flow, now_us)
@@ -109,12 +143,13 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     require_checksum(seg)
     if not has_handshake(seg):
         return _bare_answer(core, seg, flow, now_us)
-    assert flow.hello is not None
+    if flow.attempt is None and is_resumed(seg.payload):
+        return core.drop(DropReason.HANDSHAKE_TIMEOUT)  # too late: our next transmission has given up the session
     try:
-        answer = flow.hello.read(seg.payload, core.verifier, now_us)
+        answer = _read(core, flow, seg.payload, now_us)
     except HandshakeError as e:
         return _bad_answer(core, seg, flow, e.reason, now_us)
-    flow.auth, flow.auth_result, flow.peer = Auth.NOISE_IX, AuthResult.PROVEN, answer.peer
+    flow.auth_result, flow.peer = AuthResult.PROVEN, answer.peer
     if answer.decision is Decision.REFUSE:
         return _deny_answer(core, seg, flow, DropReason.HANDSHAKE_MALFORMED, now_us)
     flow.request = request(
@@ -135,6 +170,7 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
             reply_reset(seg, options=HANDSHAKE_OPTION, payload=seal_refusal(answer.keys, refusal))
         )
         return _deny_answer(core, seg, flow, decision.reason, now_us)
+    _learn(core, flow, answer, now_us)
     flow.keys = answer.keys
     flow.proof = proof_option(answer.keys, flow.suite)
     flow.peer_isn = seg.seq
@@ -147,6 +183,16 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
         flow.records = core.records(flow)
     core.journal(flow)  # if we die now, the successor takes the proof as seen: most likely it was
     return _stripped(seg)
+
+
+def _learn(core: Core, flow: Flow, answer: Answer, now_us: int) -> None:
+    """Keep the session that a full handshake has left."""
+    assert flow.local is not None
+    mine = flow.local.identity
+    life = min(answer.grant.lifetime_s, lifetime_s(now_us, mine.not_after_us))
+    if life:
+        session = Held(mine.id, answer.peer, answer.keys, life, now_us)
+        core.sessions.learn(session, _where(flow), answer.grant, core.lane(flow.key))
 
 
 def _again(core: Core, seg: Segment) -> Result:
@@ -188,17 +234,20 @@ def _bad_answer(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us
 
     A credential that is refused inside an answer that does authenticate is the peer's own: that is final.
     """
+    if reason is DropReason.SESSION_UNKNOWN:
+        return core.drop(reason)  # revoked or expired since our SYN: the next one is a full handshake
     if reason in (
         DropReason.HANDSHAKE_FORGED,
+        DropReason.SESSION_FORGED,
         DropReason.HANDSHAKE_MALFORMED,
         DropReason.VERSION_UNSUPPORTED,
     ):
         if not flow.recorded:
-            flow.auth, flow.auth_result = Auth.NOISE_IX, AuthResult.FAILED
+            flow.auth_result = AuthResult.FAILED
             core.recorder.denied(flow, reason, now_us, Action.ERROR)
             return DROP
         return core.drop(reason)
-    flow.auth, flow.auth_result = Auth.NOISE_IX, AuthResult.FAILED
+    flow.auth_result = AuthResult.FAILED
     return _deny_answer(core, seg, flow, reason, now_us)
 
 
@@ -225,26 +274,40 @@ def in_reset(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
             core.recorder.denied(flow, DropReason.NO_IDENTITY, now_us, Action.ERROR)
         core.connecting.remove(flow)
         return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b""))
-    assert flow.hello is not None
+    if is_unknown(seg.payload):
+        return _hinted(core, seg, flow, now_us)
     try:
-        answer = flow.hello.read(seg.payload, core.verifier, now_us)
+        answer = _read(core, flow, seg.payload, now_us)
     except HandshakeError as e:
         return core.drop(e.reason)
     if answer.decision is not Decision.REFUSE:
         return core.drop(DropReason.HANDSHAKE_MALFORMED)
     if not flow.recorded:
-        flow.auth, flow.auth_result, flow.peer = Auth.NOISE_IX, AuthResult.PROVEN, answer.peer
+        flow.auth_result, flow.peer = AuthResult.PROVEN, answer.peer
         flow.decider, flow.peer_reason, flow.peer_rule = Decider.PEER, answer.reason, answer.rule
         flow.conn_state = ConnState.REJ
         flow.revision = core.revision
         core.recorder.denied(flow, DropReason.PEER_DENIED, now_us)
     if not core.config.reject:
         # The SYN will be retransmitted, and may be let in by then, but not with a handshake seen over there before.
-        assert flow.local is not None
-        flow.hello = Hello(flow.local.static, flow.local.blob, now_us, core.suites, core.ephemerals.take())
+        _greet(core, flow, now_us)
         return DROP
     core.connecting.remove(flow)
     return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b""))
+
+
+def _hinted(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
+    """The responder does not know the session. Whoever says so could as well have kept our SYN from it.
+
+    So it may make us do no more than that would: a full handshake, a second earlier.
+    """
+    if flow.attempt is None or not flow.attempt.unknown(seg.payload):
+        return core.drop(DropReason.SESSION_FORGED)
+    core.sessions.forget(flow.attempt.session)
+    syn = flow.syn
+    _greet(core, flow, now_us)
+    core.ports.repeat(syn)
+    return core.drop(DropReason.SESSION_UNKNOWN)
 
 
 def out_segment(core: Core, seg: Segment, flow: Flow) -> Result:

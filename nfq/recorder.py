@@ -63,17 +63,32 @@ class _Burst(NamedTuple):
     port: int
     point: Point
     action: Action
+    protocol: int
 
 
 _NO_COUNTS = Counts()
 
 
+# Types of ICMP messages that ask and answer each other; the others go one way.
+_COUNTERPARTS = {
+    1: {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17, 9: 10, 10: 9},
+    58: {128: 129, 129: 128, 133: 134, 134: 133, 135: 136, 136: 135, 130: 131, 131: 130, 144: 145, 145: 144},
+}
+
+
 def community_id(source: bytes, destination: bytes, sport: int, dport: int, proto: int = 6) -> bytes:
-    """SHA-1 part (20 bytes) of the community id v1 with seed 0, the same seen from either end."""
+    """SHA-1 part (20 bytes) of the community id v1 with seed 0, the same seen from either end.
+
+    For ICMP `sport` is the type and `dport` the code, as in flow records.
+    """
+    one_way = False
+    if proto in _COUNTERPARTS:
+        answer = _COUNTERPARTS[proto].get(sport)
+        one_way, dport = answer is None, dport if answer is None else answer
     a = source + sport.to_bytes(2, "big")
     b = destination + dport.to_bytes(2, "big")
     n = len(source)
-    low, high = (a, b) if a <= b else (b, a)
+    low, high = (a, b) if one_way or a <= b else (b, a)
     data = b"\0\0" + low[:n] + high[:n] + bytes((proto, 0)) + low[n:] + high[n:]
     return sha1(data, usedforsecurity=False).digest()
 
@@ -154,7 +169,7 @@ class Recorder:
             phase,
             flow.point,
             action,
-            6,
+            flow.protocol,
             _DIRECTION[flow.point],
             flow.auth,
             flow.auth_result,
@@ -181,7 +196,7 @@ class Recorder:
             flow.event_id,
             _wide(src),
             _wide(dst),
-            community_id(src, dst, sport, dport),
+            community_id(src, dst, sport, dport, flow.protocol),
             flow.history,
             *counts,
             s[0],
@@ -237,6 +252,7 @@ class Recorder:
             flow.local_port if inward else flow.remote_port,
             flow.point,
             action,
+            flow.protocol,
         )
         if len(self._bursts) >= 4096 and burst not in self._bursts:
             burst = burst._replace(
@@ -274,6 +290,7 @@ class Recorder:
                 0,
                 self._burst_start_us,
             )
+            flow.protocol = burst.protocol
             flow.reason = burst.reason
             flow.conn_state = ConnState.S0
             self.flow(

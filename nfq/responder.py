@@ -15,6 +15,7 @@ from nfq.core import (
     carried,
     party,
     request,
+    stranger,
 )
 from nfq.flow import Flow, LocalWorkload, State
 from nfq.handshake import (
@@ -181,7 +182,7 @@ def _from_outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if isinstance(local, DropReason):
         return _deny(core, seg, flow, local, now_us)
     flow.request = request(
-        Party(None, None, address(flow.remote_address)), party(local, flow.local_address), flow.local_port
+        stranger(core, flow.remote_address, now_us), party(local, flow.local_address), flow.local_port
     )
     decision = core.decide(flow, now_us)
     if not core.permitted(decision):
