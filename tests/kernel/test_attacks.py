@@ -103,9 +103,9 @@ def keys_of(credential: Credential) -> KeyPair:
     return KeyPair(credential.x25519_private, credential.x25519_public)
 
 
-def hello_of(credential: Credential) -> Hello:
+def hello_of(credential: Credential, suites: int = 0) -> Hello:
     """A fresh handshake for a credential, as its owner would make it."""
-    return Hello(keys_of(credential), credential.blob, now_us())
+    return Hello(keys_of(credential), credential.blob, now_us(), suites)
 
 
 def verifier(lan: Lan) -> Verifier:
@@ -114,9 +114,9 @@ def verifier(lan: Lan) -> Verifier:
     return Verifier(TrustBundle().with_root(DOMAIN, pem))
 
 
-def shake(lan: Lan, port: int, *, v6: bool = False) -> tuple[Hand, TransportKeys]:
+def shake(lan: Lan, port: int, *, v6: bool = False, suites: int = 0) -> tuple[Hand, TransportKeys]:
     """Half a handshake with the true keys of app=web: SYN and SYN-ACK have gone, the proof is missing."""
-    hand, hello = Hand(lan, port, v6=v6), hello_of(lan.a.identity())
+    hand, hello = Hand(lan, port, v6=v6), hello_of(lan.a.identity(), suites)
     hand.syn(hello.payload)
     return hand, hello.read(hand.synack(), verifier(lan), now_us()).keys
 
