@@ -68,7 +68,7 @@ _sent = struct.Struct(">4xI5xB2xH")
 # Received, with timestamps and without: the same, then timestamps' head, record's head, counter, start, length.
 _with_timestamps = struct.Struct(">4xI5xB2xH2xI8xIIHH")
 _without = struct.Struct(">4xI5xB2xH2xIIHH")
-_counter_start_length = struct.Struct(">4xIHH")
+_counter_start_length = struct.Struct(">IHH")
 _aad = struct.Struct(">IIHHQB")  # the option's first 12 bytes, unwrapped offset, FIN
 _u32 = struct.Struct(">I")
 _u64 = struct.Struct(">Q")
@@ -363,7 +363,7 @@ class Records:
         size = total - data_off
         fin = flags & FIN
         at = seq - start & 0xFFFF
-        if flags & (SYN | RST):
+        if flags & SYN or (flags & RST and (size or fin)):
             raise PacketError("not a segment of an established connection")
         if not low:
             # The handshake's proof, which is no record: on a bare ACK it is merely taken off.
