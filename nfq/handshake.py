@@ -19,7 +19,7 @@ import hmac
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -45,11 +45,12 @@ CLOCK_WINDOW_S = 120  # how far the initiator's clock may be from ours, either w
 _PROLOGUE = b"sectool handshake 1\0"
 _SYN_HEADER = struct.Struct(">BBBBIHH")  # version, type, flags, suites, unix seconds, blob length, 0
 _ANSWER = struct.Struct(">BBHIqH")  # decision, suite, reason, policy revision, rule id, blob length
+_GRANT = struct.Struct(">HBB")  # session: lifetime in seconds, worker, workers
 _REFUSAL = struct.Struct(">HIq")  # reason, policy revision, rule id
 _ANSWER_HEADER = struct.Struct(">BB")  # version, type
 
 MIN_SYN = _SYN_HEADER.size + MESSAGE_1_OVERHEAD
-MAX_BLOB = MAX_PAYLOAD - _ANSWER_HEADER.size - MESSAGE_2_OVERHEAD - _ANSWER.size
+MAX_BLOB = MAX_PAYLOAD - _ANSWER_HEADER.size - MESSAGE_2_OVERHEAD - _ANSWER.size - _GRANT.size
 
 _PROOF_HEAD = bytes((OPT_EXP, RECORD_OPTION_LEN)) + EXID + bytes(4)  # counter 0, which no record has
 _PROOF_AAD_REST = bytes(9)  # stream offset 0, no FIN
@@ -99,9 +100,33 @@ class Verifier(Protocol):
         """The identity, or CredentialError with a drop reason."""
 
 
+class Grant(NamedTuple):
+    """The session (nfq.session) that a full handshake leaves. Lifetime 0: none.
+
+    A session is known to one packet worker: to connections whose addresses lead to `worker` of `workers`.
+    """
+
+    lifetime_s: int
+    worker: int = 0
+    workers: int = 1
+
+    def pack(self) -> bytes:
+        """Four bytes."""
+        return _GRANT.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Grant:
+        """Of exactly four bytes; a worker that there cannot be means that there is no session."""
+        grant = cls(*_GRANT.unpack(data))
+        return grant if grant.worker < grant.workers else NO_SESSION
+
+
+NO_SESSION = Grant(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The responder's message 2, authenticated: its identity and what it decided."""
+    """The responder's answer, authenticated: its identity and what it decided."""
 
     peer: PeerIdentity
     decision: Decision
@@ -110,6 +135,7 @@ class Answer:
     revision: int
     rule: int
     keys: TransportKeys
+    grant: Grant = NO_SESSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +155,19 @@ def _peer(verifier: Verifier, blob: bytes, static: bytes, now_us: int) -> PeerId
     if not hmac.compare_digest(peer.x25519, static):
         raise HandshakeError(DropReason.DELEGATION_INVALID, "the Noise static key is not the delegated one")
     return peer
+
+
+def decided(decision: int, suite: int, reason: int, offered: int) -> tuple[Decision, DropReason]:
+    """What a responder's answer says, if it is possible with the suites `offered` (a mask). Raises HandshakeError."""
+    try:
+        said = Decision(decision), DropReason(reason)
+    except ValueError as e:
+        raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, str(e)) from e
+    if suite and not (suite < 9 and offered >> suite - 1 & 1):
+        raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, f"suite {suite} was not offered")
+    if said[0] is Decision.ENCRYPT and not suite:
+        raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "encryption without a suite")
+    return said
 
 
 class Hello:
@@ -155,7 +194,7 @@ class Hello:
 
     def read(self, payload: bytes, verifier: Verifier, now_us: int) -> Answer:
         """Authenticate the responder's message 2 from a SYN-ACK or RST. May be tried again after a failure."""
-        if len(payload) < _ANSWER_HEADER.size + MESSAGE_2_OVERHEAD + _ANSWER.size:
+        if len(payload) < _ANSWER_HEADER.size + MESSAGE_2_OVERHEAD + _ANSWER.size + _GRANT.size:
             raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "answer is too short")
         version, kind = _ANSWER_HEADER.unpack_from(payload)
         if version != VERSION:
@@ -168,21 +207,15 @@ class Hello:
             static, inner, keys = self._noise.read(payload[_ANSWER_HEADER.size :])
         except NoiseError as e:
             raise HandshakeError(DropReason.HANDSHAKE_FORGED, str(e)) from e
-        if len(inner) < _ANSWER.size:
+        if len(inner) < _ANSWER.size + _GRANT.size:
             raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "answer holds no decision")
         decision, suite, reason, revision, rule, blob_len = _ANSWER.unpack_from(inner)
-        if len(inner) != _ANSWER.size + blob_len:
+        if len(inner) != _ANSWER.size + _GRANT.size + blob_len:
             raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "answer length does not hold")
-        try:
-            decision, reason = Decision(decision), DropReason(reason)
-        except ValueError as e:
-            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, str(e)) from e
-        if suite and not (suite < 9 and self._suites >> suite - 1 & 1):
-            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, f"suite {suite} was not offered")
-        if decision is Decision.ENCRYPT and not suite:
-            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "encryption without a suite")
-        peer = _peer(verifier, inner[_ANSWER.size :], static, now_us)
-        return Answer(peer, decision, suite, reason, revision, rule, keys)
+        decision, reason = decided(decision, suite, reason, self._suites)
+        grant = Grant.unpack(inner[_ANSWER.size : _ANSWER.size + _GRANT.size])
+        peer = _peer(verifier, inner[_ANSWER.size + _GRANT.size :], static, now_us)
+        return Answer(peer, decision, suite, reason, revision, rule, keys, grant)
 
 
 class Greeting:
@@ -232,10 +265,11 @@ class Greeting:
         reason: DropReason = DropReason.NONE,
         revision: int = 0,
         rule: int = 0,
+        grant: Grant = NO_SESSION,
         ephemeral: KeyPair | None = None,
     ) -> tuple[bytes, TransportKeys]:
         """Message 2 as SYN-ACK or RST payload, and the flow's keys (three X25519 exchanges, about 200 µs)."""
-        inner = _ANSWER.pack(decision, suite, reason, revision, rule, len(blob)) + blob
+        inner = _ANSWER.pack(decision, suite, reason, revision, rule, len(blob)) + grant.pack() + blob
         try:
             message, keys = self._noise.write(static, inner, ephemeral)
         except NoiseError as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -36,6 +37,7 @@ class KernelPorts:
         self.conntrack = ConntrackControl()
         self.attributor = Attributor(self.sockdiag)
         self.raw = RawSender()
+        self.own = RawSender(group=os.getegid())
         self._journal = journal
         self._mask = mask
         self._asked: OrderedDict[Hashable, Attributed] = OrderedDict()
@@ -75,6 +77,11 @@ class KernelPorts:
         """See nfq.core.Ports."""
         with contextlib.suppress(OSError):  # no route: there is nobody to tell
             self.raw.send(packet)
+
+    def repeat(self, packet: bytes) -> None:
+        """See nfq.core.Ports. Unlike `inject` it is tracked, and judged like any other."""
+        with contextlib.suppress(OSError):
+            self.own.send(packet)
 
     def reset_local(self, seg: Segment) -> None:
         """Answer the segment with a RST as if from its destination: connect(2) fails at once (ECONNREFUSED)."""

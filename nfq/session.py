@@ -21,14 +21,13 @@ from __future__ import annotations
 import hmac
 import os
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from nfq.handshake import VERSION, Decision, EncryptWish, HandshakeError
+from nfq.handshake import VERSION, Answer, Decision, EncryptWish, HandshakeError, decided
 from nfq.noise import TransportKeys
 from sectool.events import DropReason
 from sectool.identity.verify import PeerIdentity
@@ -48,9 +47,7 @@ TAG_SIZE = 16
 SYN_SIZE = 52
 ANSWER_SIZE = 50
 UNKNOWN_SIZE = 18
-GRANT_SIZE = 4
 
-_GRANT = struct.Struct(">HBB")  # lifetime in seconds, worker, workers
 _SYN = struct.Struct(">BBBB16sQ8s")  # version, type, wish, suites, session id, connection number, nonce
 _HEADER = struct.Struct(">BB")  # version, type
 _ANSWER = struct.Struct(">BBHIq")  # decision, suite, reason, policy revision, rule id
@@ -68,27 +65,6 @@ class SessionMessage(IntEnum):
     RESUME = 4  # SYN
     RESUMED = 5  # SYN-ACK, or RST when it refuses
     UNKNOWN = 6  # RST: no such session; proves nothing
-
-
-class Grant(NamedTuple):
-    """What a responder says of a new session inside its Answer. Lifetime 0: there is none.
-
-    A session is known to one packet worker: connections whose addresses lead to worker `worker` of `workers`.
-    """
-
-    lifetime_s: int
-    worker: int = 0
-    workers: int = 1
-
-    def pack(self) -> bytes:
-        """Four bytes."""
-        return _GRANT.pack(*self)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Grant:
-        """Of exactly four bytes; a worker that there cannot be means that there is no session."""
-        grant = cls(*_GRANT.unpack(data))
-        return grant if grant.worker < grant.workers and grant.lifetime_s <= LIFETIME_S else cls(0)
 
 
 def lifetime_s(now_us: int, *not_after_us: int) -> int:
@@ -142,19 +118,6 @@ class Window:
             self._highest = number
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """The responder's answer under a session, authenticated."""
-
-    peer: PeerIdentity
-    decision: Decision
-    suite: int
-    reason: DropReason
-    revision: int
-    rule: int
-    keys: TransportKeys
-
-
 class Held:
     """The initiator's end of a session."""
 
@@ -167,6 +130,7 @@ class Held:
         "ended",
         "local",
         "peer",
+        "retired",
     )
 
     def __init__(
@@ -175,10 +139,11 @@ class Held:
         """`local` and `peer`: ids of the local identity, and the identity, that the handshake proved."""
         self.local = local
         self.peer = peer
-        self.ended = False
+        self.ended = False  # nothing that was begun under it counts any more either
+        self.retired = False  # no further connections
         self._secrets = _secrets(keys)
         self._number = 0
-        life_us = max(0, lifetime - EARLY_S) * 1_000_000
+        life_us = max(0, min(lifetime, LIFETIME_S) - EARLY_S) * 1_000_000
         self._span = now_us - CLOCK_SLACK_US, min(now_us + life_us, peer.not_after_us)
         self._rotation_us = now_us + life_us * 3 // 4
         self._rotating_until_us = 0
@@ -217,7 +182,7 @@ class Attempt:
         self.session = session
         self.payload = payload
 
-    def read(self, payload: bytes, now_us: int) -> Resumed:
+    def read(self, payload: bytes, now_us: int) -> Answer:
         """Authenticate the responder's answer from a SYN-ACK or RST. May be tried again after a failure."""
         if len(payload) != ANSWER_SIZE:
             raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, f"answer of {len(payload)} bytes")
@@ -237,15 +202,8 @@ class Attempt:
         except InvalidTag as e:
             raise HandshakeError(DropReason.SESSION_FORGED, "answer does not authenticate") from e
         decision, suite, reason, revision, rule = _ANSWER.unpack(inner)
-        try:
-            decision, reason = Decision(decision), DropReason(reason)
-        except ValueError as e:
-            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, str(e)) from e
-        if suite and not (suite < 9 and self.payload[3] >> suite - 1 & 1):
-            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, f"suite {suite} was not offered")
-        if decision is Decision.ENCRYPT and not suite:
-            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "encryption without a suite")
-        return Resumed(self.session.peer, decision, suite, reason, revision, rule, keys)
+        decision, reason = decided(decision, suite, reason, self.payload[3])
+        return Answer(self.session.peer, decision, suite, reason, revision, rule, keys)
 
     def unknown(self, payload: bytes) -> bool:
         """Whether a RST payload is the hint that the responder does not know the session.
@@ -315,18 +273,18 @@ class Request(NamedTuple):
 class Resume:
     """The responder's view of an authentic SYN payload under a session."""
 
-    __slots__ = ("number", "payload", "session", "suites")
+    __slots__ = ("number", "payload", "session", "suites", "wish")
 
     def __init__(self, session: Issued, request: Request) -> None:
         """Raises HandshakeError when the wish is none there is."""
         try:
-            wish = EncryptWish(request.wish)
+            self.wish = EncryptWish(request.wish)
         except ValueError as e:
             raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, str(e)) from e
         self.session = session
         self.payload = request.payload
         self.number = request.number
-        self.suites = request.suites if wish is not EncryptWish.NEVER else 0  # offered, as a mask
+        self.suites = request.suites if self.wish is not EncryptWish.NEVER else 0  # offered, as a mask
 
     def take(self) -> None:
         """Use up its number: from now on the same SYN is a replay."""
@@ -351,6 +309,11 @@ class Resume:
 def is_resume(payload: bytes) -> bool:
     """Whether a SYN payload asks for a session (it may be none all the same)."""
     return payload[1:2] == b"\x04"
+
+
+def is_resumed(payload: bytes) -> bool:
+    """Whether the payload of a SYN-ACK answers a session's SYN (it may be forged all the same)."""
+    return payload[1:2] == b"\x05"
 
 
 def is_unknown(payload: bytes) -> bool:

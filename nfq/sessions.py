@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-from nfq.handshake import HandshakeError
-from nfq.session import Grant, Held, Issued, Request, Resume
+from nfq.handshake import Grant, HandshakeError
+from nfq.session import Held, Issued, Request, Resume
 from sectool.events import DropReason
 
 SWEEP_US = 10_000_000
@@ -57,7 +57,7 @@ class Sessions:
         session = lanes.get(which)
         if session is None:
             return None
-        if not session.alive(now_us):
+        if session.retired or not session.alive(now_us):
             self._drop(name, which)
             return None
         self._held.move_to_end(name)
@@ -82,8 +82,8 @@ class Sessions:
         return True
 
     def forget(self, session: Held) -> None:
-        """The responder does not know it any more."""
-        session.ended = True  # `choose` takes it out
+        """The responder does not know it, or does not answer: no further connections (`choose` takes it out)."""
+        session.retired = True
 
     def _drop(self, name: tuple[int, Hashable], which: int) -> None:
         del self._held[name][which]

@@ -194,6 +194,7 @@ class Worker:
                 self.core.credentials.clear()
             case "bundle":
                 self.verifier.set_bundle(TrustBundle.from_pem(payload.decode("ascii")))
+                self.core.sessions.clear()  # whoever is trusted no more must not go on without its credential
             case "stats":
                 self._send_stats()
             case "stop":

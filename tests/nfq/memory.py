@@ -56,6 +56,7 @@ class MemoryPorts:
     connecting: Attribution | None = None
     listening: dict[int, Attribution] = field(default_factory=dict)
     injected: list[bytes] = field(default_factory=list)
+    repeated: list[bytes] = field(default_factory=list)
     resets: list[Segment] = field(default_factory=list)
     cuts: list[Flow] = field(default_factory=list)
     journaled: list[Flow] = field(default_factory=list)
@@ -65,6 +66,9 @@ class MemoryPorts:
 
     def inject(self, packet: bytes) -> None:
         self.injected.append(packet)
+
+    def repeat(self, packet: bytes) -> None:
+        self.repeated.append(packet)
 
     def reset_local(self, seg: Segment) -> None:
         self.resets.append(seg)
