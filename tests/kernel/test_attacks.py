@@ -296,7 +296,7 @@ def test_a_genuine_credential_without_its_key_does_not_get_past_the_proof(lan: L
 FIELDS = {  # offset into the SYN's payload, bits to flip, what b says of it (None: nothing, but a will)
     "version": (0, 3, DropReason.VERSION_UNSUPPORTED),
     "type": (1, 3, DropReason.HANDSHAKE_MALFORMED),
-    "wish-unknown": (2, 3, DropReason.HANDSHAKE_MALFORMED),
+    "wish-unknown": (2, 2, DropReason.HANDSHAKE_MALFORMED),
     "wish": (2, 1, None),
     "suites": (3, 1, None),
     "time-far": (4, 1, DropReason.HANDSHAKE_STALE),

@@ -340,7 +340,7 @@ def test_policy_change_cuts_an_encrypted_connection(encrypting: Lan) -> None:
     assert lan.b.policy(POLICY.replace("app=web to call app=db", "app=web to call app=none")) >= 1
     with pytest.raises(ConnectionError):
         t.server.recv(1)
-    lan.b.denial(t.port, DropReason.POLICY_CHANGED)
+    lan.b.event(t.port, phase=Phase.END, drop_reason=DropReason.POLICY_CHANGED)
 
 
 def test_a_demand_for_encryption_cuts_a_plain_connection(lan: Lan) -> None:
