@@ -17,16 +17,18 @@ from nfq.core import (
     request,
     stranger,
 )
-from nfq.flow import Flow, LocalWorkload, State
+from nfq.flow import Flow, State
 from nfq.handshake import (
     Decision,
     EncryptWish,
+    Grant,
     Greeting,
     HandshakeError,
     check_proof,
     is_proof,
     open_refusal,
 )
+from nfq.noise import TransportKeys
 from nfq.packet import (
     FIN,
     HANDSHAKE_OPTION,
@@ -41,6 +43,7 @@ from nfq.packet import (
     syn_options,
     without_ours,
 )
+from nfq.session import Issued, is_resume, lifetime_s, unknown
 from nfq.suites import choose
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
@@ -56,9 +59,11 @@ def in_syn(core: Core, seg: Segment, now_us: int) -> Result:
     flow = core.accepting.get(seg.key)
     # Identity counts only where it is expected; elsewhere a SYN is judged by its address, whatever it carries.
     ours = core.enforced(seg.source) and has_handshake(seg)
-    if flow is not None and flow.isn == seg.seq:
+    if flow is not None and flow.isn == seg.seq and not (ours and _given_up(flow, seg)):
         if flow.greeting is not None and ours and flow.greeting.ephemeral == seg.payload[12:44]:
             return _stripped(seg)  # retransmitted
+        if flow.resume is not None and ours and flow.resume.payload == seg.payload:
+            return _stripped(seg)
         return core.drop(DropReason.SYN_REPLAYED)
     if core.connecting.get(seg.key) is not None:
         return core.drop(DropReason.UNKNOWN_FLOW)  # simultaneous open has no initiator to prove
@@ -67,6 +72,8 @@ def in_syn(core: Core, seg: Segment, now_us: int) -> Result:
     live = core.live.get(seg.key)
     if live is not None and live.auth is Auth.NONE and live.isn == seg.seq and live.state is State.AUTHORISED:
         return _bare(seg)
+    if ours and is_resume(seg.payload):
+        return _resumed(core, seg, now_us)
     require_checksum(seg)
     if not core.syn_limit.take(seg.source, now_us):
         return _limited(core, seg, now_us)
@@ -87,6 +94,11 @@ def _bare(seg: Segment) -> Result:
     if seg.payload or has_handshake(seg):
         return _stripped(seg)._replace(verdict=Verdict.RELEASE)
     return RELEASE
+
+
+def _given_up(flow: Flow, seg: Segment) -> bool:
+    """Whether the initiator, which has not heard our answer under a session, greets instead."""
+    return flow.resume is not None and not is_resume(seg.payload)
 
 
 def _limited(core: Core, seg: Segment, now_us: int) -> Result:
@@ -114,48 +126,81 @@ def _greeted(core: Core, seg: Segment, now_us: int) -> Result:
     core.seen.add(greeting.ephemeral, now_us)
     if isinstance(local, DropReason):
         return _deny(core, seg, flow, local, now_us)
-    suite = choose(greeting.suites, core.config.suites)
+    flow.greeting = greeting
+    return _judge(core, seg, flow, greeting.suites, now_us)
+
+
+def _resumed(core: Core, seg: Segment, now_us: int) -> Result:
+    """A SYN under a session: its tag proves the sender's key, its number that it is new. Nothing is limited by rate.
+
+    None of what can be wrong is remembered: the true SYN, or a full handshake under the same number, may still come.
+    """
+    try:
+        resume = core.sessions.open(seg.payload, now_us)
+    except HandshakeError as e:
+        if e.reason is DropReason.SESSION_UNKNOWN:
+            return _hint(core, seg, now_us)
+        flow = Flow(seg.key, seg.v6, Point.RESPONDER, State.DENIED, seg.seq, now_us)
+        flow.auth, flow.auth_result = Auth.SESSION, AuthResult.FAILED
+        core.recorder.denied(flow, e.reason, now_us)
+        return DROP
+    require_checksum(seg)
+    flow = Flow(seg.key, seg.v6, Point.RESPONDER, State.SYN_RECEIVED, seg.seq, now_us)
+    flow.auth, flow.auth_result, flow.peer = Auth.SESSION, AuthResult.CLAIMED, resume.session.peer
+    local = core.local_workload(seg, flow, now_us, listener=True)
+    if isinstance(local, Result):
+        return local
+    if isinstance(local, DropReason):
+        resume.take()
+        return _deny(core, seg, flow, local, now_us)
+    if local.identity.id != resume.session.local:
+        return _hint(core, seg, now_us)  # another workload listens now, or its credential was renewed
+    resume.take()
+    flow.resume = resume
+    return _judge(core, seg, flow, resume.suites, now_us)
+
+
+def _hint(core: Core, seg: Segment, now_us: int) -> Result:
+    """Spare the initiator the wait for its retransmission. It proves nothing, and may be lost or limited."""
+    require_checksum(seg)
+    if core.hint_limit.take(seg.source, now_us):
+        core.ports.inject(reply_reset(seg, options=HANDSHAKE_OPTION, payload=unknown(seg.payload)))
+    return core.drop(DropReason.SESSION_UNKNOWN)
+
+
+def _judge(core: Core, seg: Segment, flow: Flow, offered: int, now_us: int) -> Result:
+    """Ingress policy on who claims to connect; `offered`: its cipher suites as a mask."""
+    assert flow.peer is not None
+    suite = choose(offered, core.config.suites)
     flow.request = request(
         Party(flow.peer.labels, flow.peer.spiffe_id, address(flow.remote_address)),
-        party(local, flow.local_address),
+        party(flow.local, flow.local_address),
         flow.local_port,
         can_encrypt=suite is not None,
     )
     decision = core.decide(flow, now_us)
     flow.suite = suite.cipher if suite is not None else 0
     if not core.permitted(decision):
-        _refuse(core, seg, flow, greeting, local, now_us)
+        _refuse(core, seg, flow, now_us)
         return _deny(core, seg, flow, decision.reason, now_us)
     if core.accepting.full:
         # A flood of SYNs that will never prove: the oldest has had its chance.
         core.accepting.evict()
         core.recorder.count(DropReason.TABLE_FULL)
-    flow.greeting = greeting
     core.accepting.add(flow)
     core.accepting.expire_after(flow, now_us, SYN_RECEIVED_TIMEOUT_US)
     return _stripped(seg)
 
 
-def _refuse(
-    core: Core, seg: Segment, flow: Flow, greeting: Greeting, local: LocalWorkload, now_us: int
-) -> None:
+def _refuse(core: Core, seg: Segment, flow: Flow, now_us: int) -> None:
     """Tell the initiator's enforcer, readable only to the credential's owner, who denies and by which rule.
 
-    Costs three exchanges, so it is limited in rate; without it the initiator records an unanswered SYN.
+    Costs three exchanges after a greeting, so it is limited in rate; without it the initiator records an unanswered SYN.
     """
     if not core.refusal_limit.take(seg.source, now_us):
         return
-    assert flow.decision is not None
-    rule = flow.decision.rule
     try:
-        payload, _ = greeting.answer(
-            local.static,
-            local.blob,
-            Decision.REFUSE,
-            reason=flow.decision.reason,
-            revision=core.revision,
-            rule=rule.id if rule is not None else 0,
-        )
+        payload, _ = _answer(core, flow, Decision.REFUSE, now_us)
     except HandshakeError:
         return
     flow.conn_state = ConnState.REJ
@@ -197,7 +242,7 @@ def _from_outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
 def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
     """Our stack answers a SYN that was let in."""
     flow = core.accepting.get(seg.key)
-    if flow is None or flow.greeting is None:
+    if flow is None:
         live = core.live.get(seg.key)
         if (
             live is not None
@@ -212,19 +257,9 @@ def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
     if seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.UNKNOWN_FLOW)  # answers an older SYN of the same ports
     if not flow.answer_wire:
-        assert flow.local is not None
-        assert flow.decision is not None
-        rule = flow.decision.rule
+        decision = Decision.ENCRYPT if must_encrypt(flow) else Decision.PLAIN
         try:
-            flow.answer_wire, flow.keys = flow.greeting.answer(
-                flow.local.static,
-                flow.local.blob,
-                Decision.ENCRYPT if must_encrypt(flow) else Decision.PLAIN,
-                suite=flow.suite,
-                revision=core.revision,
-                rule=rule.id if rule is not None else 0,
-                ephemeral=core.ephemerals.take(),
-            )
+            flow.answer_wire, flow.keys = _answer(core, flow, decision, now_us)
         except HandshakeError as e:
             core.recorder.denied(flow, e.reason, now_us, Action.ERROR)
             core.accepting.remove(flow)
@@ -234,11 +269,41 @@ def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
     return Result(Verdict.ACCEPT, rebuild(seg, options, flow.answer_wire))
 
 
+def _answer(core: Core, flow: Flow, decision: Decision, now_us: int) -> tuple[bytes, TransportKeys]:
+    """Payload of a SYN-ACK or RST, and the connection's keys. Raises HandshakeError."""
+    assert flow.decision is not None
+    refused = decision is Decision.REFUSE
+    suite = 0 if refused else flow.suite
+    reason = flow.decision.reason if refused else DropReason.NONE
+    rule = flow.decision.rule.id if flow.decision.rule is not None else 0
+    if flow.resume is not None:
+        return flow.resume.answer(decision, suite=suite, reason=reason, revision=core.revision, rule=rule)
+    assert flow.greeting is not None
+    assert flow.local is not None
+    assert flow.peer is not None
+    mine = flow.local.identity
+    life = 0 if refused else lifetime_s(now_us, mine.not_after_us, flow.peer.not_after_us)
+    payload, keys = flow.greeting.answer(
+        flow.local.static,
+        flow.local.blob,
+        decision,
+        suite=suite,
+        reason=reason,
+        revision=core.revision,
+        rule=rule,
+        grant=Grant(life, core.config.worker, core.config.workers),
+        ephemeral=core.ephemerals.take(),
+    )
+    flow.issued = Issued(mine.id, flow.peer, keys, life, now_us) if life else None
+    return payload, keys
+
+
 def must_encrypt(flow: Flow) -> bool:
     """Whether this side or the other insists."""
+    asks = flow.resume or flow.greeting
     assert flow.decision is not None
-    assert flow.greeting is not None
-    return flow.decision.encrypt or (flow.greeting.wish is EncryptWish.REQUIRED and flow.suite != 0)
+    assert asks is not None
+    return flow.decision.encrypt or (asks.wish is EncryptWish.REQUIRED and flow.suite != 0)
 
 
 def out_segment(core: Core, seg: Segment) -> Result:
@@ -255,6 +320,8 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     option = record_option(seg)
     if flow.keys is None or option is None:
         return core.drop(DropReason.PROOF_MISSING)
+    if flow.resume is not None and flow.resume.session.ended:
+        return core.drop(DropReason.SESSION_UNKNOWN)  # revoked since the SYN
     if not is_proof(option):
         return _first_record(core, seg, flow, now_us)
     suite = check_proof(flow.keys, option)
@@ -274,7 +341,7 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
 def _first_record(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     """The proving ACK was lost, or is late: a record that opens proves as well."""
     if not flow.suite:
-        return core.drop(DropReason.PROOF_MISSING)
+        return _unproven(core, flow, now_us)
     require_checksum(seg)
     if flow.records is None:
         flow.records = core.records(flow)
@@ -299,6 +366,8 @@ def _proven(core: Core, flow: Flow, now_us: int) -> None:
     flow.event_id = b""  # a forged proof seen before, if any, was an event of its own
     assert flow.decision is not None
     flow.reason = flow.decision.reason
+    if flow.issued is not None:
+        core.sessions.issue(flow.issued)
     core.recorder.allowed(flow, now_us)
     core.release(flow, now_us)
 
