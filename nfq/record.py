@@ -20,8 +20,6 @@ from nfq.frame import (
     MAX_PACKET,
     OUT,
     RECORD_HEAD,
-    V4,
-    V6,
     kept_options,
     set_checksum,
     set_congestion,
@@ -296,27 +294,23 @@ class Records:
             if state is not None:
                 state[SEND_HIGH] = end
 
-        base = V6 if v6 else V4
-        at = base + head
-        body = at + RECORD_OPTION_LEN
-        stop = body + length
+        body = head + RECORD_OPTION_LEN
         _aad.pack_into(_AAD, 0, RECORD_HEAD, counter & _M32, seq & 0xFFFF, length, offset & _M64, fin)
         _u64.pack_into(_NONCE, 4, counter)
         plain = (data if type(data) is memoryview else memoryview(data))[data_off:]
-        self._send.aead.encrypt_into(_NONCE, plain, _AAD, OUT[body : stop + TAG_LEN])
+        self._send.aead.encrypt_into(_NONCE, plain, _AAD, OUT[body : total + TAG_LEN])
         if kept is None:
-            OUT[base:at] = data[:head]
+            OUT[:head] = data[:head]
         else:
-            OUT[base : base + options] = data[:options]
-            OUT[base + options : at] = kept
-        OUT[at : at + 12] = _AAD_OPTION
-        OUT[at + 12 : body] = OUT[stop : stop + TAG_LEN]
-        tcp = base + tcp_off
-        OUT[tcp + 12] = (body - tcp) << 2 | (OUT[tcp + 12] & 0x0F)
+            OUT[:options] = data[:options]
+            OUT[options:head] = kept
+        OUT[head : head + 12] = _AAD_OPTION
+        OUT[head + 12 : body] = OUT[total : total + TAG_LEN]
+        OUT[tcp_off + 12] = (body - tcp_off) << 2 | (OUT[tcp_off + 12] & 0x0F)
         set_length(total, v6)
         if not gso:
-            set_checksum(tcp, stop, v6, tcp_off == (40 if v6 else 20), checksum)
-        return Sealed(OUT[base:stop], again)
+            set_checksum(tcp_off, total, v6, tcp_off == (40 if v6 else 20), checksum)
+        return Sealed(OUT[:total], again)
 
     # receiving
 
@@ -425,12 +419,9 @@ class Records:
             fin = flags & FIN
             sealed = part.view
 
-        base = V6 if v6 else V4
-        body = base + option
-        stop = body + length
         _aad.pack_into(_AAD, 0, RECORD_HEAD, low, start, length, offset & _M64, fin)
         _u64.pack_into(_NONCE, 4, counter)
-        if not self._verified(counter, sealed, OUT[body:stop]):
+        if not self._verified(counter, sealed, OUT[option : option + length]):
             return _INVALID
         end = offset + length + fin
         if end > high:
@@ -457,24 +448,21 @@ class Records:
         flags: int = 0,
     ) -> Opened:
         """The packet around a verified payload that lies in OUT already; `part`: it stands for that record's pieces."""
-        base = V6 if v6 else V4
-        body = base + head
-        stop = body + length
+        options, total = tcp_off + 20, head + length
         if kept is None:
-            OUT[base:body] = view[:head]
+            OUT[:head] = view[:head]
         else:
-            OUT[base : base + tcp_off + 20] = view[: tcp_off + 20]
-            OUT[base + tcp_off + 20 : body] = kept
-        tcp = base + tcp_off
-        OUT[tcp + 12] = (body - tcp) << 2 | (OUT[tcp + 12] & 0x0F)
+            OUT[:options] = view[:options]
+            OUT[options:head] = kept
+        OUT[tcp_off + 12] = (head - tcp_off) << 2 | (OUT[tcp_off + 12] & 0x0F)
         if part is not None:
-            _u32.pack_into(OUT, tcp + 4, part.seq)
-            OUT[tcp + 13] = flags
+            _u32.pack_into(OUT, tcp_off + 4, part.seq)
+            OUT[tcp_off + 13] = flags
             if part.ce:
                 set_congestion(v6)
-        set_length(stop - base, v6)
-        set_checksum(tcp, stop, v6, tcp_off == (40 if v6 else 20), checksum)
-        return Opened(OUT[base:stop], _NONE)
+        set_length(total, v6)
+        set_checksum(tcp_off, total, v6, tcp_off == (40 if v6 else 20), checksum)
+        return Opened(OUT[:total], _NONE)
 
     def _verified(self, counter: int, sealed: memoryview, into: memoryview) -> bool:
         """Decrypt under the counter's epoch; only if the tag holds move the window, and the key if it is the next."""

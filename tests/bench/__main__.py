@@ -23,7 +23,7 @@ from labs.lab import sweep
 from sectool.errors import SectoolError
 from tests.bench.rows import Row, check
 
-ALL = ("path", "handshake", "throughput", "store", "policy", "identity", "kernel")
+ALL = ("path", "record", "handshake", "throughput", "store", "policy", "identity", "kernel")
 ROUNDS = 5
 WIDTH = 140  # columns of the table in a file or pipe
 
