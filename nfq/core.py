@@ -92,7 +92,7 @@ class Ports(Protocol):
         """Send a crafted packet to a remote peer, past our own queue. Best effort."""
 
     def repeat(self, packet: bytes) -> None:
-        """Send a SYN of a local program once more, as its stack would: it comes through the queue again. Best effort."""
+        """Send a SYN of a local program once more, as its stack would: through the queue again. Best effort."""
 
     def reset_local(self, seg: Segment) -> None:
         """Make the local socket that sent `seg` fail at once. Best effort."""

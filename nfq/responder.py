@@ -195,7 +195,7 @@ def _judge(core: Core, seg: Segment, flow: Flow, offered: int, now_us: int) -> R
 def _refuse(core: Core, seg: Segment, flow: Flow, now_us: int) -> None:
     """Tell the initiator's enforcer, readable only to the credential's owner, who denies and by which rule.
 
-    Costs three exchanges after a greeting, so it is limited in rate; without it the initiator records an unanswered SYN.
+    Costs three exchanges after a greeting, so it is limited in rate; without it the initiator only sees silence.
     """
     if not core.refusal_limit.take(seg.source, now_us):
         return
