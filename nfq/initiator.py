@@ -144,7 +144,7 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     if not has_handshake(seg):
         return _bare_answer(core, seg, flow, now_us)
     if flow.attempt is None and is_resumed(seg.payload):
-        return core.drop(DropReason.HANDSHAKE_TIMEOUT)  # too late: our next transmission has given up the session
+        return core.drop(DropReason.HANDSHAKE_TIMEOUT)  # too late: the session was given up by our next SYN
     try:
         answer = _read(core, flow, seg.payload, now_us)
     except HandshakeError as e:

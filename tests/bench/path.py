@@ -2,7 +2,8 @@
 
 `cpu` is process CPU time per connection and host of everything between a packet's arrival and its verdict: parsing,
 credential check (cached, as for any workload seen before), policy, Noise, rebuilding, the event. `x25519` beside it is
-the public-key work alone that a full Noise IX handshake costs a host: one key, three exchanges.
+the public-key work alone that a full Noise IX handshake costs a host: one key, three exchanges. The cases named
+`session` are connections under a session that one full handshake has left: no public-key work at all.
 """
 
 from __future__ import annotations
@@ -41,12 +42,22 @@ def _packets(pair: Pair, kind: str) -> list[bytes]:
 
 def _all(host: Host, packets: list[bytes], outbound: bool) -> list[bytes]:
     results: list[Result] = [datapath.handle(host.core, p, outbound, False, host.now_us) for p in packets]
-    return [r.packet if r.packet is not None else p for r, p in zip(results, packets, strict=True)]
+    return [bytes(r.packet) if r.packet is not None else p for r, p in zip(results, packets, strict=True)]
 
 
 def one_round(root: RootAuthority) -> dict[str, float]:
-    """Microseconds per connection: initiator, responder, and X25519 alone."""
-    pair = make_pair(root)
+    """Microseconds per connection: initiator and responder, full and under a session, and X25519 alone."""
+    full, session = make_pair(root), make_pair(root)
+    session.establish()
+    floor, _ = _timed(_public_key_work)
+    a, b = _connections(full)
+    c, d = _connections(session)
+    return {"x25519": floor, "initiator": a, "responder": b, "initiator session": c, "responder session": d}
+
+
+def _connections(pair: Pair) -> tuple[float, float]:
+    """Make connections, each step of all of them in turn; microseconds per connection of initiator and responder."""
+    before = len(pair.a.core.live)
     kinds = {k: _packets(pair, k) for k in ("syn", "synack", "ack", "reply")}
     a = b = 0.0
     for kind, to_b in (("syn", True), ("synack", False), ("ack", True)):
@@ -55,10 +66,9 @@ def one_round(root: RootAuthority) -> dict[str, float]:
         got, _ = _timed(lambda r=receiver, w=wire: _all(r, w, False))  # type: ignore[misc]
         a, b = (a + sent, b + got) if to_b else (a + got, b + sent)
     heard, _ = _timed(lambda: _all(pair.a, kinds["reply"], False))
-    if len(pair.a.core.live) != CONNECTIONS or len(pair.b.core.live) != CONNECTIONS:
+    if {len(host.core.live) for host in (pair.a, pair.b)} != {before + CONNECTIONS}:
         raise AssertionError("not all connections were made")
-    floor, _ = _timed(_public_key_work)
-    return {"initiator": a + heard, "responder": b, "x25519": floor}
+    return a + heard, b
 
 
 def _public_key_work() -> None:
@@ -78,10 +88,7 @@ def rows(rounds: int) -> list[Row]:
         measured = [one_round(root) for _ in range(rounds)]
     made = {
         case: row("path", case, "cpu_per_connection", "µs", [m[case] for m in measured])
-        for case in ("x25519", "initiator", "responder")
+        for case in measured[0]
     }
-    return [
-        made["x25519"],
-        compare(made["initiator"], made["x25519"]),
-        compare(made["responder"], made["x25519"]),
-    ]
+    base = made.pop("x25519")
+    return [base, *(compare(one, base) for one in made.values())]
