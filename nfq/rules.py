@@ -1,24 +1,31 @@
 """The kernel rules that bring TCP to the packet workers: own chains in tables raw and mangle, IPv4 and IPv6.
 
-    raw     PREROUTING, OUTPUT ─► SECTOOL-CLEAR    our mark bits are cleared on every packet that comes from outside
-                                                   (an application's SO_MARK, somebody else's rule, a tunnel)
-            OUTPUT ─► SECTOOL-SENT                 what the worker's own raw socket sends is not tracked: a RST for
-                                                   a connection that never was would count as invalid
-    mangle  OUTPUT ─► SECTOOL-OUT                  1 our mark bits set ─► SECTOOL-VERDICT
-            INPUT  ─► SECTOOL-IN (not lo)          2 not TCP ─► on
-                                                   3 SYN or SYN-ACK ─► queue; in OUTPUT the connection's mark
-                                                     is cleared first
-                                                   4 connection marked ALLOWED ─► on
-                                                   5 sent by the worker's own raw socket ─► on          (OUTPUT only)
-                                                   6 any other TCP ─► queue
-            SECTOOL-VERDICT                        ALLOWED: the mark is saved to the connection; the bits are cleared
+    raw     PREROUTING, OUTPUT
+              our mark bits set ─► SECTOOL-CLEAR       cleared: the packet comes from outside (an application's SO_MARK,
+                                                       somebody else's rule, a tunnel)
+            OUTPUT
+              RST ─► SECTOOL-SENT                      what the worker's own raw socket sends is not tracked: a RST for
+                                                       a connection that never was would count as invalid
+    mangle  OUTPUT ─► SECTOOL-OUT, INPUT ─► SECTOOL-IN
+              1 TCP, neither SYN nor SYN-ACK, our mark bits clear, connection marked ALLOWED ─► on
+              2 from lo ─► on                                                              (INPUT only)
+              3 our mark bits set ─► SECTOOL-VERDICT
+              4 not TCP ─► on
+              5 SYN or SYN-ACK: the connection's mark is cleared; queue                   (OUTPUT only)
+              6 sent by the worker's own raw socket ─► on                                 (OUTPUT only)
+              7 any other TCP ─► queue
+            SECTOOL-VERDICT
+              ALLOWED: the mark is saved to the connection; the bits are cleared
 
-The worker answers with NF_REPEAT and a mark: the kernel calls the same base chain again (nfqnl_reinject), where rule 1
+A released connection's packets pay for every rule they meet, so raw asks one question before any chain of ours is
+entered, and rule 1 is theirs. It takes no packet that opens a connection and none that carries a verdict.
+
+The worker answers with NF_REPEAT and a mark: the kernel calls the same base chain again (nfqnl_reinject), where rule 3
 takes the packet. It goes through the mangle rules of others, too, which NF_ACCEPT would skip. Since raw runs
 before mangle and is not repeated, only a verdict can have set these bits. Without a listener a queue drops (no
 --queue-bypass): fail closed. Loopback packets are judged once, in OUTPUT.
 
-Rule 3 clears because a connection may find a mark that is not its own: connection tracking goes on with the old entry
+Rule 5 clears because a connection may find a mark that is not its own: connection tracking goes on with the old entry
 when both ends have silently forgotten a connection and its ports are used again, and expected connections (helpers)
 inherit their master's mark. It clears only what leaves: the local stack sends a SYN or a SYN-ACK only when it really
 opens anew, and no connection opens without one of them leaving, while anybody can send a SYN here under the addresses
@@ -45,13 +52,13 @@ from sectool.errors import PrivilegeError, SectoolError, UsageError
 MASK: Final = 0x30000000
 MARK: Final = 0x10000000
 QUEUE: Final = 5300
-# Rule 5 knows the worker's raw socket by the file system group id it was opened with: no other program runs with it.
+# Rule 6 knows the worker's raw socket by the file system group id it was opened with: no other program runs with it.
 # Above 2^31, where no allocator of group ids gives any (systemd's and subordinate ranges end below).
 RAW_GROUP: Final = 0xDEC70001
 
 CLEAR, SENT = "SECTOOL-CLEAR", "SECTOOL-SENT"
 OUT, IN, VERDICT = "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
-_JUMPS: Final = {
+_HOOKS: Final = {
     "raw": (("PREROUTING", CLEAR), ("OUTPUT", CLEAR), ("OUTPUT", SENT)),
     "mangle": (("INPUT", IN), ("OUTPUT", OUT)),
 }
@@ -125,28 +132,40 @@ def _queue(config: RulesConfig) -> str:
 def rules(config: RulesConfig) -> dict[str, list[str]]:
     """The chains' contents in iptables-restore syntax, by table; equal for both families."""
     mask, mark = f"{config.mask:#x}", f"{config.mark:#x}"
-    ours = f"-m mark ! --mark 0x0/{mask}"
     queue = _queue(config)
     opening = "-p tcp -m tcp --tcp-flags SYN SYN"
-    first = [f"{ours} -g {VERDICT}", "! -p tcp -j RETURN"]
-    judged = [f"{opening} -j {queue}", f"-m connmark --mark {mark}/{mask} -j RETURN"]
-    leaving = [*first, f"{opening} -j CONNMARK --set-xmark 0x0/{mask}", *judged]
+    released = (
+        f"-p tcp -m tcp ! --tcp-flags SYN SYN -m mark --mark 0x0/{mask}"
+        f" -m connmark --mark {mark}/{mask} -j RETURN"
+    )
+    judged = [f"-m mark ! --mark 0x0/{mask} -g {VERDICT}", "! -p tcp -j RETURN"]
+    clear_connection = f"{opening} -j CONNMARK --set-xmark 0x0/{mask}"
     return {
         "raw": [
-            f"-A {CLEAR} {ours} -j MARK --set-xmark 0x0/{mask}",
+            f"-A {CLEAR} -j MARK --set-xmark 0x0/{mask}",
             f"-A {SENT} -m owner --gid-owner {RAW_GROUP} -j CT --notrack",
         ],
         "mangle": [
-            *(f"-A {OUT} {rule}" for rule in leaving),
+            *(f"-A {OUT} {rule}" for rule in (released, *judged, clear_connection, f"{opening} -j {queue}")),
             f"-A {OUT} -m owner --gid-owner {RAW_GROUP} -j RETURN",
             f"-A {OUT} -j {queue}",
-            f"-A {IN} -i lo -j RETURN",
-            *(f"-A {IN} {rule}" for rule in (*first, *judged)),
+            *(f"-A {IN} {rule}" for rule in (released, "-i lo -j RETURN", *judged)),
             f"-A {IN} -j {queue}",
             f"-A {VERDICT} -m mark --mark {mark}/{mask} -j CONNMARK --save-mark --nfmask {mask} --ctmask {mask}",
             f"-A {VERDICT} -j MARK --set-xmark 0x0/{mask}",
         ],
     }
+
+
+def _jumps(table: str, config: RulesConfig) -> list[str]:
+    """What leads to our chains, each to be put first in its built-in chain, in this order."""
+    return [f"{hook} 1 {_only(chain, f'{config.mask:#x}')}-j {chain}" for hook, chain in _HOOKS[table]]
+
+
+def _only(chain: str, mask: str) -> str:
+    """The condition of the jumps to a chain, as iptables-save shows it."""
+    only = {CLEAR: f"-m mark ! --mark 0x0/{mask} ", SENT: "-p tcp -m tcp --tcp-flags RST RST "}
+    return only.get(chain, "")
 
 
 def _install_table(table: str, config: RulesConfig, saved: str) -> list[str]:
@@ -155,7 +174,7 @@ def _install_table(table: str, config: RulesConfig, saved: str) -> list[str]:
     lines += [f":{chain} - [0:0]" for chain in _CHAINS[table]]
     lines += rules(config)[table]
     lines += _drop_jumps(table, saved)
-    lines += [f"-I {hook} 1 -j {chain}" for hook, chain in _JUMPS[table]]
+    lines += [f"-I {jump}" for jump in _jumps(table, config)]
     return [*lines, "COMMIT"]
 
 
@@ -234,10 +253,11 @@ def installed() -> bool:
 
 
 def _complete(saved: str) -> bool:
-    for table, jumps in _JUMPS.items():
+    for table, jumps in _HOOKS.items():
         text = _table(saved, table)
-        if any(f"-A {hook} -j {chain}\n" not in text for hook, chain in jumps):
-            return False
+        for hook, chain in jumps:
+            if not re.search(rf"^-A {hook} {_only(chain, '0x[0-9a-f]+')}-j {chain}$", text, re.MULTILINE):
+                return False
         if any(f"-A {chain} " not in text for chain in _CHAINS[table]):
             return False
     return True
@@ -353,7 +373,7 @@ def _drop_empty_tables(family: Family, before: list[str] | None) -> None:
     nft = shutil.which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if before is None or nft is None:
         return
-    for table in _JUMPS:
+    for table in _HOOKS:
         if table in before:
             continue
         # iptables-save shows built-in chains that do not exist; nft shows what is there.

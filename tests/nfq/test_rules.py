@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from nfq import rules
-from nfq.rules import CLEAR, IN, OUT, RulesConfig
+from nfq.rules import CLEAR, IN, OUT, SENT, RulesConfig
 from sectool.errors import UsageError
 
 SAVED = """\
@@ -58,14 +56,26 @@ def test_the_passing_mark_is_the_rest_of_the_mask() -> None:
 def test_queues_never_let_packets_by_without_a_listener(config: RulesConfig) -> None:
     text = "\n".join(line for lines in rules.rules(config).values() for line in lines)
     assert "bypass" not in text
-    assert text.count("NFQUEUE") == 4
+    assert text.count("NFQUEUE") == 3
 
 
-def test_syns_are_queued_before_the_connection_mark_is_looked_at() -> None:
-    for chain in (OUT, IN):
-        lines = [line for line in rules.rules(RulesConfig())["mangle"] if line.startswith(f"-A {chain} ")]
-        kinds = [re.search(r"SYN SYN -j NFQUEUE|connmark|-j NFQUEUE", line) for line in lines]
-        assert [kind[0] for kind in kinds if kind] == ["SYN SYN -j NFQUEUE", "connmark", "-j NFQUEUE"]
+@pytest.mark.parametrize("chain", [OUT, IN])
+def test_the_connection_mark_lets_no_opening_and_no_verdict_by(chain: str) -> None:
+    lines = [line for line in rules.rules(RulesConfig())["mangle"] if line.startswith(f"-A {chain} ")]
+    letting = [line for line in lines if "-m connmark" in line]
+    assert letting == [
+        f"-A {chain} -p tcp -m tcp ! --tcp-flags SYN SYN -m mark --mark 0x0/0x30000000"
+        " -m connmark --mark 0x10000000/0x30000000 -j RETURN"
+    ]
+    assert lines[-1] == f"-A {chain} -j NFQUEUE --queue-num 5300"
+
+
+def test_outside_marks_and_own_resets_are_all_that_enters_the_chains_of_raw() -> None:
+    assert rules._jumps("raw", RulesConfig(mark=2, mask=6)) == [
+        f"PREROUTING 1 -m mark ! --mark 0x0/0x6 -j {CLEAR}",
+        f"OUTPUT 1 -m mark ! --mark 0x0/0x6 -j {CLEAR}",
+        f"OUTPUT 1 -p tcp -m tcp --tcp-flags RST RST -j {SENT}",
+    ]
 
 
 def test_only_what_leaves_clears_the_connection_mark_and_before_it_is_queued() -> None:
@@ -107,6 +117,4 @@ def test_installation_never_names_a_built_in_chain() -> None:
 
 def test_the_marks_cleared_are_exactly_ours() -> None:
     raw = rules.rules(RulesConfig(mark=2, mask=6))["raw"]
-    assert [rule for rule in raw if CLEAR in rule] == [
-        f"-A {CLEAR} -m mark ! --mark 0x0/0x6 -j MARK --set-xmark 0x0/0x6"
-    ]
+    assert [rule for rule in raw if CLEAR in rule] == [f"-A {CLEAR} -j MARK --set-xmark 0x0/0x6"]
