@@ -40,6 +40,7 @@ from nfq.attestation import AMBIGUOUS, Attestor, Executable
 from nfq.attestation import Attributed as Attributed
 from nfq.cgroup import Cgroups
 from nfq.sockdiag import SockDiag, Socket, TcpState
+from sectool.errors import SectoolError
 from sectool.identity.workload import Facts
 
 REMEMBERED_S: Final = 5.0
@@ -131,7 +132,7 @@ class Attributor:
         found = self._lookup(TcpState.SYN_SENT, local, local_port, remote, remote_port, ifindex)
         if found is None or found.state != TcpState.SYN_SENT:
             return None
-        return self._of(found)
+        return self.of(found)
 
     def incoming(
         self, local: bytes, local_port: int, remote: bytes, remote_port: int, ifindex: int = 0
@@ -144,7 +145,7 @@ class Attributor:
         found = self._lookup(TcpState.LISTEN, local, local_port, remote, remote_port, ifindex)
         if found is not None and found.state != TcpState.LISTEN:
             found = self._sockdiag.listener(local, local_port, ifindex)
-        return None if found is None else self._of(found)
+        return None if found is None else self.of(found)
 
     def _lookup(
         self, state: TcpState, local: bytes, local_port: int, remote: bytes, remote_port: int, ifindex: int
@@ -154,7 +155,16 @@ class Attributor:
             found = self._sockdiag.bound_elsewhere(local, local_port, remote, remote_port, state)
         return found
 
-    def _of(self, sock: Socket) -> Attributed:
+    def host(self) -> Attributed:
+        """The host itself, for what no socket sends or takes: user root, no executable, in the root cgroup."""
+        try:
+            root = self._cgroups.id_of("/")
+        except SectoolError:
+            root = 0
+        return Attributed((root, 0, *AMBIGUOUS), 0, 0, root, 0, self._attestor.now)
+
+    def of(self, sock: Socket) -> Attributed:
+        """Owner of a socket that the kernel has told of."""
         try:
             pid, witness, executable = self._owner(sock)
         except _UndecidedError:

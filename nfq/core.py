@@ -15,12 +15,14 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+from nfq.exchanges import Exchanges
 from nfq.flow import Flow, FlowTable, LocalWorkload, Owner, State
 from nfq.handshake import CLOCK_WINDOW_S, Verifier
 from nfq.limits import SeenHandshakes, TokenBuckets
 from nfq.names import NameTable
 from nfq.noise import EphemeralPool
 from nfq.packet import Segment
+from nfq.pathmtu import Paths
 from nfq.reassembly import POOL
 from nfq.record import Records
 from nfq.recorder import Counts, Recorder
@@ -88,6 +90,12 @@ class Ports(Protocol):
     def attribute(self, seg: Segment, *, listener: bool) -> Attribution | None:
         """The local socket of a SYN: the connecting one, or the listener it is meant for. None: there is none."""
 
+    def sender(self, v6: bool, identifier: bytes) -> Attribution:
+        """Whose socket an outgoing ICMP question with this identifier is from; the host itself if nobody's."""
+
+    def host(self) -> Attribution:
+        """The host itself: who answers where no socket does."""
+
     def inject(self, packet: bytes) -> None:
         """Send a crafted packet to a remote peer, past our own queue. Best effort."""
 
@@ -119,6 +127,7 @@ class Config:
     syn_rate: float = 2000.0  # handshakes a second and source prefix
     syn_burst: float = 4000.0
     refusal_rate: float = 200.0
+    message_rate: float = 200.0  # ICMP questions to be judged a second and source prefix
     half_open_limit: int = 65_536
     live_limit: int = 1_048_576
     worker: int = 0  # number of this packet worker, and how many this host has
@@ -220,6 +229,9 @@ class Core:
         self.accepting = FlowTable(config.half_open_limit)
         self.live = FlowTable(config.live_limit)
         self.denials = DenialMemory()
+        self.exchanges = Exchanges()
+        self.message_limit = TokenBuckets(config.message_rate, 2 * config.message_rate)
+        self.paths = Paths()
         self.ephemerals = EphemeralPool()
         self.seen = SeenHandshakes(2 * CLOCK_WINDOW_S * 1_000_000)
         self.syn_limit = TokenBuckets(config.syn_rate, config.syn_burst)
@@ -247,6 +259,10 @@ class Core:
         found = self.ports.attribute(seg, listener=listener)
         if found is None:
             return DropReason.NO_LISTENER if listener else DropReason.NO_LOCAL_IDENTITY
+        return self.workload(found, flow, now_us)
+
+    def workload(self, found: Attribution, flow: Flow, now_us: int) -> LocalWorkload | Result | DropReason:
+        """As `local_workload`, for a socket that has been found."""
         local = self.credentials.get(found.key, now_us)
         if local is None:
             return Result(Verdict.HOLD, hold=found.key)

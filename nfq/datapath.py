@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 
-from nfq import encrypted, initiator, loopback, responder
+from nfq import encrypted, icmp, initiator, loopback, responder
 from nfq.core import ACCEPT, CUT_MEMORY_US, RELEASE, Core, Result, Verdict
 from nfq.flow import Flow, State
 from nfq.handshake import is_proof
@@ -204,5 +204,6 @@ def tick(core: Core, now_us: int) -> None:
             core.uncut.append(flow)
     core.reassembly.expire(now_us)
     core.sessions.tick(now_us)
+    icmp.tick(core, now_us)
     core.recorder.tick(now_us)
     expired_rules(core, now_us)

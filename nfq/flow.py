@@ -83,7 +83,10 @@ class Flow:
         "key",
         "keys",
         "local",
+        "mss",
         "owner",
+        "path_mtu",
+        "path_seen",
         "peer",
         "peer_isn",
         "peer_local",
@@ -128,6 +131,11 @@ class Flow:
         self.peer_isn = 0  # responder's initial sequence number
         self.suite = 0  # of its records (nfq.suites); 0: plain
         self.records: Records | None = None
+        self.mss = 0  # the peer's, as our stack was told it; 0: unknown
+        self.path_mtu = (
+            0  # to which its packets are cut (nfq.pathmtu), as of version `path_seen` of Core.paths; 0: not
+        )
+        self.path_seen = 0
         self.small_until_us = 0  # until then one record a segment: packets were lost
         self.request: Request | None = None
         self.decision: Decision | None = None

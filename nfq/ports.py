@@ -9,9 +9,11 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from nfq.attribution import Attributed, Attributor
+from nfq.cgroup import Cgroups
 from nfq.conntrack import ConntrackControl, FlowTuple
 from nfq.core import Attribution
 from nfq.flow import Flow, Owner
+from nfq.icmpowner import IcmpOwners
 from nfq.journal import Journal
 from nfq.packet import Segment, reply_reset
 from nfq.raw import RawSender
@@ -35,7 +37,9 @@ class KernelPorts:
     def __init__(self, journal: Journal, mask: int) -> None:
         self.sockdiag = SockDiag()
         self.conntrack = ConntrackControl()
-        self.attributor = Attributor(self.sockdiag)
+        cgroups = Cgroups()
+        self.attributor = Attributor(self.sockdiag, cgroups)
+        self._messages = IcmpOwners(self.attributor, cgroups)
         self.raw = RawSender()
         self.own = RawSender(group=os.getegid())
         self._journal = journal
@@ -57,6 +61,17 @@ class KernelPorts:
             if self.sockdiag.unavailable != unanswered:
                 raise UnavailableError("the kernel did not say whose socket it is")
             return None
+        return self._attribution(found)
+
+    def sender(self, v6: bool, identifier: bytes) -> Attribution:
+        """See nfq.core.Ports."""
+        return self._attribution(self._messages.sender(v6, int.from_bytes(identifier, "big")))
+
+    def host(self) -> Attribution:
+        """See nfq.core.Ports."""
+        return self._attribution(self.attributor.host())
+
+    def _attribution(self, found: Attributed) -> Attribution:
         self._asked[found.key] = found
         if len(self._asked) > _ASKED_LIMIT:
             self._asked.popitem(last=False)

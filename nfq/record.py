@@ -218,6 +218,11 @@ class Records:
         return self._sent
 
     @property
+    def end(self) -> int:
+        """Offset behind the last byte that was ever sent."""
+        return self._send_high
+
+    @property
     def accepted(self) -> int:
         """Highest counter verified so far; 0: none, so the other side has not proven anything by records."""
         return self._window.highest

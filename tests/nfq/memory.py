@@ -55,6 +55,8 @@ class MemoryPorts:
 
     connecting: Attribution | None = None
     listening: dict[int, Attribution] = field(default_factory=dict)
+    pinging: Attribution | None = None
+    kernel: Attribution = field(default_factory=lambda: Attribution("host", Owner(0, 0, 1)))
     injected: list[bytes] = field(default_factory=list)
     repeated: list[bytes] = field(default_factory=list)
     resets: list[Segment] = field(default_factory=list)
@@ -63,6 +65,12 @@ class MemoryPorts:
 
     def attribute(self, seg: Segment, *, listener: bool) -> Attribution | None:
         return self.listening.get(seg.destination_port) if listener else self.connecting
+
+    def sender(self, v6: bool, identifier: bytes) -> Attribution:
+        return self.pinging or self.host()
+
+    def host(self) -> Attribution:
+        return self.kernel
 
     def inject(self, packet: bytes) -> None:
         self.injected.append(packet)
