@@ -21,8 +21,8 @@ from nfq.handshake import CLOCK_WINDOW_S, Verifier
 from nfq.limits import SeenHandshakes, TokenBuckets
 from nfq.names import NameTable
 from nfq.noise import EphemeralPool
-from nfq.packet import Segment
-from nfq.pathmtu import Paths
+from nfq.packet import Segment, mss_of, rebuild, syn_options
+from nfq.pathmtu import Paths, most
 from nfq.reassembly import POOL
 from nfq.record import Records
 from nfq.recorder import Counts, Recorder
@@ -369,6 +369,13 @@ def party(labels_of: LocalWorkload | None, raw: bytes) -> Party:
         return Party(None, None, address(raw))
     identity = labels_of.identity
     return Party(identity.labels, identity.spiffe_id, address(raw))
+
+
+def stripped(core: Core, seg: Segment, flow: Flow) -> Result:
+    """A peer's SYN or SYN-ACK for our stack: bare, and with an MSS that fits the path if that is known to be narrow."""
+    options = syn_options(seg.options, lower_mss=False, most=most(core.paths, seg.source))
+    flow.mss = mss_of(options)
+    return Result(Verdict.ACCEPT, rebuild(seg, options, b""))
 
 
 def stranger(core: Core, raw: bytes, now_us: int) -> Party:

@@ -48,7 +48,7 @@ def _segment(core: Core, seg: Segment, now_us: int) -> Result:
         flow = live
     if flow is not None:
         if seg.outbound:
-            return initiator.out_segment(core, seg, flow)
+            return initiator.out_segment(core, seg, flow, now_us)
         return initiator.in_segment(core, seg, flow, now_us)
     flow = core.accepting.get(seg.key)
     # A SYN from anywhere can claim the 5-tuple of a live connection: that one goes on until a proof replaces it.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from nfq.core import ACCEPT, REQUEUE, Core, Result, Verdict
 from nfq.flow import Flow
-from nfq.packet import RST, Segment, carries, rebuild, record_option, without_ours
+from nfq.packet import RECORD_OPTION_LEN, RST, Segment, carries, rebuild, record_option, without_ours
+from nfq.pathmtu import look, pieces
 from nfq.record import OversizedError
 from sectool.events import DropReason
 
@@ -22,6 +23,8 @@ def outgoing(
     if seg.flags & RST or not carries(seg):
         return ACCEPT
     assert flow.records is not None
+    if too_large(core, seg, flow):
+        return _cut(core, seg, flow, now_us, bulk)
     try:
         sealed = flow.records.seal(seg.data, seg.tcp_off, seg.data_off, seg.v6, gso=gso)
     except OversizedError:
@@ -31,6 +34,28 @@ def outgoing(
     if sealed.again:
         flow.small_until_us = now_us + LOSS_US
     return Result(_passing(flow, now_us, bulk), sealed.packet)
+
+
+def too_large(core: Core, seg: Segment, flow: Flow) -> bool:
+    """Whether the segment, with a record option, does not fit the path."""
+    if flow.path_seen != core.paths.version:
+        look(core.paths, flow)
+    return flow.path_mtu != 0 and len(seg.data) + RECORD_OPTION_LEN > flow.path_mtu
+
+
+def _cut(core: Core, seg: Segment, flow: Flow, now_us: int, bulk: bool) -> Result:
+    """Seal what is too large for the path piece by piece."""
+    assert flow.records is not None
+    parts = pieces(seg.data, seg.tcp_off, seg.data_off, seg.v6, flow.path_mtu)
+    # What is left of a super-packet would still be marked as one, and a device that splits those refuses it. So then
+    # all pieces go past the queue.
+    for part in parts if bulk else parts[:-1]:
+        core.ports.inject(bytes(flow.records.seal(part, seg.tcp_off, seg.data_off, seg.v6).packet))
+    if bulk:
+        return Result(Verdict.DROP)
+    return Result(
+        _passing(flow, now_us, bulk), flow.records.seal(parts[-1], seg.tcp_off, seg.data_off, seg.v6).packet
+    )
 
 
 def incoming(core: Core, seg: Segment, flow: Flow, now_us: int, *, bulk: bool = False) -> Result:

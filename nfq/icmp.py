@@ -93,8 +93,9 @@ def _own_error(core: Core, message: Message, now_us: int) -> Result:
 
 
 def _learn(core: Core, flow: Flow, message: Message, about: Quote, now_us: int) -> None:
-    """Encrypted flows are cut to what the path lets through (nfq.pathmtu); plain ones are the stack's business."""
-    if flow.records is not None and 0 < message.mtu < about.length:
+    """What carries our options is cut to what the path lets through (nfq.pathmtu); the rest is the stack's business."""
+    ours = flow.records is not None or flow.state is State.PROVING
+    if ours and 0 < message.mtu < about.length:
         core.paths.learn(flow.remote_address, message.mtu, now_us)
 
 
@@ -109,10 +110,11 @@ def _connection(core: Core, about: Quote, sent: bool) -> Flow | None:
         return flow
     flow = core.live.get(key)
     if flow is not None:
-        if not sent or flow.records is None:
+        if not sent or (flow.records is None and flow.state is not State.PROVING):
             return flow
         first = flow.isn if flow.point is Point.INITIATOR else flow.peer_isn
-        behind = first + 1 + flow.records.end - about.number & 0xFFFFFFFF
+        end = flow.records.end if flow.records is not None else PLAUSIBLE >> 1
+        behind = (first + 1 + end - about.number) & 0xFFFFFFFF
         return flow if behind < PLAUSIBLE else None
     return core.accepting.get(key)
 

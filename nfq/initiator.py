@@ -16,6 +16,7 @@ from nfq.core import (
     party,
     request,
     stranger,
+    stripped,
 )
 from nfq.flow import Flow, State
 from nfq.handshake import Answer, Decision, HandshakeError, Hello, Refusal, proof_option, seal_refusal
@@ -27,6 +28,7 @@ from nfq.packet import (
     as_reset,
     carries,
     has_handshake,
+    parse,
     rebuild,
     reply_reset,
     require_checksum,
@@ -34,6 +36,7 @@ from nfq.packet import (
     with_option,
     without_ours,
 )
+from nfq.pathmtu import pieces
 from nfq.session import Held, is_resumed, is_unknown, lifetime_s
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
@@ -182,7 +185,7 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     if flow.suite:
         flow.records = core.records(flow)
     core.journal(flow)  # if we die now, the successor takes the proof as seen: most likely it was
-    return _stripped(seg)
+    return stripped(core, seg, flow)
 
 
 def _learn(core: Core, flow: Flow, answer: Answer, now_us: int) -> None:
@@ -207,12 +210,8 @@ def _again(core: Core, seg: Segment) -> Result:
         return RELEASE
     if seg.seq != flow.peer_isn or seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.HANDSHAKE_FORGED)
-    bare = _stripped(seg)
+    bare = stripped(core, seg, flow)
     return bare if flow.state is State.PROVING else bare._replace(verdict=carried(flow).verdict)
-
-
-def _stripped(seg: Segment) -> Result:
-    return Result(Verdict.ACCEPT, rebuild(seg, syn_options(seg.options, lower_mss=False), b""))
 
 
 def _bare_answer(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
@@ -310,17 +309,25 @@ def _hinted(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     return core.drop(DropReason.SESSION_UNKNOWN)
 
 
-def out_segment(core: Core, seg: Segment, flow: Flow) -> Result:
+def out_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     """Anything but a SYN of a connection that is not released yet."""
     if flow.state is not State.PROVING:
         # The stack answers something odd with a RST; nothing else can leave before the peer is known.
         return ACCEPT if seg.flags & RST and not seg.payload else core.drop(DropReason.PROOF_MISSING)
     if flow.records is not None and carries(seg):
-        return Result(Verdict.ACCEPT, flow.records.seal(seg.data, seg.tcp_off, seg.data_off, seg.v6).packet)
-    options = with_option(seg.options, flow.proof)
-    if options is None:
-        return core.drop(DropReason.PACKET_MALFORMED)
-    return Result(Verdict.ACCEPT, rebuild(seg, options, seg.payload))
+        return encrypted.outgoing(core, seg, flow, now_us)._replace(verdict=Verdict.ACCEPT)
+    parts = [seg]
+    if seg.payload and encrypted.too_large(core, seg, flow):
+        cut = pieces(seg.data, seg.tcp_off, seg.data_off, seg.v6, flow.path_mtu)
+        parts = [parse(part, outbound=True) for part in cut]
+    for part in parts:
+        options = with_option(part.options, flow.proof)
+        if options is None:
+            return core.drop(DropReason.PACKET_MALFORMED)
+        proven = rebuild(part, options, part.payload)
+        if part is not parts[-1]:
+            core.ports.inject(proven)
+    return Result(Verdict.ACCEPT, proven)
 
 
 def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:

@@ -190,8 +190,17 @@ def is_ours(option: bytes) -> bool:
     return option[0] == OPT_EXP and option[2:4] == EXID
 
 
-def syn_options(options: bytes, *, lower_mss: bool, add: bytes = b"") -> bytes:
+def mss_of(options: bytes) -> int:
+    """The maximum segment size that a SYN or SYN-ACK tells; 0: none."""
+    return next(
+        (int.from_bytes(opt[2:4], "big") for kind, opt in iter_options(options) if kind == OPT_MSS), 0
+    )
+
+
+def syn_options(options: bytes, *, lower_mss: bool, most: int = 0, add: bytes = b"") -> bytes:
     """Options of a SYN or SYN-ACK rewritten: ours, TFO and MPTCP go, MSS is lowered by MSS_RESERVE, `add` comes last.
+
+    The MSS is at most `most` then, unless that is 0.
 
     Relative order and NOP alignment of what stays are not kept: no stack depends on them (RFC 9293, 3.2).
     """
@@ -206,6 +215,8 @@ def syn_options(options: bytes, *, lower_mss: bool, add: bytes = b"") -> bytes:
             # 536 is what a peer may send when no MSS is given at all (RFC 9293, 3.7.1): never go below 88,
             # the floor Linux itself uses (TCP_MIN_MSS).
             opt = opt[:2] + max(mss - MSS_RESERVE, min(mss, 88)).to_bytes(2, "big")
+        if kind == OPT_MSS and most:
+            opt = opt[:2] + min(int.from_bytes(opt[2:4], "big"), most).to_bytes(2, "big")
         if kind == 8:
             out += b"\x01\x01"  # keeps timestamps 4-aligned, where stacks expect them
         out += opt

@@ -53,6 +53,12 @@ class Paths:
             self.version += 1
 
 
+def most(paths: Paths, remote: bytes) -> int:
+    """The MSS with which what our stack sends to `remote` fits its path with a record option; 0: any."""
+    mtu = paths.mtu(remote)
+    return mtu - (60 if len(remote) == 16 else 40) - RECORD_OPTION_LEN if mtu else 0
+
+
 def look(paths: Paths, flow: Flow) -> None:
     """Note in an encrypted flow what its packets may have on its path, if the stack makes larger ones."""
     flow.path_seen = paths.version

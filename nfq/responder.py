@@ -16,6 +16,7 @@ from nfq.core import (
     party,
     request,
     stranger,
+    stripped,
 )
 from nfq.flow import Flow, State
 from nfq.handshake import (
@@ -61,9 +62,9 @@ def in_syn(core: Core, seg: Segment, now_us: int) -> Result:
     ours = core.enforced(seg.source) and has_handshake(seg)
     if flow is not None and flow.isn == seg.seq and not (ours and _given_up(flow, seg)):
         if flow.greeting is not None and ours and flow.greeting.ephemeral == seg.payload[12:44]:
-            return _stripped(seg)  # retransmitted
+            return stripped(core, seg, flow)  # retransmitted
         if flow.resume is not None and ours and flow.resume.payload == seg.payload:
-            return _stripped(seg)
+            return stripped(core, seg, flow)
         return core.drop(DropReason.SYN_REPLAYED)
     if core.connecting.get(seg.key) is not None:
         return core.drop(DropReason.UNKNOWN_FLOW)  # simultaneous open has no initiator to prove
@@ -85,14 +86,10 @@ def in_syn(core: Core, seg: Segment, now_us: int) -> Result:
     return _from_outside(core, seg, flow, now_us)
 
 
-def _stripped(seg: Segment) -> Result:
-    return Result(Verdict.ACCEPT, rebuild(seg, syn_options(seg.options, lower_mss=False), b""))
-
-
 def _bare(seg: Segment) -> Result:
     """Released without a handshake: what somebody put into the SYN all the same does not reach the stack."""
     if seg.payload or has_handshake(seg):
-        return _stripped(seg)._replace(verdict=Verdict.RELEASE)
+        return Result(Verdict.RELEASE, rebuild(seg, syn_options(seg.options, lower_mss=False), b""))
     return RELEASE
 
 
@@ -189,7 +186,7 @@ def _judge(core: Core, seg: Segment, flow: Flow, offered: int, now_us: int) -> R
         core.recorder.count(DropReason.TABLE_FULL)
     core.accepting.add(flow)
     core.accepting.expire_after(flow, now_us, SYN_RECEIVED_TIMEOUT_US)
-    return _stripped(seg)
+    return stripped(core, seg, flow)
 
 
 def _refuse(core: Core, seg: Segment, flow: Flow, now_us: int) -> None:
