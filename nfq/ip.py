@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from nfq.packet import PacketError
+from nfq.packet import PacketError, refuse_source_route
 
 ICMP: Final = 1
 TCP: Final = 6
@@ -21,7 +21,6 @@ _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60
 _EXTENSIONS: Final = frozenset((_HOP_BY_HOP, _ROUTING, _DESTINATION))
 _REFUSED: Final = frozenset((_FRAGMENT, 51, 135, 139, 140, 253, 254))  # other extension headers (IANA)
 _MAX_EXTENSIONS: Final = 8
-_SOURCE_ROUTES: Final = frozenset((131, 137))  # loose, strict
 
 
 class Header(NamedTuple):
@@ -54,22 +53,9 @@ def header(data: bytes) -> Header:
     if size < 40 or int.from_bytes(data[4:6], "big") + 40 != size:
         raise PacketError("IPv6 payload length does not hold")
     protocol, off = upper_layer(data, size)
+    if off > size:
+        raise PacketError("IPv6 extension header that does not hold")
     return Header(True, protocol, off, bytes(data[8:24]), bytes(data[24:40]))
-
-
-def refuse_source_route(options: bytes) -> None:
-    """Raise PacketError when IPv4 options hold a source route, or cannot be read."""
-    at, n = 0, len(options)
-    while at < n and options[at]:
-        kind = options[at]
-        if kind == 1:
-            at += 1
-            continue
-        if at + 1 >= n or options[at + 1] < 2 or at + options[at + 1] > n:
-            raise PacketError("IPv4 option length does not hold")
-        if kind in _SOURCE_ROUTES:
-            raise PacketError("IPv4 source routing")
-        at += options[at + 1]
 
 
 def upper_layer(data: bytes, size: int) -> tuple[int, int]:

@@ -29,6 +29,7 @@ MAX_OPTIONS = 40
 
 _EXTENSION_HEADERS = frozenset((0, 43, 60))  # hop-by-hop, routing, destination options
 _MAX_EXTENSIONS = 8
+_SOURCE_ROUTES = frozenset((131, 137))  # IPv4 options: loose, strict
 
 _ports_seq_ack = struct.Struct(">HHIIBBH")
 _seq_ack = struct.Struct(">II")
@@ -100,6 +101,8 @@ def parse(data: bytes | memoryview, outbound: bool) -> Segment:
             raise PacketError("IPv4 fragment")
         if data[9] != TCP:
             raise PacketError("not TCP")
+        if off > 20:
+            refuse_source_route(bytes(data[20:off]))
         src, dst = bytes(data[12:16]), bytes(data[16:20])
     elif version == 6:
         if int.from_bytes(data[4:6], "big") + 40 != size:
@@ -123,6 +126,21 @@ def parse(data: bytes | memoryview, outbound: bool) -> Segment:
     else:
         s.key = dst + src + bytes(data[off + 2 : off + 4]) + bytes(data[off : off + 2])
     return s
+
+
+def refuse_source_route(options: bytes) -> None:
+    """Raise PacketError when IPv4 options hold a source route, or cannot be read."""
+    at, n = 0, len(options)
+    while at < n and options[at]:
+        kind = options[at]
+        if kind == 1:
+            at += 1
+            continue
+        if at + 1 >= n or options[at + 1] < 2 or at + options[at + 1] > n:
+            raise PacketError("IPv4 option length does not hold")
+        if kind in _SOURCE_ROUTES:
+            raise PacketError("IPv4 source routing")
+        at += options[at + 1]
 
 
 def _ipv6_upper(data: bytes | memoryview, size: int) -> int:
