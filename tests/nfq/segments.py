@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 TIMESTAMPS = b"\x01\x01\x08\x0a\x00\x01\x02\x03\x04\x05\x06\x07"
 SOURCE, DESTINATION = bytes((10, 9, 0, 1)), bytes((10, 9, 0, 2))
@@ -142,22 +144,22 @@ def segment(
     )
 
 
-def split(wire: Wire, *cuts: int) -> list[Wire]:
-    """What GSO makes of a super-packet: options copied, FIN and PSH on the last, CWR on the first.
+def split(wire: Wire, size: int) -> list[Wire]:
+    """What GSO makes of a super-packet: segments of `size` bytes."""
+    return cut(wire, range(size, len(wire.payload), size))
 
-    `cuts`: one number: segments of that size; several: where to cut.
-    """
-    size = len(wire.payload)
-    places = (
-        list(range(0, size, cuts[0])) if len(cuts) == 1 else [0, *sorted(set(cuts) & set(range(1, size)))]
-    )
+
+def cut(wire: Wire, places: Iterable[int]) -> list[Wire]:
+    """The segment cut at these places of its payload: options copied, FIN and PSH on the last, CWR on the first."""
+    end = len(wire.payload)
+    inside = sorted(place for place in set(places) if 0 < place < end)
     out = []
-    for i, (begin, end) in enumerate(zip(places, [*places[1:], size], strict=True)):
+    for i, (begin, stop) in enumerate(pairwise([0, *inside, end])):
         flags = wire.flags
-        if end != size:
+        if stop != end:
             flags &= ~0x09
         if begin:
             flags &= ~0x80
-        piece = wire.changed(seq=wire.seq + begin, flags=flags, payload=wire.payload[begin:end])
+        piece = wire.changed(seq=wire.seq + begin, flags=flags, payload=wire.payload[begin:stop])
         out.append(replace(piece, ident=piece.ident + i))
     return out
