@@ -91,9 +91,9 @@ class EphemeralPool:
         return self._keys.pop() if self._keys else KeyPair.generate()
 
 
-def _dh(private: X25519PrivateKey, public: bytes) -> bytes:
+def _dh(private: X25519PrivateKey, public: X25519PublicKey) -> bytes:
     try:
-        return private.exchange(_from_public(public))
+        return private.exchange(public)
     except ValueError as e:  # all-zero result: a low-order point
         raise NoiseError("unusable public key") from e
 
@@ -133,14 +133,15 @@ class Initiator:
         """Message 2 → (responder's static public key, its payload, keys). Raises NoiseError; may be tried again."""
         if len(message) < MESSAGE_2_OVERHEAD:
             raise NoiseError("message 2 is too short")
-        re, enc_s, enc_payload = message[:32], message[32:80], message[80:]
-        h = sha256(self._h + re).digest()
+        enc_s, enc_payload = message[32:80], message[80:]
+        re = _from_public(message[:32])
+        h = sha256(self._h + message[:32]).digest()
         ck, _ = _mix_key(_H0, _dh(self._e.private, re))
         ck, k = _mix_key(ck, _dh(self._s.private, re))
         try:
             rs = AESGCM(k).decrypt(_NONCE, enc_s, h)
             h = sha256(h + enc_s).digest()
-            ck, k = _mix_key(ck, _dh(self._e.private, rs))
+            ck, k = _mix_key(ck, _dh(self._e.private, _from_public(rs)))
             payload = AESGCM(k).decrypt(_NONCE, enc_payload, h)
         except InvalidTag as e:
             raise NoiseError("message 2 does not authenticate") from e
@@ -171,12 +172,13 @@ class Responder:
     ) -> tuple[bytes, TransportKeys]:
         """Message 2 with `payload`, and the keys. Raises NoiseError when the initiator's keys are unusable."""
         e = ephemeral or KeyPair.generate()
+        re = _from_public(self.remote_ephemeral)
         h = sha256(self._h + e.public).digest()
-        ck, _ = _mix_key(_H0, _dh(e.private, self.remote_ephemeral))
-        ck, k = _mix_key(ck, _dh(e.private, self.remote_static))
+        ck, _ = _mix_key(_H0, _dh(e.private, re))
+        ck, k = _mix_key(ck, _dh(e.private, _from_public(self.remote_static)))
         enc_s = AESGCM(k).encrypt(_NONCE, static.public, h)
         h = sha256(h + enc_s).digest()
-        ck, k = _mix_key(ck, _dh(static.private, self.remote_ephemeral))
+        ck, k = _mix_key(ck, _dh(static.private, re))
         enc_payload = AESGCM(k).encrypt(_NONCE, payload, h)
         h = sha256(h + enc_payload).digest()
         return e.public + enc_s + enc_payload, _split(ck, h)
