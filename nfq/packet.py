@@ -7,6 +7,7 @@ Sources: RFC 791, RFC 8200, RFC 9293, RFC 6994 (shared option kinds), RFC 7413 (
 
 from __future__ import annotations
 
+import re
 import struct
 
 FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
@@ -32,7 +33,20 @@ _MAX_EXTENSIONS = 8
 _SOURCE_ROUTES = frozenset((131, 137))  # IPv4 options: loose, strict
 
 _ports_seq_ack = struct.Struct(">HHIIBBH")
-_seq_ack = struct.Struct(">II")
+# An IPv4 header without options, an IPv6 header without extensions, and the TCP header behind them: addresses, ports,
+# sequence and acknowledgement number, data offset, flags; in front of them what must hold.
+_V4_TCP = struct.Struct(">xxHxxHxBxx4s4s4sIIBB")  # total length, fragment, protocol
+_V6_TCP = struct.Struct(">xxxxHBx16s16s4sIIBB")  # payload length, next header
+
+# Options as stacks order them, checked in one step; whatever does not match is looked at option by option.
+_USUAL = rb"(?:\x01|\x04\x02|\x03\x03.|\x08\x0a.{8})*"
+_SYN_OPTIONS = re.compile(
+    rb"(%s)(\x02\x04..)?(%s)(%s)?\x00*" % (_USUAL, _USUAL, re.escape(HANDSHAKE_OPTION)), re.DOTALL
+)
+_TIMESTAMPS = rb"(?:\x01|\x08\x0a.{8})*"
+_SEGMENT_OPTIONS = re.compile(
+    rb"(%s)(%s.{24})?(%s)\x00*" % (_TIMESTAMPS, re.escape(_RECORD_PREFIX), _TIMESTAMPS), re.DOTALL
+)
 
 
 class PacketError(ValueError):
@@ -68,12 +82,14 @@ class Segment:
     @property
     def source(self) -> bytes:
         """Source address, 4 or 16 bytes."""
-        return bytes(self.data[8:24] if self.v6 else self.data[12:16])
+        n = 16 if self.v6 else 4
+        return self.key[:n] if self.outbound else self.key[n : 2 * n]
 
     @property
     def destination(self) -> bytes:
         """Destination address, 4 or 16 bytes."""
-        return bytes(self.data[24:40] if self.v6 else self.data[16:20])
+        n = 16 if self.v6 else 4
+        return self.key[n : 2 * n] if self.outbound else self.key[:n]
 
     @property
     def source_port(self) -> int:
@@ -92,6 +108,39 @@ def parse(data: bytes | memoryview, outbound: bool) -> Segment:
     if size < 40:
         raise PacketError("shorter than IP and TCP headers")
     version = data[0] >> 4
+    if data[0] == 0x45:
+        off = 20
+        total, fragment, protocol, src, dst, ports, seq, ack, doff, flags = _V4_TCP.unpack_from(data)
+        if total != size:
+            raise PacketError("IPv4 lengths do not hold")
+        if fragment & 0x3FFF:  # more-fragments or an offset: conntrack should have reassembled it
+            raise PacketError("IPv4 fragment")
+        if protocol != TCP:
+            raise PacketError("not TCP")
+    elif version == 6 and data[6] == TCP and size >= 60:
+        off = 40
+        total, _, src, dst, ports, seq, ack, doff, flags = _V6_TCP.unpack_from(data)
+        if total + 40 != size:
+            raise PacketError("IPv6 payload length does not hold")
+    else:
+        off, src, dst = _ip(data, size, version)
+        if off + 20 > size:
+            raise PacketError("truncated TCP header")
+        ports = bytes(data[off : off + 4])
+        _, _, seq, ack, doff, flags, _ = _ports_seq_ack.unpack_from(data, off)
+    data_off = off + (doff >> 4) * 4
+    if data_off < off + 20 or data_off > size:
+        raise PacketError("TCP data offset does not hold")
+    s = Segment()
+    s.device = 0
+    s.data, s.v6, s.outbound, s.tcp_off, s.data_off = data, version == 6, outbound, off, data_off
+    s.flags, s.seq, s.ack = flags & 0x3F, seq, ack
+    s.key = src + dst + ports if outbound else dst + src + ports[2:] + ports[:2]
+    return s
+
+
+def _ip(data: bytes | memoryview, size: int, version: int) -> tuple[int, bytes, bytes]:
+    """Where TCP begins behind an IP header with options or extension headers, and the addresses."""
     if version == 4:
         off = (data[0] & 0x0F) * 4
         total = int.from_bytes(data[2:4], "big")
@@ -103,29 +152,12 @@ def parse(data: bytes | memoryview, outbound: bool) -> Segment:
             raise PacketError("not TCP")
         if off > 20:
             refuse_source_route(bytes(data[20:off]))
-        src, dst = bytes(data[12:16]), bytes(data[16:20])
-    elif version == 6:
+        return off, bytes(data[12:16]), bytes(data[16:20])
+    if version == 6:
         if int.from_bytes(data[4:6], "big") + 40 != size:
             raise PacketError("IPv6 payload length does not hold")
-        off = _ipv6_upper(data, size)
-        src, dst = bytes(data[8:24]), bytes(data[24:40])
-    else:
-        raise PacketError("neither IPv4 nor IPv6")
-    if off + 20 > size:
-        raise PacketError("truncated TCP header")
-    _, _, seq, ack, doff, flags, _ = _ports_seq_ack.unpack_from(data, off)
-    data_off = off + (doff >> 4) * 4
-    if data_off < off + 20 or data_off > size:
-        raise PacketError("TCP data offset does not hold")
-    s = Segment()
-    s.device = 0
-    s.data, s.v6, s.outbound, s.tcp_off, s.data_off = data, version == 6, outbound, off, data_off
-    s.flags, s.seq, s.ack = flags & 0x3F, seq, ack
-    if outbound:
-        s.key = src + dst + bytes(data[off : off + 4])
-    else:
-        s.key = dst + src + bytes(data[off + 2 : off + 4]) + bytes(data[off : off + 2])
-    return s
+        return _ipv6_upper(data, size), bytes(data[8:24]), bytes(data[24:40])
+    raise PacketError("neither IPv4 nor IPv6")
 
 
 def refuse_source_route(options: bytes) -> None:
@@ -187,17 +219,24 @@ def iter_options(options: bytes) -> list[tuple[int, bytes]]:
 
 def has_handshake(seg: Segment) -> bool:
     """Whether the handshake option is among the segment's options. Raises PacketError on malformed options."""
-    # The cheap containment test first: most segments have nothing of the kind.
-    return HANDSHAKE_OPTION in seg.options and any(
-        opt == HANDSHAKE_OPTION for _, opt in iter_options(seg.options)
-    )
+    options = seg.options
+    if HANDSHAKE_OPTION not in options:
+        return False
+    usual = _SYN_OPTIONS.fullmatch(options)
+    if usual is not None:
+        return usual[4] is not None
+    return any(opt == HANDSHAKE_OPTION for _, opt in iter_options(options))
 
 
 def record_option(seg: Segment) -> bytes | None:
     """The 28-byte record option, or None. Raises PacketError when it stands there twice."""
-    if _RECORD_PREFIX not in seg.options:
+    options = seg.options
+    if _RECORD_PREFIX not in options:
         return None
-    found = [opt for _, opt in iter_options(seg.options) if opt[:4] == _RECORD_PREFIX]
+    usual = _SEGMENT_OPTIONS.fullmatch(options)
+    if usual is not None:
+        return usual[2]
+    found = [opt for _, opt in iter_options(options) if opt[:4] == _RECORD_PREFIX]
     if len(found) > 1:
         raise PacketError("two record options")
     return found[0] if found else None
@@ -220,21 +259,36 @@ def syn_options(options: bytes, *, lower_mss: bool, most: int = 0, add: bytes = 
 
     The MSS is at most `most` then, unless that is 0.
 
-    Relative order and NOP alignment of what stays are not kept: no stack depends on them (RFC 9293, 3.2).
+    Relative order and NOP alignment of what stays are not kept where something unusual is among them: no stack depends
+    on them (RFC 9293, 3.2).
     """
+    usual = _SYN_OPTIONS.fullmatch(options)
+    if usual is not None:
+        before, mss, after, _ = usual.groups(b"")
+        out = before + (_mss(mss, lower_mss, most) if mss else b"") + after + add
+        if len(out) <= MAX_OPTIONS:
+            return out
+    return _unusual_syn_options(options, lower_mss, most, add)
+
+
+def _mss(option: bytes, lower: bool, most: int) -> bytes:
+    mss = int.from_bytes(option[2:4], "big")
+    if lower:
+        # 536 is what a peer may send when no MSS is given at all (RFC 9293, 3.7.1): never go below 88,
+        # the floor Linux itself uses (TCP_MIN_MSS).
+        mss = max(mss - MSS_RESERVE, min(mss, 88))
+    return option[:2] + (min(mss, most) if most else mss).to_bytes(2, "big")
+
+
+def _unusual_syn_options(options: bytes, lower_mss: bool, most: int, add: bytes) -> bytes:
     out = bytearray()
     for kind, opt in iter_options(options):
         if kind in (OPT_TFO, OPT_MPTCP) or (kind == OPT_EXP and opt[2:4] in (EXID, EXID_TFO)):
             continue
-        if kind == OPT_MSS and lower_mss:
+        if kind == OPT_MSS:
             if len(opt) != 4:
                 raise PacketError("MSS option of a wrong length")
-            mss = int.from_bytes(opt[2:4], "big")
-            # 536 is what a peer may send when no MSS is given at all (RFC 9293, 3.7.1): never go below 88,
-            # the floor Linux itself uses (TCP_MIN_MSS).
-            opt = opt[:2] + max(mss - MSS_RESERVE, min(mss, 88)).to_bytes(2, "big")
-        if kind == OPT_MSS and most:
-            opt = opt[:2] + min(int.from_bytes(opt[2:4], "big"), most).to_bytes(2, "big")
+            opt = _mss(opt, lower_mss, most)
         if kind == 8:
             out += b"\x01\x01"  # keeps timestamps 4-aligned, where stacks expect them
         out += opt
@@ -246,6 +300,11 @@ def syn_options(options: bytes, *, lower_mss: bool, most: int = 0, add: bytes = 
 
 def with_option(options: bytes, add: bytes) -> bytes | None:
     """`options` and `add`, dropping padding and SACK blocks if needed; None when they do not fit."""
+    usual = _SEGMENT_OPTIONS.fullmatch(options)
+    if usual is not None:
+        out = usual[1] + usual[3] + add
+        if len(out) <= MAX_OPTIONS:
+            return out
     kept = bytearray()
     for kind, opt in iter_options(options):
         if kind == OPT_EXP and is_ours(opt):
@@ -261,6 +320,9 @@ def with_option(options: bytes, add: bytes) -> bytes | None:
 
 def without_ours(options: bytes) -> bytes:
     """`options` without any of this protocol's."""
+    usual = _SEGMENT_OPTIONS.fullmatch(options)
+    if usual is not None:
+        return usual[1] + usual[3]
     out = bytearray()
     for kind, opt in iter_options(options):
         if not is_ours(opt):
@@ -280,9 +342,7 @@ def checksum(data: bytes) -> int:
 def require_checksum(seg: Segment) -> None:
     """Raise PacketError unless the TCP checksum holds: a packet that is rebuilt would otherwise be made whole."""
     data, off = bytes(seg.data), seg.tcp_off
-    n = len(data) - off
-    addresses = data[8:40] if seg.v6 else data[12:20]
-    if checksum(addresses + struct.pack(">II", n, TCP) + data[off:]) != 0xFFFF:
+    if _sum(data[8:40] if seg.v6 else data[12:20], data[off:]) != 0:
         raise PacketError("TCP checksum does not hold")
 
 
@@ -291,30 +351,33 @@ def rebuild(seg: Segment, options: bytes, payload: bytes, flags: int | None = No
 
     The IP header (and IPv6 extension headers) stay as they are. Options are padded with end-of-list to 4 bytes.
     """
-    options += b"\0" * (-len(options) % 4)
+    if len(options) & 3:
+        options += b"\0" * (-len(options) % 4)
     data, off = bytes(seg.data), seg.tcp_off
-    tcp = bytearray(data[off : off + 20])
-    tcp[12] = (5 + len(options) // 4) << 4 | (tcp[12] & 0x0F)
-    if flags is not None:
-        tcp[13] = flags
-    tcp[16:18] = b"\0\0"
-    body = bytes(tcp) + options + payload
-    return _finish(data[:off], seg.v6, body)
+    second = (5 + len(options) // 4) << 4 | data[off + 12] & 0x0F, data[off + 13] if flags is None else flags
+    head = data[off : off + 12] + bytes(second) + data[off + 14 : off + 16]  # up to the checksum
+    return _finish(data[:off], seg.v6, head, data[off + 18 : off + 20] + options + payload)
 
 
-def _finish(ip_header: bytes, v6: bool, body: bytes) -> bytes:
-    ip = bytearray(ip_header)
-    n = len(body)
+def _sum(addresses: bytes, tcp: bytes) -> int:
+    """Pseudo header and TCP, modulo 0xffff: 2^16 is 1 there, so parts add up wherever they stand."""
+    n = len(tcp)
+    body = int.from_bytes(tcp, "big")
+    return (int.from_bytes(addresses, "big") + TCP + n + (body << 8 if n & 1 else body)) % 0xFFFF
+
+
+def _finish(ip: bytes, v6: bool, head: bytes, rest: bytes) -> bytes:
+    """IP header and TCP on both sides of its checksum, with lengths and checksums made right."""
+    n = len(head) + 2 + len(rest)
     if v6:
-        ip[4:6] = (len(ip) - 40 + n).to_bytes(2, "big")
-        pseudo = bytes(ip[8:40]) + struct.pack(">II", n, TCP)
+        ip = ip[:4] + (len(ip) - 40 + n).to_bytes(2, "big") + ip[6:]
+        addresses = ip[8:40]
     else:
-        ip[2:4] = (len(ip) + n).to_bytes(2, "big")
-        ip[10:12] = b"\0\0"
-        ip[10:12] = checksum(bytes(ip)).to_bytes(2, "big")
-        pseudo = bytes(ip[12:20]) + struct.pack(">HH", TCP, n)
-    total = checksum(pseudo + body)
-    return bytes(ip) + body[:16] + total.to_bytes(2, "big") + body[18:]
+        first, last = ip[:2] + (len(ip) + n).to_bytes(2, "big") + ip[4:10], ip[12:]
+        ip = first + checksum(first + b"\0\0" + last).to_bytes(2, "big") + last
+        addresses = ip[12:20]
+    total = 0xFFFF - _sum(addresses, head + b"\0\0" + rest)
+    return b"".join((ip, head, total.to_bytes(2, "big"), rest))
 
 
 def as_reset(seg: Segment) -> bytes:
@@ -337,7 +400,7 @@ def reply_reset(seg: Segment, *, options: bytes = b"", payload: bytes = b"") -> 
         seq, ack, flags = 0, (seg.seq + length) & 0xFFFFFFFF, RST | ACK
     options += b"\0" * (-len(options) % 4)
     tcp = struct.pack(
-        ">HHIIBBHHH",
+        ">HHIIBBH",
         int.from_bytes(data[off + 2 : off + 4], "big"),
         int.from_bytes(data[off : off + 2], "big"),
         seq,
@@ -345,11 +408,9 @@ def reply_reset(seg: Segment, *, options: bytes = b"", payload: bytes = b"") -> 
         (5 + len(options) // 4) << 4,
         flags,
         0,
-        0,
-        0,
     )
     if seg.v6:
         ip = b"\x60\0\0\0\0\0" + bytes((TCP, 64)) + data[24:40] + data[8:24]
     else:
         ip = b"\x45\0\0\0\0\0\x40\0" + bytes((64, TCP)) + b"\0\0" + data[16:20] + data[12:16]
-    return _finish(ip, seg.v6, tcp + options + payload)
+    return _finish(ip, seg.v6, tcp, b"\0\0" + options + payload)
