@@ -45,8 +45,9 @@ class Entry(NamedTuple):
 class NameFile:
     """The slots of one worker's file. One writer, any number of readers."""
 
-    def __init__(self, mapped: mmap.mmap, slots: int, inode: int) -> None:
+    def __init__(self, path: Path, mapped: mmap.mmap, slots: int, inode: int) -> None:
         """See `create` and `open`."""
+        self.path = path
         self._map = mapped
         self.slots = slots
         self.inode = inode  # another one under the same path: the file was made anew
@@ -70,7 +71,7 @@ class NameFile:
         finally:
             os.close(fd)
         mapped[: len(_MAGIC)] = _MAGIC
-        return cls(mapped, slots, inode)
+        return cls(path, mapped, slots, inode)
 
     @classmethod
     def open(cls, path: Path) -> NameFile | None:
@@ -84,7 +85,7 @@ class NameFile:
             slots, odd = divmod(status.st_size - _SLOTS_AT, _SIZE)
             if slots < 1 or odd or os.pread(fd, len(_MAGIC), 0) != _MAGIC:
                 return None
-            return cls(mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ), slots, status.st_ino)
+            return cls(path, mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ), slots, status.st_ino)
         except OSError:
             return None
         finally:

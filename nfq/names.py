@@ -123,6 +123,7 @@ class NameTable:
         self._asked: OrderedDict[tuple[bytes, int, Question], int] = OrderedDict()
         self._static: dict[bytes, frozenset[str]] = {}
         self.others: list[Follower] = []
+        self.watched = 0  # how often policy has begun to speak of other names
         self.learnt = 0  # answers taken
         self.refused = 0  # answers that nobody asked for, or from a resolver that is not trusted
         if file is not None:
@@ -287,6 +288,7 @@ class NameTable:
         if (exact, below) == (self._exact, self._below):
             return
         self._exact, self._below = exact, below
+        self.watched += 1
         for slot, entry in enumerate(self._shelf.slots):
             if entry is None:
                 continue
@@ -294,6 +296,11 @@ class NameTable:
             if self._rooms[self.purse(entry.name)] is not room:
                 self._set(slot, None)
                 self._put(entry)
+
+    def close(self) -> None:
+        """Let go of the files; they stay."""
+        for one in ([self._file] if self._file is not None else []) + [other.file for other in self.others]:
+            one.close()
 
     def known_by_file(self, hosts: Iterable[tuple[bytes, str]]) -> None:
         """What a file of this host says (/etc/hosts): address and name, as far as rules speak of the name."""
