@@ -42,6 +42,11 @@ class Entry(NamedTuple):
     resolver: bytes
 
 
+def path_of(run: Path, worker: int) -> Path:
+    """Where a worker's file is."""
+    return run / f"names-worker-{worker}"
+
+
 class NameFile:
     """The slots of one worker's file. One writer, any number of readers."""
 

@@ -47,7 +47,7 @@ def nameservers(text: str) -> Iterator[Network]:
         words = line.split()
         if len(words) > 1 and words[0] == "nameserver":
             try:
-                yield ipaddress.ip_network(words[1].partition("%")[0])
+                yield ipaddress.ip_network(ipaddress.ip_address(words[1].partition("%")[0]))
             except ValueError:
                 continue
 
