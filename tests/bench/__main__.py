@@ -1,7 +1,7 @@
-"""The benchmarks' one home: `sudo ./dev bench [NAME…] [--json FILE] [--rounds N]`.
+"""The benchmarks' one home: `sudo ./dev bench [NAME…] [--json FILE] [--rounds N] [--case CASE…]`.
 
-A benchmark is a module of this folder with `rows(rounds: int) -> list[Row]`. Every number in the documentation
-comes from here.
+A benchmark is a module of this folder with `rows(rounds: int) -> list[Row]`, and perhaps a NOTE for the reader of its
+table; that of datapath also takes the cases to run. Every number in the documentation comes from here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import importlib
 import json
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,9 +22,9 @@ from rich.table import Table
 
 from labs.lab import sweep
 from sectool.errors import SectoolError
-from tests.bench.rows import Row, check
+from tests.bench.rows import PartialError, Row, check
 
-ALL = ("path", "record", "handshake", "throughput", "store", "policy", "identity", "kernel")
+ALL = ("path", "record", "handshake", "throughput", "store", "policy", "identity", "kernel", "datapath")
 ROUNDS = 5
 WIDTH = 140  # columns of the table in a file or pipe
 
@@ -67,11 +68,20 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(ALL)} (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"default: {ROUNDS}")
+    parser.add_argument(
+        "--case",
+        action="append",
+        default=[],
+        metavar="CASE",
+        help="of datapath only this case (may be repeated)",
+    )
     parsed = parser.parse_args(argv)
     if unknown := sorted(set(parsed.names) - set(ALL)):
         parser.error(f"there is no bench {', '.join(unknown)}; there are {', '.join(ALL)}")
     if not 1 <= parsed.rounds <= 100:
         parser.error("--rounds takes 1 to 100")
+    if parsed.case and parsed.names != ["datapath"]:
+        parser.error("--case goes with the bench datapath alone")
     return parsed
 
 
@@ -81,20 +91,32 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     talk = Console(stderr=True, highlight=False)
     results: list[Row] = []
+    notes: list[str] = []
     failed = 0
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # an exit like any other: everything made is removed
     sweep(talk.print)
     for name in chosen.names or ALL:
         begin = time.monotonic()
         talk.print(f"{name}: {chosen.rounds} rounds …")
         module: Any = importlib.import_module(f"tests.bench.{name}")
         try:
-            results += check(module.rows(chosen.rounds))
+            more = (chosen.case,) if chosen.case else ()
+            results += check(module.rows(chosen.rounds, *more))
+            notes += [module.NOTE] if hasattr(module, "NOTE") else []
+        except PartialError as error:
+            failed += 1
+            results += check(error.rows)
+            talk.print(f"{name}: {error.message}")
         except SectoolError as error:
             failed += 1
             talk.print(f"{name} failed: {error.message}" + (f"\n  {error.hint}" if error.hint else ""))
         talk.print(f"{name}: {time.monotonic() - begin:.0f} s")
     if results:
         console.print(table(results))
+        for note in notes:
+            console.print(note)
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
         talk.print(f"{len(results)} rows written to {chosen.json}")

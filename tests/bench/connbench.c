@@ -2,10 +2,13 @@
  *
  *   connbench server PORT
  *   connbench client ADDRESS PORT AT_ONCE SECONDS
+ *   connbench requests ADDRESS PORT AT_ONCE SECONDS
  *
  * One thread, epoll, IPv4 and IPv6. The client keeps AT_ONCE connections under way for SECONDS and prints one JSON
  * object: finished connections, errors, seconds, and latency in microseconds to the end of connect(2) and to the
- * echoed byte (p50, p99). Written in C because a Python client is slower than what it would measure.
+ * echoed byte (p50, p99). `requests` stays connected instead, a byte each way again and again: what it counts as
+ * connections are requests answered, and its echo latency is from the request. Written in C because a Python client
+ * is slower than what it would measure.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -152,7 +155,7 @@ static void read_address(const char *text, int port) {
     }
 }
 
-static int drive(const char *address, int port, int at_once, double seconds) {
+static int drive(const char *address, int port, int at_once, double seconds, int stay) {
     static struct connection all[MOST_AT_ONCE];
     struct latencies connected = {0}, echoed = {0};
     read_address(address, port);
@@ -181,7 +184,15 @@ static int drive(const char *address, int port, int at_once, double seconds) {
                 watch(poll, EPOLL_CTL_MOD, c->fd, EPOLLIN, index);
             } else if (read(c->fd, &byte, 1) == 1) {
                 add(&echoed, (at - c->begun) * 1e6);
-                again(poll, all, index);
+                if (!stay) {
+                    again(poll, all, index);
+                    continue;
+                }
+                c->begun = at;
+                if (write(c->fd, &byte, 1) != 1) {
+                    failures++;
+                    again(poll, all, index);
+                }
             } else {
                 failures++;
                 again(poll, all, index);
@@ -210,10 +221,11 @@ static int drive(const char *address, int port, int at_once, double seconds) {
 
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "server") == 0) serve(atoi(argv[2]));
-    if (argc == 6 && strcmp(argv[1], "client") == 0) {
+    int stay = argc == 6 && strcmp(argv[1], "requests") == 0;
+    if (stay || (argc == 6 && strcmp(argv[1], "client") == 0)) {
         int at_once = atoi(argv[4]);
-        if (at_once >= 1 && at_once <= MOST_AT_ONCE) return drive(argv[2], atoi(argv[3]), at_once, atof(argv[5]));
+        if (at_once >= 1 && at_once <= MOST_AT_ONCE) return drive(argv[2], atoi(argv[3]), at_once, atof(argv[5]), stay);
     }
-    fprintf(stderr, "usage: connbench server PORT | connbench client ADDRESS PORT AT_ONCE SECONDS\n");
+    fprintf(stderr, "usage: connbench server PORT | connbench client|requests ADDRESS PORT AT_ONCE SECONDS\n");
     return 2;
 }

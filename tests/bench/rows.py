@@ -6,8 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from sectool.errors import SectoolError
+
 Row = dict[str, Any]
 FIELDS = ("bench", "case", "metric", "unit", "rounds", "median", "ratio_to", "ratio")
+
+
+class PartialError(SectoolError):
+    """Part of a bench failed; `rows` is what the rest gave."""
+
+    def __init__(self, message: str, rows: list[Row]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 def row(bench: str, case: str, metric: str, unit: str, rounds: Sequence[float]) -> Row:

@@ -47,7 +47,7 @@ def test_a_bad_command_line_exits_2(argv: list[str]) -> None:
 
 
 def test_every_bench_of_the_folder_is_known_to_the_runner() -> None:
-    own = {"__main__", "pair", "rows"}
+    own = {"__main__", "meters", "pair", "rows", "wire"}
     modules = {file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("test_")}
     assert modules - own == set(ALL)
 
