@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from nfq.handshake import Greeting, Hello
+from nfq.handshake import Grant, Greeting, Hello
 from nfq.noise import KeyPair, TransportKeys
 from nfq.record import Records
-from nfq.session import Attempt, Issued, Resume
+from nfq.session import Attempt, Held, Issued, Resume
 from sectool.events import Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.identity.verify import PeerIdentity
 from sectool.policy import Decision, Request
@@ -75,6 +75,7 @@ class Flow:
         "decision",
         "event_id",
         "greeting",
+        "held",
         "hello",
         "history",
         "isn",
@@ -142,6 +143,7 @@ class Flow:
         self.revision = 0
         self.hello: Hello | None = None
         self.attempt: Attempt | None = None  # instead of `hello`, under a session
+        self.held: tuple[Held, Grant] | None = None  # the session that this handshake leaves
         self.syn = b""  # as the local stack sent it, to send it again
         self.greeting: Greeting | None = None
         self.resume: Resume | None = None  # instead of `greeting`, under a session
@@ -162,7 +164,7 @@ class Flow:
 
     def forget_handshake(self) -> None:
         """Drop what only the handshake needed: keys must not outlive their use."""
-        self.hello = self.attempt = None
+        self.hello = self.attempt = self.held = None
         self.syn = b""
         self.greeting = self.resume = self.issued = None
         self.keys = None

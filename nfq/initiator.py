@@ -19,7 +19,7 @@ from nfq.core import (
     stripped,
 )
 from nfq.flow import Flow, State
-from nfq.handshake import Answer, Decision, HandshakeError, Hello, Refusal, proof_option, seal_refusal
+from nfq.handshake import Answer, Decision, Grant, HandshakeError, Hello, Refusal, proof_option, seal_refusal
 from nfq.packet import (
     HANDSHAKE_OPTION,
     RST,
@@ -173,7 +173,7 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
             reply_reset(seg, options=HANDSHAKE_OPTION, payload=seal_refusal(answer.keys, refusal))
         )
         return _deny_answer(core, seg, flow, decision.reason, now_us)
-    _learn(core, flow, answer, now_us)
+    flow.held = _granted(flow, answer, now_us)
     flow.keys = answer.keys
     flow.proof = proof_option(answer.keys, flow.suite)
     flow.peer_isn = seg.seq
@@ -188,14 +188,20 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     return stripped(core, seg, flow)
 
 
-def _learn(core: Core, flow: Flow, answer: Answer, now_us: int) -> None:
-    """Keep the session that a full handshake has left."""
+def _granted(flow: Flow, answer: Answer, now_us: int) -> tuple[Held, Grant] | None:
+    """The session that a full handshake leaves, to be used once the responder is known to have seen our proof."""
     assert flow.local is not None
     mine = flow.local.identity
     life = min(answer.grant.lifetime_s, lifetime_s(now_us, mine.not_after_us))
-    if life:
-        session = Held(mine.id, answer.peer, answer.keys, life, now_us)
-        core.sessions.learn(session, _where(flow), answer.grant, core.lane(flow.key))
+    return (Held(mine.id, answer.peer, answer.keys, life, now_us), answer.grant) if life else None
+
+
+def _heard(core: Core, flow: Flow, now_us: int) -> None:
+    """The responder has seen our proof."""
+    if flow.held is not None:
+        session, grant = flow.held
+        core.sessions.learn(session, _where(flow), grant, core.lane(flow.key))
+    core.release(flow, now_us)
 
 
 def _again(core: Core, seg: Segment) -> Result:
@@ -343,9 +349,9 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if behind >= PLAUSIBLE or acked >= PLAUSIBLE:
         return core.drop(DropReason.HANDSHAKE_FORGED)
     if flow.records is None:
-        core.release(flow, now_us)
+        _heard(core, flow, now_us)
         return RELEASE
     result = encrypted.incoming(core, seg, flow, now_us)
     if result.verdict is not Verdict.DROP:
-        core.release(flow, now_us)
+        _heard(core, flow, now_us)
     return result

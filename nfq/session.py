@@ -18,9 +18,11 @@ HandshakeError with the drop reason; a failed call changes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -29,12 +31,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from nfq.handshake import VERSION, Answer, Decision, EncryptWish, HandshakeError, decided
 from nfq.noise import TransportKeys
+from nfq.replay import Window
 from sectool.events import DropReason
 from sectool.identity.verify import PeerIdentity
 
 LIFETIME_S = 120
 EARLY_S = 2  # an initiator lets go of a session this long before its responder does
-WINDOW = 4096  # connection numbers behind the highest one that may still come
 ROTATION_PATIENCE_US = (
     3_000_000  # after this a rotation that has led to nothing is tried by another connection
 )
@@ -56,7 +58,7 @@ _ANSWER_HEAD = _HEADER.size + _NONCE_SIZE
 _NONCE_ANSWER = bytes(4) + (2**64 - 1).to_bytes(8, "big")  # never reached by a record counter
 _SECRETS = b"sectool session 1"
 _FLOW = b"sectool flow 1"
-_SEEN = (1 << WINDOW) - 1
+_INNER, _OUTER = (bytes(i ^ pad for i in range(256)) for pad in (0x36, 0x5C))
 
 
 class SessionMessage(IntEnum):
@@ -72,12 +74,36 @@ def lifetime_s(now_us: int, *not_after_us: int) -> int:
     return max(0, min(LIFETIME_S, *((end - now_us) // 1_000_000 for end in not_after_us)))
 
 
+class Mac:
+    """HMAC (RFC 2104) with one key, whose two first blocks are hashed once and for all."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes, algorithm: Callable[[bytes], hashlib._Hash]) -> None:
+        """The key is at most one block long."""
+        block = key.ljust(algorithm(b"").block_size, b"\0")
+        self._inner = algorithm(block.translate(_INNER))
+        self._outer = algorithm(block.translate(_OUTER))
+
+    def __call__(self, message: bytes) -> bytes:
+        """The whole tag."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()
+
+
 class _Secrets(NamedTuple):
     """Of one session: its id, the key of SYN tags, and what flow keys come from."""
 
     id: bytes
-    tag: bytes
-    flow: bytes
+    tag: Mac
+    flow: Mac
+
+    def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
+        """Keys of one connection: HKDF-Expand-SHA512 over all both sides have said, number and nonces included."""
+        out = self.flow(_FLOW + syn + nonce + b"\x01")
+        return TransportKeys(out[:32], out[32:], b"")
 
 
 def _secrets(keys: TransportKeys) -> _Secrets:
@@ -85,37 +111,7 @@ def _secrets(keys: TransportKeys) -> _Secrets:
     prk = hmac.digest(keys.handshake_hash, keys.session, "sha512")
     first = hmac.digest(prk, _SECRETS + b"\x01", "sha512")
     second = hmac.digest(prk, first + _SECRETS + b"\x02", "sha512")
-    return _Secrets(first[:ID_SIZE], first[32:], second)
-
-
-def _flow_keys(secret: bytes, syn: bytes, nonce: bytes) -> TransportKeys:
-    """Keys of one connection: HKDF-Expand-SHA512 over everything both sides said (number and both nonces are in it)."""
-    out = hmac.digest(secret, _FLOW + syn + nonce + b"\x01", "sha512")
-    return TransportKeys(out[:32], out[32:], b"")
-
-
-class Window:
-    """Connection numbers used so far: each is new once, in any order, until it is WINDOW behind the highest."""
-
-    __slots__ = ("_highest", "_seen")
-
-    def __init__(self) -> None:
-        self._highest = 0
-        self._seen = 1  # bit i: highest - i was used; 0 itself never is new
-
-    def new(self, number: int) -> bool:
-        """Whether a number may still be used."""
-        behind = self._highest - number
-        return behind < 0 or (behind < WINDOW and not self._seen >> behind & 1)
-
-    def use(self, number: int) -> None:
-        """From now on it is not new."""
-        ahead = number - self._highest
-        if ahead <= 0:
-            self._seen |= 1 << -ahead & _SEEN
-        else:
-            self._seen = (self._seen << ahead | 1) & _SEEN if ahead < WINDOW else 1
-            self._highest = number
+    return _Secrets(first[:ID_SIZE], Mac(first[32:], hashlib.sha256), Mac(second, hashlib.sha512))
 
 
 class Held:
@@ -166,11 +162,11 @@ class Held:
         head = _SYN.pack(
             VERSION, SessionMessage.RESUME, wish, suites, self._secrets.id, self._number, os.urandom(8)
         )
-        return Attempt(self, head + hmac.digest(self._secrets.tag, head, "sha256")[:TAG_SIZE])
+        return Attempt(self, head + self._secrets.tag(head)[:TAG_SIZE])
 
     def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
         """Of the connection whose SYN payload and responder's nonce these are."""
-        return _flow_keys(self._secrets.flow, syn, nonce)
+        return self._secrets.keys(syn, nonce)
 
 
 class Attempt:
@@ -240,12 +236,11 @@ class Issued:
 
     def vouches(self, syn: bytes) -> bool:
         """Whether the tag of a SYN payload is this session's."""
-        tag = hmac.digest(self._secrets.tag, syn[:-TAG_SIZE], "sha256")[:TAG_SIZE]
-        return hmac.compare_digest(tag, syn[-TAG_SIZE:])
+        return hmac.compare_digest(self._secrets.tag(syn[:-TAG_SIZE])[:TAG_SIZE], syn[-TAG_SIZE:])
 
     def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
         """Of the connection whose SYN payload and responder's nonce these are."""
-        return _flow_keys(self._secrets.flow, syn, nonce)
+        return self._secrets.keys(syn, nonce)
 
 
 class Request(NamedTuple):
@@ -288,7 +283,7 @@ class Resume:
 
     def take(self) -> None:
         """Use up its number: from now on the same SYN is a replay."""
-        self.session.window.use(self.number)
+        self.session.window.accept(self.number)
 
     def answer(
         self,

@@ -115,7 +115,7 @@ class Sessions:
         if not session.alive(now_us):
             self._remove(session)
             raise HandshakeError(DropReason.SESSION_UNKNOWN, "the session has expired")
-        if not session.window.new(request.number):
+        if not session.window.fresh(request.number):
             raise HandshakeError(DropReason.SYN_REPLAYED, "connection number used before")
         return Resume(session, request)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
@@ -56,6 +56,7 @@ def kinds(options: bytes) -> list[tuple[int, bytes]]:
     return packet.iter_options(options)
 
 
+@settings(deadline=None)
 @given(options=LISTS)
 def test_what_is_found_does_not_depend_on_the_way(options: bytes) -> None:
     found = kinds(options)
@@ -68,6 +69,7 @@ def test_what_is_found_does_not_depend_on_the_way(options: bytes) -> None:
         assert packet.record_option(segment(options)) == (records[0] if records else None)
 
 
+@settings(deadline=None)
 @given(options=LISTS, lower=st.booleans(), most=st.sampled_from((0, 100, 1300)), add=st.booleans())
 def test_syn_options_come_to_the_same_either_way(options: bytes, lower: bool, most: int, add: bool) -> None:
     more = HANDSHAKE_OPTION if add else b""
@@ -87,6 +89,7 @@ def test_syn_options_come_to_the_same_either_way(options: bytes, lower: bool, mo
         assert len(b"".join(o for _, o in kinds(made))) <= MAX_OPTIONS
 
 
+@settings(deadline=None)
 @given(mss=st.integers(0, 65535))
 def test_mss_is_lowered_and_never_too_far(mss: int) -> None:
     option = b"\x02\x04" + mss.to_bytes(2, "big")
@@ -95,6 +98,7 @@ def test_mss_is_lowered_and_never_too_far(mss: int) -> None:
     assert packet.mss_of(packet.syn_options(option, lower_mss=False)) == mss
 
 
+@settings(deadline=None)
 @given(options=LISTS)
 def test_an_option_is_added_and_taken_away(options: bytes) -> None:
     add = RECORD + bytes(24)
@@ -109,6 +113,7 @@ def test_an_option_is_added_and_taken_away(options: bytes) -> None:
     assert [o for _, o in kinds(packet.without_ours(options))] == foreign
 
 
+@settings(deadline=None)
 @given(
     options=LISTS, payload=st.binary(max_size=60), v6=st.booleans(), new=LISTS, body=st.binary(max_size=60)
 )
@@ -127,6 +132,7 @@ def test_rebuilt_packets_are_whole(options: bytes, payload: bytes, v6: bool, new
     assert holds(packet.as_reset(seg))
 
 
+@settings(deadline=None)
 @given(payload=st.binary(min_size=1, max_size=40), where=st.integers(0, 10_000), v6=st.booleans())
 def test_a_flipped_bit_is_noticed(payload: bytes, where: int, v6: bool) -> None:
     seg = segment(b"", payload, v6=v6)
@@ -141,6 +147,7 @@ def test_a_flipped_bit_is_noticed(payload: bytes, where: int, v6: bool) -> None:
         packet.require_checksum(damaged)
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=90), first=st.sampled_from((0x45, 0x46, 0x60, 0x00)), outbound=st.booleans())
 def test_any_bytes_parse_or_are_refused(data: bytes, first: int, outbound: bool) -> None:
     data = bytes((first,)) + data

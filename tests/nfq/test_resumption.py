@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import TCP
 
@@ -179,6 +179,17 @@ def test_a_responder_without_the_session_hints_and_nobody_waits(resumable: Pair)
         assert list(host.actions) == [Action.ALLOW] * 2, "nothing was denied"
     again(resumable).establish()
     assert resumable.b.records["auth_method"][-1] == Auth.SESSION
+
+
+def test_a_session_is_used_once_the_responder_is_heard(pair: Pair) -> None:
+    """Before, the next SYN could overtake the proof."""
+    proof = pair.proof_on_wire()
+    assert len(payload(again(pair).syn_on_wire())) > SYN_SIZE
+    pair.b.into(proof)
+    pair.sport, pair.isn, pair.peer_isn = pair.sport - 1, pair.isn - 1000, pair.peer_isn - 1000
+    assert pair.a.into(pair.reply()).verdict is Verdict.RELEASE
+    pair.sport, pair.isn = pair.sport + 2, pair.isn + 2000
+    assert len(payload(pair.syn_on_wire())) == SYN_SIZE
 
 
 def test_hints_are_limited_and_silence_works_too(resumable: Pair, make_host: MakeHost) -> None:
@@ -397,6 +408,7 @@ def test_a_changed_answer_is_refused_and_the_true_one_still_counts(
     assert pair.a.into(answer).verdict is Verdict.ACCEPT
 
 
+@settings(deadline=None)
 @given(option=st.binary(min_size=24, max_size=24))
 def test_a_made_up_proof_is_refused(make_pair: Callable[[], Pair], option: bytes) -> None:
     pair = make_resumable(make_pair)
@@ -407,6 +419,7 @@ def test_a_made_up_proof_is_refused(make_pair: Callable[[], Pair], option: bytes
     assert len(pair.b.core.live) == 1
 
 
+@settings(deadline=None)
 @given(body=st.binary(max_size=80))
 def test_garbage_behind_a_session_header_gets_nowhere(make_pair: Callable[[], Pair], body: bytes) -> None:
     pair = make_resumable(make_pair)
@@ -436,7 +449,9 @@ def connect(pair: Pair, data: bytes) -> bytes:
     assert pair.b.into(pair.proof_on_wire()).verdict is Verdict.ENCRYPT
     record = pair.a.out(pair.ack(data)).packet or b""
     assert data not in bytes(record)
-    return payload(bytes(pair.b.into(bytes(record)).packet or b""))
+    inside = pair.b.into(bytes(record)).packet or b""
+    pair.a.into(pair.reply())
+    return payload(bytes(inside))
 
 
 def test_encrypted_connections_have_keys_of_their_own(root: RootAuthority) -> None:

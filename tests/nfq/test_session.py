@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfq.handshake import Answer, Decision, Grant, HandshakeError
 from nfq.noise import KeyPair, TransportKeys
+from nfq.replay import WINDOW
 from nfq.session import (
     ANSWER_SIZE,
     CLOCK_SLACK_US,
@@ -19,11 +22,10 @@ from nfq.session import (
     LIFETIME_S,
     ROTATION_PATIENCE_US,
     SYN_SIZE,
-    WINDOW,
     Attempt,
     Held,
     Issued,
-    Window,
+    Mac,
     is_resume,
     is_unknown,
     lifetime_s,
@@ -207,6 +209,7 @@ def test_every_changed_byte_of_an_answer_is_refused(ends: Ends, where: int) -> N
     attempt.read(payload, NOW_US)
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=80), head=st.booleans(), name=st.booleans())
 def test_garbage_is_refused(data: bytes, head: bool, name: bool) -> None:
     ends = make_ends()
@@ -379,6 +382,7 @@ def test_a_session_is_used_only_where_its_worker_is_met() -> None:
     assert client.choose(CLIENT, WHERE, NOW_US) is fewer
 
 
+@settings(deadline=None)
 @given(data=st.binary(min_size=4, max_size=4))
 def test_a_grant_is_sound_or_none(data: bytes) -> None:
     grant = Grant.unpack(data)
@@ -402,39 +406,22 @@ def test_tables_are_bounded() -> None:
     assert server.counts == (0, 6)
 
 
-# -- the window -------------------------------------------------------------------------------------------------------
+# -- keys -------------------------------------------------------------------------------------------------------------
 
 
-@given(
-    numbers=st.lists(
-        st.one_of(
-            st.integers(0, 40),
-            st.integers(WINDOW - 20, WINDOW + 20),
-            st.integers(3 * WINDOW, 3 * WINDOW + 20),
-            st.integers(0, 2**64 - 1),
-        ),
-        max_size=60,
-    )
-)
-def test_the_window_takes_each_number_once_and_none_that_is_too_old(numbers: list[int]) -> None:
-    window, used = Window(), {0}
-    for number in numbers:
-        highest = max(used)
-        new = window.new(number)
-        assert new == (number not in used and number > highest - WINDOW)
-        assert new == window.new(number), "looking changes nothing"
-        if new:
-            window.use(number)
-            used.add(number)
+@settings(deadline=None)
+@given(key=st.binary(max_size=64), message=st.binary(max_size=200))
+def test_tags_are_hmacs(key: bytes, message: bytes) -> None:
+    assert Mac(key, hashlib.sha256)(message) == hmac.digest(key, message, "sha256")
+    assert Mac(key, hashlib.sha512)(message) == hmac.digest(key, message, "sha512")
 
 
-def test_the_window_holds_its_whole_width() -> None:
-    window = Window()
-    window.use(WINDOW)
-    assert all(window.new(n) for n in range(1, WINDOW))
-    for n in range(WINDOW - 1, 0, -1):
-        window.use(n)
-    assert not any(window.new(n) for n in range(WINDOW + 1))
+def test_a_number_too_far_behind_is_refused(ends: Ends) -> None:
+    first = ends.attempt().payload
+    for _ in range(WINDOW):
+        last = ends.attempt().payload
+    ends.server.open(last, NOW_US).take()
+    assert refused(lambda: ends.server.open(first, NOW_US)) is DropReason.SYN_REPLAYED
 
 
 def test_identities_differ_in_the_credential_not_in_the_name(ends: Ends) -> None:
