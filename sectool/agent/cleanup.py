@@ -12,7 +12,7 @@ from sectool.errors import SectoolError
 # Kept by a stop that is no `down`: the successor needs the journals of authorised flows, and the store what is left
 # in the rings.
 _ALWAYS = ("agent.pid", "control.sock", "events.sock")
-_AT_DOWN = ("ring-agent", "ring-worker-*", "flows-worker-*", "*.lock", "agent.log")
+_AT_DOWN = ("ring-agent", "ring-worker-*", "flows-worker-*", "names-worker-*", "*.lock", "agent.log")
 
 
 def remove_run_files(paths: Paths, *, everything: bool) -> list[str]:

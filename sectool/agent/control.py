@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sectool import __version__
 from sectool.agent.apply import apply, check, rollback
+from sectool.agent.names import known
 from sectool.agent.revisions import Revision
 from sectool.api.server import Operation, Reply, Request
 from sectool.errors import SectoolError, UsageError
+from sectool.events import now_us
 
 if TYPE_CHECKING:
     from sectool.agent.daemon import Daemon
@@ -33,6 +36,7 @@ def operations(daemon: Daemon) -> Mapping[str, Operation]:
         "policy.history": bind(_policy_history),
         "identity.list": bind(_identities),
         "workload.list": bind(_workloads),
+        "names.list": bind(_names),
         "run.register": bind(_register, writes=True),
         "reload": bind(_reload, writes=True),
         "down": bind(_down, writes=True),
@@ -166,6 +170,12 @@ async def _workloads(daemon: Daemon, request: Request) -> Reply:
         for p in waiting
     ]
     return Reply({"items": seen})
+
+
+async def _names(daemon: Daemon, request: Request) -> Reply:
+    active = daemon.revisions.active
+    engine = active.engine if active else None
+    return Reply(await asyncio.to_thread(known, daemon.paths.run, daemon.settings.workers, engine, now_us()))
 
 
 async def _register(daemon: Daemon, request: Request) -> Reply:
