@@ -105,8 +105,7 @@ def forget_secret(words: memoryview, where: int, epoch: int) -> None:
 
 
 def erase(words: memoryview) -> None:
-    """Overwrite everything; the head first, so that no half of it is taken for a state."""
-    words[_HEAD] = 0
+    """Overwrite everything; in order, so the head goes first and no half of it is taken for a state."""
     for i in range(STATE_SIZE // 8):
         words[i] = 0
 

@@ -407,3 +407,53 @@ def test_a_slot_taken_late_holds_the_flow_as_it_is() -> None:
     assert restored.records.accepted == 4
     assert restored.into(replayed) is REPLAYED
     assert restored.into(flow.a.out(flow.data(20, b"last"))) == flow.data(20, b"last")
+
+
+def test_a_restarted_side_knows_where_a_long_stream_is() -> None:
+    flow = Flow()
+    step = 2**31 - 10
+    for i in range(5):
+        flow.b.into(flow.a.out(flow.data(i * step, b"x")))
+    a, b = End(Records.restore(flow.state_a)), End(Records.restore(flow.state_b))
+    plain = flow.data(4 * step + 1, b"y")
+    wire = a.out(plain)
+    assert wire.data == plain_seal(plain, I2R, 1, a.records.sent, 4 * step + 1).data
+    assert b.into(wire) == plain
+
+
+def test_the_secret_of_an_epoch_that_is_over_is_in_no_slot() -> None:
+    flow = Flow(epoch_bits=2)
+    seen: list[bytes] = []
+    for i in range(20):
+        flow.b.into(flow.a.out(flow.data(i, b"x")))
+        for slot, ratchet in ((flow.state_a, flow.a.records._send), (flow.state_b, flow.b.records._recv)):
+            assert ratchet.epoch == (i + 1) >> 2
+            assert bytes(slot).count(ratchet.secret) == 1
+            assert not any(old in bytes(slot) for old in seen if old != ratchet.secret)
+        seen.append(flow.a.records._send.secret)
+    assert len(set(seen)) == 6
+
+
+def test_a_record_overtaken_by_the_whole_window_is_not_completed(flow: Flow) -> None:
+    late = split(flow.a.out(flow.data(0, bytes(200))), 100)
+    assert flow.b.into(late[0]) is NONE
+    for i in range(4096):
+        plain = flow.data(200 + i, b"x")
+        record = flow.a.records.seal(plain.data, plain.tcp_off, plain.data_off, plain.v6).packet
+        wire = Wire.unchecked(bytes(record))
+        assert flow.b.opened(wire).packet is not None
+    assert flow.b.into(late[1]) is REPLAYED
+    assert flow.pool.bytes == 0
+
+
+def test_what_cannot_become_a_record_takes_no_room() -> None:
+    flow = Flow(epoch_bits=2)
+    wires = [flow.a.out(flow.data(i * 200, bytes(200))) for i in range(9)]
+    assert flow.b.into(split(wires[8], 100)[0]) is INVALID  # counter 9: two epochs ahead
+    assert flow.b.into(split(wires[0], 100)[0]) is NONE
+    assert flow.b.into(wires[0]) == flow.data(0, bytes(200))
+    assert flow.b.into(split(wires[0], 100)[0]) is REPLAYED
+    piece = split(wires[1], 100)[0]
+    too_long = piece.options[:-18] + b"\xff\xff" + piece.options[-16:]
+    assert flow.b.into(piece.changed(options=too_long)) is INVALID
+    assert flow.pool.bytes == 0
