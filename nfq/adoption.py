@@ -73,9 +73,9 @@ def _adopt(
     inbound = any((a, found.local_port) in listening for a in (found.local, bytes(4), bytes(16)))
     outgoing = FlowTuple(found.local, found.remote, found.local_port, found.remote_port)
     first = outgoing.reversed() if inbound else outgoing
-    if not conntrack.set_mark(first, config.mark, config.mask):
+    if not conntrack.set_mark(first, config.marks.allowed, config.mask):
         timeout = _CLOSING_TIMEOUT_S if found.state in _CLOSING else _ESTABLISHED_TIMEOUT_S
-        conntrack.create(first, config.mark, timeout)
+        conntrack.create(first, config.marks.allowed, timeout)
     return Adopted(
         found.local,
         found.local_port,

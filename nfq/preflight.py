@@ -40,7 +40,7 @@ def preflight(config: rules.RulesConfig | None = None) -> list[Finding]:
         _try("cgroup v2", lambda: f"mounted at {cgroup.mount()}"),
         _try("packet marks", lambda: _marks(config)),
     ]
-    findings += [_queue_free(config.queue + n) for n in range(config.workers)]
+    findings += [_queue_free(config.queue + n) for n in range(2 * config.workers)]
     try:
         with netns.throwaway():
             findings += [
@@ -72,7 +72,7 @@ def _marks(config: rules.RulesConfig) -> str:
     if found:
         raise SectoolError(
             f"{len(found)} rules of others write the mark bits {config.mask:#x}, such as: {found[0]}",
-            "set `mark:` and `mask:` in sectool.yaml to two bits that nothing else uses",
+            "set `mask:` in sectool.yaml to three bits that nothing else uses",
         )
     return f"bits {config.mask:#x} are not written by rules of others"
 

@@ -1,6 +1,6 @@
 """Crafted packets, sent as they are: refusals and RSTs to a remote peer, RSTs to the local stack.
 
-A raw socket with IP_HDRINCL (IPV6_HDRINCL) sends whole packets. They leave through OUTPUT like any other, where rule 6
+A raw socket with IP_HDRINCL (IPV6_HDRINCL) sends whole packets. They leave through OUTPUT like any other, where rule 4
 of nfq.rules lets them pass: the socket was opened under a file system group id that no program runs with, which the
 kernel keeps with the socket (xt_owner). No mark is needed, and none is trusted from outside.
 

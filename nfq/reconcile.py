@@ -7,7 +7,7 @@ an UPDATE record, and live flows the kernel no longer knows get their END.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from nfq.conntrack import ConntrackControl, Entry, FlowTuple
 from nfq.core import Core
@@ -25,15 +25,15 @@ class Reconciler:
     """One walk at a time; `step` does a bounded piece of it."""
 
     def __init__(
-        self, core: Core, conntrack: ConntrackControl, mark: int, mask: int, *, alone: bool = True
+        self, core: Core, conntrack: ConntrackControl, mask: int, mine: Callable[[bytes], bool]
     ) -> None:
-        """`alone`: this worker knows all marked connections of the namespace, so that it may take marks back."""
+        """`mine`: whether a flow of that key is this worker's, so that it may take its mark back."""
         self._core = core
-        self._alone = alone
+        self._mine = mine
         self._strange: set[bytes] = set()  # marked but unknown, as of the walk before
         self._strange_now: set[bytes] = set()
         self._conntrack = conntrack
-        self._mark, self._mask = mark, mask
+        self._mask = mask
         self._walk: Iterator[Entry] | None = None
         self._seen: set[bytes] = set()
         self._started_us = 0
@@ -46,7 +46,7 @@ class Reconciler:
 
     def start(self, now_us: int) -> None:
         """Begin a walk now."""
-        self._walk = self._conntrack.dump(mark=self._mark, mask=self._mask)
+        self._walk = self._conntrack.dump()
         self._seen.clear()
         self._strange, self._strange_now = self._strange_now, set()
         self._started_us = now_us
@@ -70,6 +70,8 @@ class Reconciler:
         live = self._core.live
         key = entry.src + entry.dst + entry.sport.to_bytes(2, "big") + entry.dport.to_bytes(2, "big")
         flow = live.get(key) or live.get(reverse_key(key))
+        if not entry.mark & self._mask:
+            return
         if flow is None:
             self._unknown(entry, key)
             return
@@ -84,7 +86,7 @@ class Reconciler:
 
         Seen so in two walks it loses its mark; what it still sends is then dropped like any unknown flow.
         """
-        if not self._alone or entry.tcp_state in _OVER:
+        if not self._mine(key) or entry.tcp_state in _OVER:
             return
         self._strange_now.add(key)
         if key in self._strange:

@@ -10,22 +10,30 @@
               1 TCP, neither SYN nor SYN-ACK, our mark bits clear, connection marked ALLOWED ─► on
               2 from lo ─► on                                                              (INPUT only)
               3 our mark bits set ─► SECTOOL-VERDICT
-              4 not TCP ─► on
-              5 SYN or SYN-ACK: the connection's mark is cleared; queue                   (OUTPUT only)
-              6 sent by the worker's own raw socket ─► on                                 (OUTPUT only)
-              7 any other TCP ─► queue
+              4 sent by the worker's own raw socket ─► on                                 (OUTPUT only)
+              5 connection marked ENCRYPTED or SMALL, not SYN ─► SECTOOL-RECORD
+              6 what is not TCP ─► SECTOOL-REST, or on
+              7 SYN or SYN-ACK: the connection's mark is cleared; queue                   (OUTPUT only)
+              8 any other TCP ─► queue
+            SECTOOL-RECORD
+              with payload or FIN: ENCRYPTED ─► bulk queue, SMALL ─► queue; others (ACK, RST) ─► on
+            SECTOOL-REST
+              UDP of a connection marked ALLOWED, neighbour and multicast listener discovery, IGMP, DHCP ─► on
+              UDP, ICMP, ICMPv6 ─► queue; other protocols ─► on if the settings name them, or dropped
             SECTOOL-VERDICT
-              ALLOWED: the mark is saved to the connection; the bits are cleared
+              REQUEUE ─► queue; ALLOWED, ENCRYPTED, SMALL: the mark is saved to the connection; the bits are cleared
+            SECTOOL-QUEUE, SECTOOL-BULK (several workers only)
+              the queue of the worker that the flow belongs to (nfq.steering)
 
 A released connection's packets pay for every rule they meet, so raw asks one question before any chain of ours is
 entered, and rule 1 is theirs. It takes no packet that opens a connection and none that carries a verdict.
 
-The worker answers with NF_REPEAT and a mark: the kernel calls the same base chain again (nfqnl_reinject), where rule 3
-takes the packet. It goes through the mangle rules of others, too, which NF_ACCEPT would skip. Since raw runs
-before mangle and is not repeated, only a verdict can have set these bits. Without a listener a queue drops (no
+The worker answers with NF_REPEAT and a mark (nfq.marks): the kernel calls the same base chain again (nfqnl_reinject),
+where rule 3 takes the packet. It goes through the mangle rules of others, too, which NF_ACCEPT would skip. Since raw
+runs before mangle and is not repeated, only a verdict can have set these bits. Without a listener a queue drops (no
 --queue-bypass): fail closed. Loopback packets are judged once, in OUTPUT.
 
-Rule 5 clears because a connection may find a mark that is not its own: connection tracking goes on with the old entry
+Rule 7 clears because a connection may find a mark that is not its own: connection tracking goes on with the old entry
 when both ends have silently forgotten a connection and its ports are used again, and expected connections (helpers)
 inherit their master's mark. It clears only what leaves: the local stack sends a SYN or a SYN-ACK only when it really
 opens anew, and no connection opens without one of them leaving, while anybody can send a SYN here under the addresses
@@ -47,22 +55,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from nfq import bpf
+from nfq.marks import MASK, Marks
 from sectool.errors import PrivilegeError, SectoolError, UsageError
 
-MASK: Final = 0x30000000
-MARK: Final = 0x10000000
 QUEUE: Final = 5300
-# Rule 6 knows the worker's raw socket by the file system group id it was opened with: no other program runs with it.
+# Rule 4 knows the worker's raw socket by the file system group id it was opened with: no other program runs with it.
 # Above 2^31, where no allocator of group ids gives any (systemd's and subordinate ranges end below).
 RAW_GROUP: Final = 0xDEC70001
 
+BEYOND_TCP: Final = False  # until their handlers are in
+
 CLEAR, SENT = "SECTOOL-CLEAR", "SECTOOL-SENT"
 OUT, IN, VERDICT = "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
+RECORD, REST = "SECTOOL-RECORD", "SECTOOL-REST"
+NORMAL, BULK = "SECTOOL-QUEUE", "SECTOOL-BULK"
 _HOOKS: Final = {
     "raw": (("PREROUTING", CLEAR), ("OUTPUT", CLEAR), ("OUTPUT", SENT)),
     "mangle": (("INPUT", IN), ("OUTPUT", OUT)),
 }
-_CHAINS: Final = {"raw": (CLEAR, SENT), "mangle": (OUT, IN, VERDICT)}
+_CHAINS: Final = {"raw": (CLEAR, SENT), "mangle": (OUT, IN, VERDICT, RECORD, REST, NORMAL, BULK)}
+_ALWAYS: Final = {"raw": (CLEAR, SENT), "mangle": (OUT, IN, VERDICT, RECORD)}  # never empty
+# Without these a host loses its network: neighbour, router and multicast listener discovery (RFC 4861, 2710, 3810)
+_NEIGHBOURHOOD: Final = (130, 131, 132, 133, 134, 135, 136, 143)
 _BUILT_IN: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 _SYSCTLS: Final = {"net/netfilter/nf_conntrack_acct": "1", "net/netfilter/nf_conntrack_tcp_be_liberal": "0"}
 _BEFORE: Final = "rules-before.json"
@@ -72,31 +87,27 @@ _TIMEOUT_S: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class RulesConfig:
-    """First queue number, number of workers (one queue each), the ALLOWED mark and the mask of the bits that are ours.
+    """First queue number, number of workers (two queues each: normal, bulk), and the mask of the bits that are ours.
 
-    `mask` has at least two bits; `mark` is some of them, and the rest is the PASS mark.
+    `beyond_tcp`: UDP and ICMP are judged too, and other IP protocols dropped unless `others` names their number.
     """
 
     queue: int = QUEUE
     workers: int = 1
-    mark: int = MARK
     mask: int = MASK
+    beyond_tcp: bool = BEYOND_TCP
+    others: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (self.queue >= 0 and self.workers >= 1 and self.queue + self.workers <= 65_536):
-            raise UsageError(
-                f"queues {self.queue} to {self.queue + self.workers - 1} are not within 0 to 65535"
-            )
-        if not 0 < self.mask <= 0xFFFFFFFF or self.mark & ~self.mask or self.mark in (0, self.mask):
-            raise UsageError(
-                f"mark {self.mark:#x} and mask {self.mask:#x} do not go together",
-                "the mark must be some, but not all, of the mask's bits (at least two)",
-            )
+        last = self.queue + 2 * self.workers - 1
+        if not (self.queue >= 0 and self.workers >= 1 and last <= 65_535):
+            raise UsageError(f"queues {self.queue} to {last} are not within 0 to 65535")
+        Marks(self.mask)
 
     @property
-    def passing(self) -> int:
-        """The PASS mark: this packet only, nothing is saved."""
-        return self.mask & ~self.mark
+    def marks(self) -> Marks:
+        """What our bits say."""
+        return Marks(self.mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,39 +133,85 @@ def families() -> tuple[Family, ...]:
 # -- what the rules are -----------------------------------------------------------------------------------------
 
 
-def _queue(config: RulesConfig) -> str:
-    if config.workers == 1:
-        return f"NFQUEUE --queue-num {config.queue}"
-    # The kernel's hash is the same for both directions (nf_queue.h, nfqueue_hash).
-    return f"NFQUEUE --queue-balance {config.queue}:{config.queue + config.workers - 1}"
+def _queues(config: RulesConfig, chain: str, offset: int, v6: bool) -> list[str]:
+    """The chain that picks a worker's queue; empty for one worker."""
+    last = config.workers - 1
+    numbers = [config.queue + 2 * worker + offset for worker in range(config.workers)]
+    if not last:
+        return []
+    steered = [
+        f'-A {chain} -m bpf --bytecode "{bpf.steered_to(worker, config.workers, v6)}"'
+        f" -j NFQUEUE --queue-num {numbers[worker]}"
+        for worker in range(last)
+    ]
+    return [*steered, f"-A {chain} -j NFQUEUE --queue-num {numbers[last]}"]
 
 
-def rules(config: RulesConfig) -> dict[str, list[str]]:
-    """The chains' contents in iptables-restore syntax, by table; equal for both families."""
-    mask, mark = f"{config.mask:#x}", f"{config.mark:#x}"
-    queue = _queue(config)
-    opening = "-p tcp -m tcp --tcp-flags SYN SYN"
-    released = (
-        f"-p tcp -m tcp ! --tcp-flags SYN SYN -m mark --mark 0x0/{mask}"
-        f" -m connmark --mark {mark}/{mask} -j RETURN"
-    )
-    judged = [f"-m mark ! --mark 0x0/{mask} -g {VERDICT}", "! -p tcp -j RETURN"]
-    clear_connection = f"{opening} -j CONNMARK --set-xmark 0x0/{mask}"
+def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
+    """The chains' contents in iptables-restore syntax, by table."""
+    v6, marks = family is IPV6, config.marks
+    mask = f"{config.mask:#x}"
+    one = config.workers == 1
+    normal = f"-j NFQUEUE --queue-num {config.queue}" if one else f"-g {NORMAL}"
+    bulk = f"-j NFQUEUE --queue-num {config.queue + 1}" if one else f"-g {BULK}"
+    clear = f"-m mark --mark 0x0/{mask}"
+    opening, later = "-p tcp -m tcp --tcp-flags SYN SYN", "-p tcp -m tcp ! --tcp-flags SYN SYN"
+    released = f"-m connmark --mark {marks.allowed:#x}/{mask} -j RETURN"
+    recorded = f"{marks.encrypted:#x}/{marks.encrypted | marks.passing:#x}"  # with ALLOWED's bit or without
+    carrying = f'-m bpf --bytecode "{bpf.carries(v6)}"'
+    first = f"{later} {clear} {released}"
+    verdict = f"-m mark ! --mark 0x0/{mask} -g {VERDICT}"
+    by_worker = f"-m owner --gid-owner {RAW_GROUP} -j RETURN"
+    judged = [
+        f"{later} -m connmark --mark {recorded} -g {RECORD}",
+        f"! -p tcp {f'-g {REST}' if config.beyond_tcp else '-j RETURN'}",
+    ]
     return {
         "raw": [
             f"-A {CLEAR} -j MARK --set-xmark 0x0/{mask}",
             f"-A {SENT} -m owner --gid-owner {RAW_GROUP} -j CT --notrack",
         ],
         "mangle": [
-            *(f"-A {OUT} {rule}" for rule in (released, *judged, clear_connection, f"{opening} -j {queue}")),
-            f"-A {OUT} -m owner --gid-owner {RAW_GROUP} -j RETURN",
-            f"-A {OUT} -j {queue}",
-            *(f"-A {IN} {rule}" for rule in (released, "-i lo -j RETURN", *judged)),
-            f"-A {IN} -j {queue}",
-            f"-A {VERDICT} -m mark --mark {mark}/{mask} -j CONNMARK --save-mark --nfmask {mask} --ctmask {mask}",
+            *(f"-A {OUT} {rule}" for rule in (first, verdict, by_worker, *judged)),
+            f"-A {OUT} {opening} -j CONNMARK --set-xmark 0x0/{mask}",
+            f"-A {OUT} {opening} {normal}",
+            f"-A {OUT} {normal}",
+            *(f"-A {IN} {rule}" for rule in (first, "-i lo -j RETURN", verdict, *judged)),
+            f"-A {IN} {normal}",
+            f"-A {RECORD} {carrying} -m connmark --mark {marks.encrypted:#x}/{mask} {bulk}",
+            f"-A {RECORD} {carrying} {normal}",
+            *(
+                [f"-A {REST} {rule}" for rule in _rest(config, v6, normal, released)]
+                if config.beyond_tcp
+                else []
+            ),
+            f"-A {VERDICT} -m mark --mark {marks.requeue:#x}/{mask} {normal}",
+            f"-A {VERDICT} -m mark ! --mark {marks.passing:#x}/{mask}"
+            f" -j CONNMARK --save-mark --nfmask {mask} --ctmask {mask}",
             f"-A {VERDICT} -j MARK --set-xmark 0x0/{mask}",
+            *_queues(config, NORMAL, 0, v6),
+            *_queues(config, BULK, 1, v6),
         ],
     }
+
+
+def _rest(config: RulesConfig, v6: bool, normal: str, released: str) -> list[str]:
+    """What becomes of packets that are not TCP."""
+    if v6:
+        stay = [f"-p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j RETURN" for kind in _NEIGHBOURHOOD]
+        dhcp, icmp = "-p udp -m udp --sport 546:547 --dport 546:547", "ipv6-icmp"
+    else:
+        stay = ["-p igmp -j RETURN"]
+        dhcp, icmp = "-p udp -m udp --sport 67:68 --dport 67:68", "icmp"
+    return [
+        f"-p udp {released}",
+        *stay,
+        f"{dhcp} -j RETURN",
+        f"-p udp {normal}",
+        f"-p {icmp} {normal}",
+        *(f"-p {number} -j RETURN" for number in config.others),
+        "-j DROP",
+    ]
 
 
 def _jumps(table: str, config: RulesConfig) -> list[str]:
@@ -168,11 +225,11 @@ def _only(chain: str, mask: str) -> str:
     return only.get(chain, "")
 
 
-def _install_table(table: str, config: RulesConfig, saved: str) -> list[str]:
+def _install_table(table: str, config: RulesConfig, saved: str, family: Family = IPV4) -> list[str]:
     lines = [f"*{table}"]
     # Naming a chain of one's own empties it in the same transaction; built-in chains must not be named.
     lines += [f":{chain} - [0:0]" for chain in _CHAINS[table]]
-    lines += rules(config)[table]
+    lines += rules(config, family)[table]
     lines += _drop_jumps(table, saved)
     lines += [f"-I {jump}" for jump in _jumps(table, config)]
     return [*lines, "COMMIT"]
@@ -219,7 +276,7 @@ def install(config: RulesConfig, run: Path) -> None:
     prepare(run)
     for family in families():
         for table in ("raw", "mangle"):
-            _transact(family, lambda text, t=table: _install_table(t, config, text))
+            _transact(family, lambda text, t=table, f=family: _install_table(t, config, text, f))
 
 
 def prepare(run: Path) -> None:
@@ -258,7 +315,7 @@ def _complete(saved: str) -> bool:
         for hook, chain in jumps:
             if not re.search(rf"^-A {hook} {_only(chain, '0x[0-9a-f]+')}-j {chain}$", text, re.MULTILINE):
                 return False
-        if any(f"-A {chain} " not in text for chain in _CHAINS[table]):
+        if any(f"-A {chain} " not in text for chain in _ALWAYS[table]):
             return False
     return True
 
@@ -331,7 +388,7 @@ def _explain(command: str, said: str) -> SectoolError:
         r"not supported|No such file or directory|No chain/target/match|missing kernel module", said
     ):
         hint = (
-            "the kernel needs xt_NFQUEUE, xt_connmark, xt_mark, xt_owner and xt_CT (`modprobe xt_NFQUEUE`; some"
+            "the kernel needs xt_NFQUEUE, xt_connmark, xt_mark, xt_owner, xt_bpf and xt_CT (`modprobe xt_NFQUEUE`; some"
             " distributions ship them in a package such as linux-modules-extra)"
         )
     return SectoolError(f"{command} refuses our rules: {said}", hint)

@@ -23,16 +23,22 @@ from nfq import datapath
 from nfq.accounting import Accounting
 from nfq.adoption import Adopted, adopt_established
 from nfq.attribution import raise_descriptor_limit
-from nfq.core import Config, Core, Network, Verdict
+from nfq.bulk import BulkQueue
+from nfq.core import Config, Core, Network, Result, Verdict
 from nfq.flow import Flow, LocalWorkload, Owner, State
 from nfq.holding import Arrival, Holding
 from nfq.journal import Journal
+from nfq.marks import Marks
+from nfq.namefile import NameFile, path_of
+from nfq.names import TOTAL, NameTable
+from nfq.namesources import NameSources
 from nfq.noise import KeyPair
 from nfq.ports import KernelPorts
 from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket, release
 from nfq.reconcile import Reconciler
 from nfq.recorder import Recorder
 from nfq.rules import RulesConfig
+from nfq.steering import worker_of
 from nfq.suites import preference
 from sectool.api import wire
 from sectool.errors import SectoolError
@@ -49,7 +55,7 @@ _PR_SET_DUMPABLE = 4
 
 
 class Worker:
-    """One queue's worth of packet path."""
+    """One share of the packet path: a normal and a bulk queue."""
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
@@ -83,15 +89,37 @@ class Worker:
         self.ring = RingWriter.open_or_create(Path(header["ring"]))
         self.journal = Journal(Path(header["journal"]))
         self.ports = KernelPorts(self.journal, int(header["mask"]))
-        self.core = Core(config, Engine(parse("")), verifier, Recorder(self.ring), self.ports)
-        self.mark, self.mask = int(header["mark"]), int(header["mask"])
+        resolvers, run = header.get("resolvers"), Path(header["run_dir"])
+        numbers, number = range(int(header["workers"])), int(header["number"])
+        self.names = NameTable(NameFile.create(path_of(run, number), TOTAL))
+        self.name_sources = NameSources(
+            self.names,
+            None if resolvers is None else [ipaddress.ip_network(n) for n in resolvers],
+            [path_of(run, other) for other in numbers if other != number],
+        )
+        self.core = Core(config, Engine(parse("")), verifier, Recorder(self.ring), self.ports, self.names)
+        self.mask = int(header["mask"])
+        marks = Marks(self.mask)
+        self._marks = {
+            Verdict.ACCEPT: marks.passing,
+            Verdict.RELEASE: marks.allowed,
+            Verdict.ENCRYPT: marks.encrypted,
+            Verdict.SMALL: marks.small,
+            Verdict.REQUEUE: marks.requeue,
+        }
+        number, self.workers = int(header["number"]), int(header["workers"])
         self.loopback = socket.if_nametoindex("lo")
         self.accounting = Accounting(self.core, self.ports)
         self.holding = Holding(self.ports.facts_later, self._identify)
         self.reconciler = Reconciler(
-            self.core, self.ports.conntrack, self.mark, self.mask, alone=int(header["queues"]) == 1
+            self.core,
+            self.ports.conntrack,
+            self.mask,
+            lambda key: worker_of(key, self.workers) == number,
         )
-        self.queue = PacketQueue(int(header["queue"]), self._packet)
+        first = int(header["queue"]) + 2 * number
+        self.queue = PacketQueue(first, self._packet)
+        self.bulk = BulkQueue(first + 1, self._bulk, self.mask)
 
     def restore(self, header: dict[str, Any]) -> None:
         """Take back the released flows of a worker before, as far as the kernel still carries them.
@@ -103,7 +131,7 @@ class Worker:
             self.core.live.add(flow)
             self.accounting.check(flow, now)
         if header.get("adopt"):
-            rules = RulesConfig(int(header["queue"]), int(header["queues"]), self.mark, self.mask)
+            rules = RulesConfig(int(header["queue"]), self.workers, self.mask)
             for found in adopt_established(rules, Path(header["run_dir"])):
                 self._adopt(found, now)
         self.reconciler.start(now)
@@ -145,7 +173,14 @@ class Worker:
             if result.packet is not None:
                 packet.set_payload(bytes(result.packet))
             # Not accept(): the packet shall meet the mangle rules of others, too.
-            release(packet, self.mark if verdict is Verdict.RELEASE else self.mask & ~self.mark, self.mask)
+            release(packet, self._marks[verdict], self.mask)
+
+    def _bulk(self, data: memoryview, outbound: bool, gso: bool) -> Result:
+        try:
+            return datapath.bulk(self.core, data, outbound, gso, now_us())
+        except Exception as e:
+            self._failed(e)
+            return self.core.drop(DropReason.INTERNAL_ERROR)
 
     def _identify(self, key: Hashable, facts: dict[str, Any]) -> None:
         self._send({"t": "identify", "key": key, "facts": facts})
@@ -210,6 +245,7 @@ class Worker:
             return
         policy_hash = int(header["hash"][:15] or "0", 16)
         cut = datapath.activate(self.core, engine, revision, policy_hash, now_us())
+        self.name_sources.refresh()
         self.has_policy = True
         us = (time.perf_counter_ns() - started) // 1000
         self._send({"t": "policy_active", "revision": revision, "cut": cut, "us": us})
@@ -249,6 +285,8 @@ class Worker:
                 "verdicts": dict(core.recorder.verdicts),
                 "reasons": dict(core.recorder.reasons),
                 "queue": self.queue.counters(),
+                "bulk": {**self.bulk.counters(), "packets": self.bulk.packets},
+                "encrypted": sum(flow.records is not None for flow in core.live),
                 "lost": self.ring.lost,
                 "journal_skipped": self.journal.skipped,
                 "endings_missed": self.accounting.missed,
@@ -272,13 +310,14 @@ class Worker:
 
     def _tick(self, now: int) -> None:
         datapath.tick(self.core, now)
+        self.name_sources.refresh()
         self.holding.expire(now)
         self._send_stats()
 
     def run(self) -> None:
         """Serve until told to stop."""
         poll = select.epoll()
-        queue = self.queue.fd
+        queue, bulk = self.queue.fd, self.bulk.fd
         chores: dict[int, Callable[[int], object]] = {
             self.accounting.sockets_fd: self.accounting.sockets_ended,
             self.accounting.connections_fd: self.accounting.connections_ended,
@@ -297,6 +336,7 @@ class Worker:
             if self.has_policy and not reading:
                 # Only now: a packet judged under no policy would be denied for the wrong reason. The kernel keeps it.
                 poll.register(queue, select.EPOLLIN)
+                poll.register(bulk, select.EPOLLIN)
                 reading = True
             due = self.accounting.next_us(next_tick)
             idle = self.core.ephemerals.full and not self.reconciler.busy
@@ -307,6 +347,8 @@ class Worker:
             for fd, _ in ready:
                 if fd == queue:
                     self.queue.drain()
+                elif fd == bulk:
+                    self.bulk.drain()
                 elif fd in chores:
                     self._guarded(chores[fd])
                 else:
@@ -322,8 +364,10 @@ class Worker:
     def close(self) -> None:
         """Let go of the queue first: from then on packets are dropped, not held."""
         self.queue.close()
+        self.bulk.close()
         self.accounting.close()
         self.journal.close()
+        self.names.close()
         self.ring.close()
 
 

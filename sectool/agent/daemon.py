@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from nfq import cgroup, rules
+from nfq.marks import MASK
 from nfq.netns import NamespaceLock
 from nfq.preflight import preflight
 from sectool.agent import control
@@ -104,10 +105,9 @@ class Daemon:
         self.settings = load_settings(paths.settings)
         self.host = load_host(paths.state)
         self.started_us = now_us()
-        self.mark = rules.MARK if self.settings.mark is None else self.settings.mark
-        self.mask = rules.MASK if self.settings.mask is None else self.settings.mask
+        self.mask = MASK if self.settings.mask is None else self.settings.mask
         self.rules_config = rules.RulesConfig(
-            self.settings.queue, self.settings.workers, self.mark, self.mask
+            self.settings.queue, self.settings.workers, self.mask
         )
         self.state = "starting"
         self._first_policy = draft(load(policy).text) if policy else None
@@ -234,9 +234,8 @@ class Daemon:
             "ring": str(self.paths.worker_ring(number)),
             "journal": str(self.paths.worker_journal(number)),
             "adopt": self._adopt and number == 0,
-            "queue": settings.queue + number,
-            "queues": settings.workers,
-            "mark": self.mark,
+            "queue": settings.queue,
+            "workers": settings.workers,
             "mask": self.mask,
             "reject": settings.reject,
             "enforced_networks": list(self.enforced_networks),
@@ -244,6 +243,7 @@ class Daemon:
             "trust_domain": self.host.trust_domain,
             "clock_skew_s": settings.clock_skew_s,
             "syn_rate": settings.syn_rate,
+            "resolvers": None if settings.resolvers is None else list(settings.resolvers),
             "suites": list(settings.suites),
         }
 

@@ -19,11 +19,11 @@ class Settings:
     enforced_networks: tuple[str, ...] | None = None  # None: what enrolment declared
     queue: int = 5300  # first NFQUEUE number; workers take queue, queue+1, …
     workers: int = 1
-    mark: int | None = None  # connmark bits that say "released"; None: the packet path's own
-    mask: int | None = None
+    mask: int | None = None  # three bits of packet and connection marks; None: the packet path's own
     reject: bool = False  # answer denied connections with RST instead of silence
     svid_lifetime_s: int = 3600
     clock_skew_s: int = 60
+    resolvers: tuple[str, ...] | None = None  # networks whose DNS answers count; None: those of resolv.conf
     syn_rate: int = 2000  # inbound handshakes per second and source prefix
     activation_timeout_s: int = 5  # how long a worker may take to switch the policy revision
     suites: tuple[
@@ -62,6 +62,13 @@ def _name(value: Any) -> str:
     return value
 
 
+def _mask(value: Any) -> int:
+    mask: int = _number(1, 0xFFFF_FFFF)(value)
+    if mask.bit_count() < 3:
+        raise ValueError("expected at least three bits, such as 0x70000000")
+    return mask
+
+
 def _suites(value: Any) -> tuple[str, ...]:
     known = [suite.name for suite in ALL]
     if not isinstance(value, list) or not value or any(v not in known for v in value):
@@ -75,11 +82,11 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "enforced_networks": _networks,
     "queue": _number(0, 65000),
     "workers": _number(1, 64),
-    "mark": _number(1, 0xFFFF_FFFF),
-    "mask": _number(1, 0xFFFF_FFFF),
+    "mask": _mask,
     "reject": _truth,
     "svid_lifetime_s": _number(10, 86400),
     "clock_skew_s": _number(0, 600),
+    "resolvers": _networks,
     "syn_rate": _number(1, 1_000_000),
     "activation_timeout_s": _number(1, 60),
     "suites": _suites,
@@ -126,10 +133,6 @@ def parse_settings(text: str, name: str = "sectool.yaml") -> Settings:
             values[key] = _READ[key](loader.construct_object(value_node, deep=True))
         except (ValueError, yaml.YAMLError) as error:
             raise DocumentError(_where(name, value_node), f"{key}: {error}") from None
-    if ("mark" in values) != ("mask" in values):
-        raise DocumentError(_where(name, root), "mark and mask go together: give both or none")
-    if "mark" in values and values["mark"] & ~values["mask"]:
-        raise DocumentError(_where(name, root), "mark has bits outside mask")
     return replace(Settings(), **values)
 
 

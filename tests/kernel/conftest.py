@@ -209,12 +209,12 @@ Decide = Callable[["Enforcer", QueuedPacket, Segment], None]
 
 def allow(enforcer: Enforcer, packet: QueuedPacket, _segment: Segment) -> None:
     """Release the connection."""
-    release(packet, enforcer.config.mark, enforcer.config.mask)
+    release(packet, enforcer.config.marks.allowed, enforcer.config.mask)
 
 
 def pass_once(enforcer: Enforcer, packet: QueuedPacket, _segment: Segment) -> None:
     """Let this packet pass, and no other."""
-    release(packet, enforcer.config.passing, enforcer.config.mask)
+    release(packet, enforcer.config.marks.passing, enforcer.config.mask)
 
 
 def deny(_enforcer: Enforcer, packet: QueuedPacket, _segment: Segment) -> None:

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from nfq import rules
 from nfq.cgroup import mount
+from nfq.marks import MASK
 from sectool.api.wire import as_key, encode, read
 from sectool.clock import DAY
 from sectool.events import Action, ConnState, DropReason, Phase, Point, now_us
@@ -147,9 +148,9 @@ class Host:
             "ring": str(self.run / "ring"),
             "journal": str(self.run / "flows"),
             "queue": rules.QUEUE,
-            "queues": 1,
-            "mark": rules.MARK,
-            "mask": rules.MASK,
+            "number": 0,
+            "workers": 1,
+            "mask": MASK,
             "reject": False,
             "enforced_networks": ENFORCED,
             "host": self.name,

@@ -45,7 +45,7 @@ def test_a_held_packet_gets_its_verdict_later_while_others_pass(pair: Pair, enfo
     assert len(held) == 1
     assert held[0].get_payload(), "the bytes stay available"
     enforcer.decide = pass_once
-    queue.release(held[0], enforcer.config.passing, enforcer.config.mask)
+    queue.release(held[0], enforcer.config.marks.passing, enforcer.config.mask)
     _, writable, _ = select.select([], [waiting], [], 5)
     assert writable
     assert waiting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0

@@ -81,7 +81,7 @@ def test_an_answer_denied_on_arrival_becomes_a_reset(pair: Pair, enforce: Enforc
     def decide(enforcer: Enforcer, packet: QueuedPacket, segment: Segment) -> None:
         if segment.flags & SYN_ACK == SYN_ACK:
             packet.set_payload(as_reset(segment))
-        release(packet, enforcer.config.passing, enforcer.config.mask)
+        release(packet, enforcer.config.marks.passing, enforcer.config.mask)
 
     enforce(pair.a, decide)
     server = pair.b.listen(v6=family == "v6")
@@ -99,7 +99,7 @@ def test_a_live_connection_is_reset_by_its_next_packet(pair: Pair, enforce: Enfo
     def cut(enforcer: Enforcer, packet: QueuedPacket, segment: Segment) -> None:
         if not segment.flags & RST:
             packet.set_payload(as_reset(segment))
-        release(packet, enforcer.config.passing, enforcer.config.mask)
+        release(packet, enforcer.config.marks.passing, enforcer.config.mask)
 
     from nfq.conntrack import ConntrackControl
 

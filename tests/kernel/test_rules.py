@@ -158,7 +158,7 @@ def test_installing_again_replaces_what_is_there(namespace: Namespace, folder: P
         rules.install(rules.RulesConfig(), folder)
         assert rules.snapshot() == once
         rules.install(rules.RulesConfig(queue=77, workers=3), folder)
-        assert "--queue-balance 77:79" in rules.snapshot()
+        assert [f"--queue-num {77 + n}" in rules.snapshot() for n in range(6)] == [True] * 6
         assert "5300" not in rules.snapshot()
         remembered = json.loads((folder / "rules-before.json").read_text())
         assert remembered["sysctls"]["net/netfilter/nf_conntrack_acct"] == "0", (
@@ -276,7 +276,7 @@ def test_a_released_connection_is_never_queued_again(pair: Pair, enforce: Enforc
     client.close()
     assert enforcer.flags(LOCAL_OUT) == [SYN]
     assert enforcer.flags(LOCAL_IN) == [SYN_ACK], "a SYN-ACK is judged even in a connection that is allowed"
-    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.marks.allowed]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -312,14 +312,14 @@ def test_loopback_is_judged_once_where_it_leaves(pair: Pair, enforce: Enforce, w
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("bits", ["mark", "passing", "mask"])
+@pytest.mark.parametrize("bits", ["allowed", "passing", "encrypted", "small", "requeue", "mask"])
 def test_a_mark_of_an_application_counts_for_nothing(
     pair: Pair, enforce: Enforce, family: str, bits: str
 ) -> None:
     enforcer = enforce(pair.a, deny)
     server = pair.b.listen(v6=family == "v6")
     mine = pair.a.listen(v6=family == "v6")
-    spoofed = int(getattr(enforcer.config, bits)) | 0x7
+    spoofed = int(getattr(enforcer.config.marks, bits)) | 0x7
     assert refused(pair.a, address(pair.b, family), server.getsockname()[1], mark=spoofed)
     assert refused(pair.a, address(pair.a, family), mine.getsockname()[1], mark=spoofed)
     assert {mark for _, _, mark in enforcer.seen} == {0x7}, "our bits are gone, those of others are not"
@@ -331,7 +331,7 @@ def test_data_of_an_unknown_connection_is_queued_whatever_its_mark(pair: Pair, e
     enforcer = enforce(pair.a, pass_once)
     server = pair.b.listen()
     client = pair.a.new_socket()
-    client.setsockopt(socket.SOL_SOCKET, SO_MARK, enforcer.config.mark)
+    client.setsockopt(socket.SOL_SOCKET, SO_MARK, enforcer.config.marks.allowed)
     client.connect((pair.b.v4, server.getsockname()[1]))
     peer, _ = server.accept()
     peer.settimeout(0.3)
@@ -352,7 +352,7 @@ def test_a_connection_does_not_inherit_the_mark_of_one_that_vanished(
     peer, _ = server.accept()
     own = client.getsockname()
     _forget(client, peer)
-    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.marks.allowed]
     enforcer.decide = pass_once
     enforcer.seen.clear()
     again = pair.b.new_socket(socket.AF_INET6 if family == "v6" else socket.AF_INET)
@@ -376,7 +376,7 @@ def test_a_connection_opened_here_does_not_inherit_the_mark_either(
     peer, _ = server.accept()
     own = client.getsockname()
     _forget(client, peer)
-    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.marks.allowed]
     enforcer.decide = pass_once
     enforcer.seen.clear()
     again = pair.a.new_socket(socket.AF_INET6 if family == "v6" else socket.AF_INET)
@@ -402,7 +402,7 @@ def test_an_aborted_connection_leaves_its_mark_to_nobody(pair: Pair, enforce: En
     with pytest.raises(ConnectionResetError):
         client.recv(1)
     client.close()
-    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.marks.allowed]
     enforcer.decide = pass_once
     enforcer.seen.clear()
     again = pair.b.new_socket(socket.AF_INET6 if family == "v6" else socket.AF_INET)
@@ -481,7 +481,7 @@ def _bulk_under_forged_syns(
                 while got < len(block):
                     got += len(receiver.recv(1 << 20))
     assert len(enforcer.seen) == len(forged), "only the forged SYNs were queued"
-    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.marks.allowed]
 
 
 def test_a_syn_ack_repeated_after_the_release_does_not_starve_the_connection(
@@ -517,13 +517,13 @@ def test_a_syn_ack_repeated_after_the_release_does_not_starve_the_connection(
             peer.sendall(b"pong")
             assert client.recv(10) == b"pong"
     assert 1 <= len(released) - before <= 2, "judged once more (twice, if both sides sent at once)"
-    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.mark]
+    assert [m & enforcer.config.mask for m in marks(pair.a)] == [enforcer.config.marks.allowed]
 
 
 def test_a_mark_from_an_earlier_rule_counts_for_nothing(pair: Pair, enforce: Enforce) -> None:
     enforcer = enforce(pair.a, deny)
     server = pair.a.listen()
-    mark = f"{enforcer.config.mark:#x}"
+    mark = f"{enforcer.config.marks.allowed:#x}"
     pair.a.run("iptables", "-t", "raw", "-I", "PREROUTING", "1", "-j", "MARK", "--set-mark", mark)
     assert refused(pair.b, pair.a.v4, server.getsockname()[1])
     assert enforcer.flags(LOCAL_IN)
@@ -562,7 +562,7 @@ def test_a_rewritten_packet_is_what_goes_on(pair: Pair, enforce: Enforce) -> Non
         data = packet.get_payload()
         if b"ping" in data:
             packet.set_payload(_swap(data, b"ping", b"gnip"))
-        release(packet, enforcer.config.passing, enforcer.config.mask)
+        release(packet, enforcer.config.marks.passing, enforcer.config.mask)
 
     enforce(pair.a, rewrite)
     server = pair.b.listen()
@@ -602,7 +602,7 @@ def test_other_protocols_are_left_alone(pair: Pair, enforce: Enforce) -> None:
     receiver = pair.b.new_socket(kind=socket.SOCK_DGRAM)
     receiver.bind((pair.b.v4, 0))
     sender = pair.a.new_socket(kind=socket.SOCK_DGRAM)
-    sender.setsockopt(socket.SOL_SOCKET, SO_MARK, enforcer.config.mark)
+    sender.setsockopt(socket.SOL_SOCKET, SO_MARK, enforcer.config.marks.allowed)
     sender.sendto(b"hello", receiver.getsockname())
     assert receiver.recv(10) == b"hello"
     assert enforcer.seen == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nfq import rules
+from nfq.marks import MASK
 from nfq.rules import CLEAR, IN, OUT, SENT, RulesConfig
 from sectool.errors import UsageError
 
@@ -19,7 +20,7 @@ SAVED = """\
 -A OUTPUT -j SECTOOL-OUT
 -A OUTPUT -p tcp -m comment --comment "mine" -j SECTOOL-OUT
 -A OUTPUT -j THEIRS
--A SECTOOL-OUT -m mark ! --mark 0x0/0x30000000 -g SECTOOL-VERDICT
+-A SECTOOL-OUT -m mark ! --mark 0x0/0x70000000 -g SECTOOL-VERDICT
 -A THEIRS -m comment --comment "-j SECTOOL-OUT" -j RETURN
 COMMIT
 *filter
@@ -30,33 +31,34 @@ COMMIT
 
 
 @pytest.mark.parametrize(
-    ("queue", "workers", "mark", "mask"),
+    ("queue", "workers", "mask"),
     [
-        (-1, 1, 0x10000000, 0x30000000),
-        (65535, 2, 0x10000000, 0x30000000),
-        (5300, 0, 0x10000000, 0x30000000),
-        (5300, 1, 0, 0x30000000),
-        (5300, 1, 0x30000000, 0x30000000),
-        (5300, 1, 0x40000000, 0x30000000),
-        (5300, 1, 1, 1),
-        (5300, 1, 0x10000000, 0x1_30000000),
+        (-1, 1, MASK),
+        (65535, 1, MASK),
+        (65532, 3, MASK),
+        (5300, 0, MASK),
+        (5300, 1, 0),
+        (5300, 1, 3),
+        (5300, 1, 0x1_70000000),
     ],
 )
-def test_what_cannot_work_is_refused(queue: int, workers: int, mark: int, mask: int) -> None:
+def test_what_cannot_work_is_refused(queue: int, workers: int, mask: int) -> None:
     with pytest.raises(UsageError):
-        RulesConfig(queue, workers, mark, mask)
+        RulesConfig(queue, workers, mask)
 
 
-def test_the_passing_mark_is_the_rest_of_the_mask() -> None:
-    assert RulesConfig().passing == 0x20000000
-    assert RulesConfig(mark=0x1, mask=0x7).passing == 0x6
+@pytest.mark.parametrize(("mask", "bits"), [(MASK, (28, 29, 30)), (0x8A1, (0, 5, 7)), (0xFF00, (8, 9, 10))])
+def test_marks_lie_within_the_mask_and_differ(mask: int, bits: tuple[int, int, int]) -> None:
+    marks, (a, p, e) = RulesConfig(mask=mask).marks, (1 << bit for bit in bits)
+    assert (marks.allowed, marks.passing, marks.encrypted) == (a, p, e)
+    assert (marks.small, marks.requeue) == (e | a, e | p)
 
 
-@pytest.mark.parametrize("config", [RulesConfig(), RulesConfig(workers=4), RulesConfig(mark=2, mask=3)])
+@pytest.mark.parametrize("config", [RulesConfig(), RulesConfig(workers=4), RulesConfig(beyond_tcp=True)])
 def test_queues_never_let_packets_by_without_a_listener(config: RulesConfig) -> None:
     text = "\n".join(line for lines in rules.rules(config).values() for line in lines)
     assert "bypass" not in text
-    assert text.count("NFQUEUE") == 3
+    assert text.count("NFQUEUE") >= 6
 
 
 @pytest.mark.parametrize("chain", [OUT, IN])
@@ -64,16 +66,17 @@ def test_the_connection_mark_lets_no_opening_and_no_verdict_by(chain: str) -> No
     lines = [line for line in rules.rules(RulesConfig())["mangle"] if line.startswith(f"-A {chain} ")]
     letting = [line for line in lines if "-m connmark" in line]
     assert letting == [
-        f"-A {chain} -p tcp -m tcp ! --tcp-flags SYN SYN -m mark --mark 0x0/0x30000000"
-        " -m connmark --mark 0x10000000/0x30000000 -j RETURN"
+        f"-A {chain} -p tcp -m tcp ! --tcp-flags SYN SYN -m mark --mark 0x0/0x70000000"
+        " -m connmark --mark 0x10000000/0x70000000 -j RETURN",
+        f"-A {chain} -p tcp -m tcp ! --tcp-flags SYN SYN -m connmark --mark 0x40000000/0x60000000 -g SECTOOL-RECORD",
     ]
     assert lines[-1] == f"-A {chain} -j NFQUEUE --queue-num 5300"
 
 
 def test_outside_marks_and_own_resets_are_all_that_enters_the_chains_of_raw() -> None:
-    assert rules._jumps("raw", RulesConfig(mark=2, mask=6)) == [
-        f"PREROUTING 1 -m mark ! --mark 0x0/0x6 -j {CLEAR}",
-        f"OUTPUT 1 -m mark ! --mark 0x0/0x6 -j {CLEAR}",
+    assert rules._jumps("raw", RulesConfig(mask=14)) == [
+        f"PREROUTING 1 -m mark ! --mark 0x0/0xe -j {CLEAR}",
+        f"OUTPUT 1 -m mark ! --mark 0x0/0xe -j {CLEAR}",
         f"OUTPUT 1 -p tcp -m tcp --tcp-flags RST RST -j {SENT}",
     ]
 
@@ -81,7 +84,7 @@ def test_outside_marks_and_own_resets_are_all_that_enters_the_chains_of_raw() ->
 def test_only_what_leaves_clears_the_connection_mark_and_before_it_is_queued() -> None:
     lines = rules.rules(RulesConfig())["mangle"]
     clearing = [line for line in lines if "-j CONNMARK --set-xmark" in line]
-    assert clearing == [f"-A {OUT} -p tcp -m tcp --tcp-flags SYN SYN -j CONNMARK --set-xmark 0x0/0x30000000"]
+    assert clearing == [f"-A {OUT} -p tcp -m tcp --tcp-flags SYN SYN -j CONNMARK --set-xmark 0x0/0x70000000"]
     assert "SYN SYN -j NFQUEUE" in lines[lines.index(clearing[0]) + 1]
 
 
@@ -116,5 +119,5 @@ def test_installation_never_names_a_built_in_chain() -> None:
 
 
 def test_the_marks_cleared_are_exactly_ours() -> None:
-    raw = rules.rules(RulesConfig(mark=2, mask=6))["raw"]
-    assert [rule for rule in raw if CLEAR in rule] == [f"-A {CLEAR} -j MARK --set-xmark 0x0/0x6"]
+    raw = rules.rules(RulesConfig(mask=14))["raw"]
+    assert [rule for rule in raw if CLEAR in rule] == [f"-A {CLEAR} -j MARK --set-xmark 0x0/0xe"]
