@@ -249,6 +249,9 @@ def is_ours(option: bytes) -> bool:
 
 def mss_of(options: bytes) -> int:
     """The maximum segment size that a SYN or SYN-ACK tells; 0: none."""
+    usual = _SYN_OPTIONS.fullmatch(options)
+    if usual is not None:
+        return int.from_bytes((usual[2] or b"")[2:], "big")
     return next(
         (int.from_bytes(opt[2:4], "big") for kind, opt in iter_options(options) if kind == OPT_MSS), 0
     )

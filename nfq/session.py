@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from nfq.handshake import VERSION, Answer, Decision, EncryptWish, HandshakeError, decided
 from nfq.noise import TransportKeys
+from nfq.packet import TCP
 from nfq.replay import Window
 from sectool.events import DropReason
 from sectool.identity.verify import PeerIdentity
@@ -100,6 +101,10 @@ class _Secrets(NamedTuple):
     tag: Mac
     flow: Mac
 
+    def vouch(self, head: bytes, protocol: int) -> bytes:
+        """The tag of a SYN payload. A SYN made for one IP protocol is worth nothing in another."""
+        return self.tag(bytes((protocol,)) + head)[:TAG_SIZE]
+
     def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
         """Keys of one connection: HKDF-Expand-SHA512 over all both sides have said, number and nonces included."""
         out = self.flow(_FLOW + syn + nonce + b"\x01")
@@ -155,14 +160,14 @@ class Held:
         self._rotating_until_us = now_us + ROTATION_PATIENCE_US
         return True
 
-    def attempt(self, suites: int) -> Attempt:
+    def attempt(self, suites: int, protocol: int = TCP) -> Attempt:
         """A connection under this session, with a number never used before. `suites`: offered ones as a mask."""
         self._number += 1
         wish = EncryptWish.ALLOWED if suites else EncryptWish.NEVER
         head = _SYN.pack(
             VERSION, SessionMessage.RESUME, wish, suites, self._secrets.id, self._number, os.urandom(8)
         )
-        return Attempt(self, head + self._secrets.tag(head)[:TAG_SIZE])
+        return Attempt(self, head + self._secrets.vouch(head, protocol))
 
     def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
         """Of the connection whose SYN payload and responder's nonce these are."""
@@ -234,9 +239,9 @@ class Issued:
         """Neither ended nor expired."""
         return not self.ended and self._span[0] <= now_us < self._span[1]
 
-    def vouches(self, syn: bytes) -> bool:
-        """Whether the tag of a SYN payload is this session's."""
-        return hmac.compare_digest(self._secrets.tag(syn[:-TAG_SIZE])[:TAG_SIZE], syn[-TAG_SIZE:])
+    def vouches(self, syn: bytes, protocol: int) -> bool:
+        """Whether the tag of a SYN payload is this session's, for this IP protocol."""
+        return hmac.compare_digest(self._secrets.vouch(syn[:-TAG_SIZE], protocol), syn[-TAG_SIZE:])
 
     def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
         """Of the connection whose SYN payload and responder's nonce these are."""

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 from nfq.handshake import Grant, HandshakeError
+from nfq.packet import TCP
 from nfq.session import Held, Issued, Request, Resume
 from sectool.events import DropReason
 
@@ -101,8 +102,8 @@ class Sessions:
         if len(self._issued) > self._issued_limit:
             self._remove(next(iter(self._issued.values())))
 
-    def open(self, payload: bytes, now_us: int) -> Resume:
-        """Authenticate a SYN payload. Its number counts as used only after `Resume.take`.
+    def open(self, payload: bytes, now_us: int, protocol: int = TCP) -> Resume:
+        """Authenticate a SYN payload of an IP protocol. Its number counts as used only after `Resume.take`.
 
         Raises HandshakeError; SESSION_UNKNOWN deserves a hint (`unknown`). A made-up id costs one look into a dict.
         """
@@ -110,7 +111,7 @@ class Sessions:
         session = self._issued.get(request.session_id)
         if session is None:
             raise HandshakeError(DropReason.SESSION_UNKNOWN, "no such session")
-        if not session.vouches(payload):
+        if not session.vouches(payload, protocol):
             raise HandshakeError(DropReason.SESSION_FORGED, "the SYN's tag does not hold")
         if not session.alive(now_us):
             self._remove(session)

@@ -228,6 +228,13 @@ def test_an_answer_to_another_connection_is_refused(ends: Ends) -> None:
     assert refused(lambda: two.read(payload, NOW_US)) is DropReason.SESSION_FORGED
 
 
+def test_a_syn_of_one_protocol_is_none_of_another(ends: Ends) -> None:
+    tcp, udp = ends.attempt().payload, ends.held.attempt(0, 17).payload
+    assert refused(lambda: ends.server.open(tcp, NOW_US, 17)) is DropReason.SESSION_FORGED
+    assert refused(lambda: ends.server.open(udp, NOW_US)) is DropReason.SESSION_FORGED
+    ends.server.open(udp, NOW_US, 17)
+
+
 def test_another_session_vouches_for_nothing(ends: Ends) -> None:
     stranger = make_ends()
     syn = stranger.attempt().payload
