@@ -46,7 +46,7 @@ def counters(lab: Lab) -> tuple[int, int]:
 
 
 def send(lab: Lab) -> tuple[float, int]:
-    """Send SIZE bytes from client to server: mean packet on the wire, and the largest one that a sniffer gets to see."""
+    """Send SIZE bytes from client to server: mean packet on the wire, and the largest that a sniffer sees."""
     with enter(Path(lab["server"].netns)):
         listener = socket.create_server(("", PORT))
         sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
