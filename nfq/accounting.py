@@ -19,6 +19,7 @@ from nfq.sockdiag import TcpState, UnavailableError
 from sectool.events import ConnState
 
 DELAY_US = 20_000  # lets the last ACK be counted before the counters are read
+SETTLED_AT_ONCE = 32
 _OPEN = (
     TcpState.ESTABLISHED,
     TcpState.FIN_WAIT1,
@@ -81,12 +82,17 @@ class Accounting:
             self._due.append((now_us, flow.key))
 
     def settle(self, now_us: int) -> None:
-        """Write the END of flows whose sockets ended a moment ago."""
-        while self._due and self._due[0][0] <= now_us:
+        """Write the END of flows whose sockets ended a moment ago: of a few, since packets are waiting."""
+        for _ in range(SETTLED_AT_ONCE):
+            if not self._due or self._due[0][0] > now_us:
+                return
             _, key = self._due.popleft()
             flow = self._live(key)
-            if flow is not None and not self.is_open(key):
-                counts, state = self._ports.counters(flow)
+            if flow is None:
+                continue
+            counts, state, over = self._ports.counters(flow)
+            # Connection tracking knows of most ends; asked is the socket only where it does not.
+            if over or not self.is_open(key):
                 datapath.ended(self._core, flow.key, counts or Counts(), state or ConnState.SF, now_us)
 
     def _live(self, key: bytes) -> Flow | None:

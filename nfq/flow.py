@@ -69,6 +69,7 @@ class Flow:
         "attempt",
         "auth",
         "auth_result",
+        "community",
         "conn_state",
         "deadline_us",
         "decider",
@@ -125,6 +126,7 @@ class Flow:
         self.until_us = 0  # when its decision is to be made anew, as noted in Core.expiring
         self.adopted = False  # it was there before the first start: never judged
         self.event_id = b""
+        self.community = b""  # community id, once it has been recorded
         self.local: LocalWorkload | None = None
         self.peer_local: LocalWorkload | None = None  # loopback: the accepting workload
         self.owner: Owner = NOBODY

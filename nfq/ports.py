@@ -29,6 +29,8 @@ _CONN_STATE = {
     "SYN_SENT": ConnState.S0,
     "SYN_RECV": ConnState.SH,
 }
+# Nothing but acknowledgements can follow; a new connection of the same addresses would be in another state.
+_OVER = frozenset(("TIME_WAIT", "LAST_ACK", "CLOSE"))
 
 
 class KernelPorts:
@@ -112,18 +114,21 @@ class KernelPorts:
     def cut(self, flow: Flow) -> Counts:
         """Take the connection's mark away, so that its packets are queued again, and abort its local socket."""
         where = self._tuple(flow)
-        counts, _ = self.counters(flow)
+        counts, _, _ = self.counters(flow)
         self.conntrack.set_mark(where, 0, self._mask)
         self.sockdiag.destroy(flow.local_address, flow.local_port, flow.remote_address, flow.remote_port)
         return counts or Counts()
 
-    def counters(self, flow: Flow) -> tuple[Counts | None, ConnState | None]:
-        """What conntrack has counted, and how the connection stands; None when it has no such entry."""
+    def counters(self, flow: Flow) -> tuple[Counts | None, ConnState | None, bool]:
+        """What conntrack has counted, how the connection stands, and whether both sides have ended it.
+
+        None when it has no such entry.
+        """
         entry = self.conntrack.get(self._tuple(flow))
         if entry is None:
-            return None, None
+            return None, None, False
         counts = Counts(entry.orig_bytes, entry.orig_packets, entry.reply_bytes, entry.reply_packets)
-        return counts, _CONN_STATE.get(entry.tcp_state, ConnState.SF)
+        return counts, _CONN_STATE.get(entry.tcp_state, ConnState.SF), entry.tcp_state in _OVER
 
     def journal(self, flow: Flow) -> None:
         """See nfq.core.Ports."""

@@ -97,9 +97,7 @@ def _wide(address: bytes) -> bytes:
     return address if len(address) == 16 else _MAPPED + address
 
 
-def _encryption(flow: Flow, action: Action) -> Encryption:
-    if action not in (Action.ALLOW, Action.AUDIT):
-        return Encryption.NONE
+def _encryption(flow: Flow) -> Encryption:
     return Encryption.ENCRYPTED if flow.suite else Encryption.PLAIN
 
 
@@ -133,12 +131,15 @@ class Recorder:
         """Write one record of `flow`. The first one gives the flow its event id."""
         if not flow.event_id:
             flow.event_id = uuid7(flow.start_us)
-        outward = flow.point is not Point.RESPONDER
+        point = flow.point
+        outward = point is not Point.RESPONDER
         local, remote = flow.local_address, flow.remote_address
         if outward:
             src, dst, sport, dport = local, remote, flow.local_port, flow.remote_port
         else:
             src, dst, sport, dport = remote, local, flow.remote_port, flow.local_port
+        if not flow.community:
+            flow.community = community_id(src, dst, sport, dport, flow.protocol)
         ours = flow.local
         mine: PeerIdentity | None = ours.identity if ours else None
         theirs = flow.peer
@@ -164,17 +165,18 @@ class Recorder:
             flags |= FLAG_DEFAULT_DENY
         peer_workload = flow.peer_local.id if flow.peer_local else 0
         owner = flow.owner
+        passes = action is Action.ALLOW or action is Action.AUDIT
         record = FLOW_STRUCT.pack(
             Kind.FLOW,
             phase,
-            flow.point,
+            point,
             action,
             flow.protocol,
-            _DIRECTION[flow.point],
+            _DIRECTION[point],
             flow.auth,
             flow.auth_result,
-            _encryption(flow, action),
-            flow.suite if action in (Action.ALLOW, Action.AUDIT) else 0,
+            _encryption(flow) if passes else Encryption.NONE,
+            flow.suite if passes else 0,
             flow.conn_state,
             flow.decider,
             pending_action,
@@ -196,7 +198,7 @@ class Recorder:
             flow.event_id,
             _wide(src),
             _wide(dst),
-            community_id(src, dst, sport, dport, flow.protocol),
+            flow.community,
             flow.history,
             *counts,
             s[0],
