@@ -15,6 +15,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+from nfq.datagram import Datagram
 from nfq.exchanges import Exchanges
 from nfq.flow import Flow, FlowTable, LocalWorkload, Owner, State
 from nfq.handshake import CLOCK_WINDOW_S, Verifier
@@ -28,6 +29,7 @@ from nfq.record import Records
 from nfq.recorder import Counts, Recorder
 from nfq.sessions import Lane, Sessions, one_lane
 from nfq.suites import Suite, by_number, mask
+from nfq.udpflow import UdpTables
 from sectool.events import Action, DropReason, Point
 from sectool.policy import Decision, Engine, Party, Request
 
@@ -55,6 +57,7 @@ class Verdict(IntEnum):
     )
     SMALL = 6  # the same, but one record a segment for now: the flow loses packets
     REQUEUE = 7  # larger than the kernel copies to us: let it be split first
+    WAIT = 8  # a datagram: ask again when the handshake of the flow with the key `hold` is settled
 
 
 class Result(NamedTuple):
@@ -82,6 +85,7 @@ class Attribution(NamedTuple):
 
     key: Hashable
     owner: Owner
+    socket: int = 0  # the kernel's cookie of it; 0: not asked for
 
 
 class Ports(Protocol):
@@ -89,6 +93,20 @@ class Ports(Protocol):
 
     def attribute(self, seg: Segment, *, listener: bool) -> Attribution | None:
         """The local socket of a SYN: the connecting one, or the listener it is meant for. None: there is none."""
+
+    def attribute_datagram(
+        self, d: Datagram, *, receiver: bool, group: bool = False
+    ) -> tuple[Attribution, ...]:
+        """Local sockets of a datagram, of several only one a workload, the likeliest first. (): there is none.
+
+        All that may have sent it; or (`receiver`) the one that will get it, of a `group` all that will.
+        """
+
+    def is_broadcast(self, raw: bytes) -> bool:
+        """Whether an IPv4 address is a broadcast address of one of this host's networks."""
+
+    def path_mtu(self, raw: bytes, device: int) -> int:
+        """As far as the kernel knows, how large a packet to this remote address may be; at least 1,280 if in doubt."""
 
     def sender(self, v6: bool, identifier: bytes) -> Attribution:
         """Whose socket an outgoing ICMP question with this identifier is from; the host itself if nobody's."""
@@ -109,7 +127,7 @@ class Ports(Protocol):
         """Take a released connection back into the queue; its counters so far."""
 
     def journal(self, flow: Flow) -> memoryview | None:
-        """Remember an authorised flow across a restart of the worker.
+        """Remember a flow across a restart of the worker; one that is remembered, that it is PROVING no more.
 
         Gives the place where the state of its records is kept (nfq.record.STATE_SIZE bytes); None: there is none.
         """
@@ -228,6 +246,7 @@ class Core:
         self.connecting = FlowTable(config.half_open_limit)
         self.accepting = FlowTable(config.half_open_limit)
         self.live = FlowTable(config.live_limit)
+        self.udp = UdpTables(config.half_open_limit, config.live_limit)
         self.denials = DenialMemory()
         self.exchanges = Exchanges()
         self.message_limit = TokenBuckets(config.message_rate, 2 * config.message_rate)
@@ -332,6 +351,8 @@ class Core:
         flow.forget_handshake()
         if flow.journal_slot < 0:
             self.journal(flow)
+        else:
+            self.ports.journal(flow)
 
     def journal(self, flow: Flow) -> None:
         """Let a flow, and the state of its records, outlive this worker."""

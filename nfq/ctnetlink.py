@@ -54,16 +54,17 @@ SEEN_REPLY, ASSURED, CONFIRMED = 2, 4, 8
 
 
 class FlowTuple(NamedTuple):
-    """One direction of a TCP connection: addresses of 4 or 16 bytes, ports."""
+    """One direction of a connection: addresses of 4 or 16 bytes, ports, IP protocol."""
 
     src: bytes
     dst: bytes
     sport: int
     dport: int
+    proto: int = TCP
 
     def reversed(self) -> FlowTuple:
         """The other direction."""
-        return FlowTuple(self.dst, self.src, self.dport, self.sport)
+        return FlowTuple(self.dst, self.src, self.dport, self.sport, self.proto)
 
 
 class Entry:
@@ -93,12 +94,12 @@ class Entry:
     @property
     def tuple(self) -> FlowTuple:
         """The original direction."""
-        return FlowTuple(self.src, self.dst, self.sport, self.dport)
+        return FlowTuple(self.src, self.dst, self.sport, self.dport, self.proto)
 
     @property
     def reply(self) -> FlowTuple:
         """The reply direction."""
-        return FlowTuple(self.reply_src, self.reply_dst, self.reply_sport, self.reply_dport)
+        return FlowTuple(self.reply_src, self.reply_dst, self.reply_sport, self.reply_dport, self.proto)
 
     def __repr__(self) -> str:
         return f"Entry({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
@@ -267,7 +268,7 @@ def nest(kind: int, *contents: bytes) -> bytes:
     return attr(kind | _NESTED, b"".join(contents))
 
 
-def tuple_attr(kind: int, t: FlowTuple, proto: int = TCP) -> bytes:
+def tuple_attr(kind: int, t: FlowTuple) -> bytes:
     """CTA_TUPLE_ORIG or CTA_TUPLE_REPLY."""
     v4 = len(t.src) == 4
     return nest(
@@ -275,7 +276,7 @@ def tuple_attr(kind: int, t: FlowTuple, proto: int = TCP) -> bytes:
         nest(_TUPLE_IP, attr(_V4_SRC if v4 else _V6_SRC, t.src), attr(_V4_DST if v4 else _V6_DST, t.dst)),
         nest(
             _TUPLE_PROTO,
-            attr(_PROTO_NUM, bytes((proto,))),
+            attr(_PROTO_NUM, bytes((t.proto,))),
             attr(_SPORT, t.sport.to_bytes(2, "big")),
             attr(_DPORT, t.dport.to_bytes(2, "big")),
         ),

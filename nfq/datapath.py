@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import heapq
 
-from nfq import encrypted, icmp, initiator, loopback, responder
+from nfq import encrypted, icmp, initiator, loopback, responder, udp
 from nfq.core import ACCEPT, CUT_MEMORY_US, RELEASE, Core, Result, Verdict
 from nfq.flow import Flow, State
 from nfq.handshake import is_proof
+from nfq.ip import ICMP, ICMP6, TCP, UDP, header
 from nfq.packet import RST, SYN, SYN_ACK, PacketError, Segment, as_reset, parse, record_option
 from nfq.recorder import Counts
 from sectool.errors import SectoolError
@@ -25,20 +26,38 @@ def handle(
 ) -> Result:
     """Judge one IP packet. `local`: it leaves through the loopback device; `device`: interface index, 0 unknown."""
     try:
-        seg = parse(data, outbound)
-        seg.device = device
-        if local:
-            return loopback.segment(core, seg, now_us)
-        kind = seg.flags & SYN_ACK
-        if kind == SYN:
-            if seg.flags & RST:
-                return core.drop(DropReason.PACKET_MALFORMED)
-            return (initiator.out_syn if outbound else responder.in_syn)(core, seg, now_us)
-        if kind == SYN_ACK:
-            return (responder.out_synack if outbound else initiator.in_synack)(core, seg, now_us)
-        return _segment(core, seg, now_us)
+        if len(data) >= 20 and data[9 if data[0] >> 4 == 4 else 6] != TCP:
+            return _other(core, bytes(data), outbound, local, now_us, device)
+        return _tcp(core, data, outbound, local, now_us, device)
     except PacketError:
         return core.drop(DropReason.PACKET_MALFORMED)
+
+
+def _other(core: Core, data: bytes, outbound: bool, local: bool, now_us: int, device: int) -> Result:
+    """Not TCP, or TCP behind IPv6 extension headers."""
+    protocol = data[9] if data[0] >> 4 == 4 else header(data).protocol
+    if protocol == UDP:
+        return udp.handle(core, data, outbound, local, now_us, device)
+    if protocol in (ICMP, ICMP6):
+        return icmp.handle(core, data, outbound, local, now_us, device)
+    return _tcp(core, data, outbound, local, now_us, device)
+
+
+def _tcp(
+    core: Core, data: bytes | memoryview, outbound: bool, local: bool, now_us: int, device: int
+) -> Result:
+    seg = parse(data, outbound)
+    seg.device = device
+    if local:
+        return loopback.segment(core, seg, now_us)
+    kind = seg.flags & SYN_ACK
+    if kind == SYN:
+        if seg.flags & RST:
+            return core.drop(DropReason.PACKET_MALFORMED)
+        return (initiator.out_syn if outbound else responder.in_syn)(core, seg, now_us)
+    if kind == SYN_ACK:
+        return (responder.out_synack if outbound else initiator.in_synack)(core, seg, now_us)
+    return _segment(core, seg, now_us)
 
 
 def _segment(core: Core, seg: Segment, now_us: int) -> Result:
@@ -119,7 +138,7 @@ def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us
             else:
                 _cut(core, flow, now_us)
                 cut += 1
-    return cut
+    return cut + udp.activate(core, now_us)
 
 
 def _still_wanted(core: Core, flow: Flow, now_us: int) -> bool:
@@ -205,5 +224,6 @@ def tick(core: Core, now_us: int) -> None:
     core.reassembly.expire(now_us)
     core.sessions.tick(now_us)
     icmp.tick(core, now_us)
+    udp.tick(core, now_us)
     core.recorder.tick(now_us)
     expired_rules(core, now_us)

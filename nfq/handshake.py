@@ -182,11 +182,16 @@ class Hello:
         now_us: int,
         suites: int = 0,
         ephemeral: KeyPair | None = None,
+        *,
+        protocol: int = 0,
     ) -> None:
-        """`suites`: offered cipher suites as a mask (nfq.suites); 0: this side cannot encrypt."""
+        """`suites`: offered cipher suites as a mask (nfq.suites); 0: this side cannot encrypt.
+
+        `protocol`: IP protocol of the flow unless it is TCP. Part of the prologue, so a message serves one protocol.
+        """
         wish = EncryptWish.ALLOWED if suites else EncryptWish.NEVER
         header = _SYN_HEADER.pack(
-            VERSION, MessageType.HELLO, wish, suites, now_us // 1_000_000 & 0xFFFFFFFF, len(blob), 0
+            VERSION, MessageType.HELLO, wish, suites, now_us // 1_000_000 & 0xFFFFFFFF, len(blob), protocol
         )
         self._suites = suites
         self._noise = Initiator(static, _PROLOGUE + header, blob, ephemeral)
@@ -223,15 +228,15 @@ class Greeting:
 
     __slots__ = ("_noise", "blob", "suites", "time_s", "wish")
 
-    def __init__(self, payload: bytes, now_us: int) -> None:
+    def __init__(self, payload: bytes, now_us: int, *, protocol: int = 0) -> None:
         if len(payload) < MIN_SYN:
             raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "SYN payload is too short")
         if len(payload) > MAX_PAYLOAD:
             raise HandshakeError(DropReason.CREDENTIAL_OVERSIZED, "SYN payload is too long")
-        version, kind, wish, suites, self.time_s, blob_len, zero = _SYN_HEADER.unpack_from(payload)
+        version, kind, wish, suites, self.time_s, blob_len, meant_for = _SYN_HEADER.unpack_from(payload)
         if version != VERSION:
             raise HandshakeError(DropReason.VERSION_UNSUPPORTED, f"SYN of version {version}")
-        if kind != MessageType.HELLO or zero or len(payload) != MIN_SYN + blob_len:
+        if kind != MessageType.HELLO or meant_for != protocol or len(payload) != MIN_SYN + blob_len:
             raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, "SYN header does not hold")
         try:
             self.wish = EncryptWish(wish)

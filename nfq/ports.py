@@ -12,13 +12,17 @@ from nfq.attribution import Attributed, Attributor
 from nfq.cgroup import Cgroups
 from nfq.conntrack import ConntrackControl, FlowTuple
 from nfq.core import Attribution
+from nfq.datagram import Datagram
 from nfq.flow import Flow, Owner
 from nfq.icmpowner import IcmpOwners
 from nfq.journal import Journal
-from nfq.packet import Segment, reply_reset
+from nfq.packet import TCP, Segment, reply_reset
 from nfq.raw import RawSender
 from nfq.recorder import Counts
+from nfq.routes import Routes
 from nfq.sockdiag import SockDiag, UnavailableError
+from nfq.udpdiag import DatagramDiag
+from nfq.udpowner import DatagramOwners
 from sectool.events import ConnState, Point
 
 _ASKED_LIMIT = 4096
@@ -42,6 +46,9 @@ class KernelPorts:
         cgroups = Cgroups()
         self.attributor = Attributor(self.sockdiag, cgroups)
         self._messages = IcmpOwners(self.attributor, cgroups)
+        self.datagrams = DatagramDiag()
+        self._datagrams = DatagramOwners(self.attributor, self.datagrams)
+        self._routes = Routes()
         self.raw = RawSender()
         self.own = RawSender(group=os.getegid())
         self._journal = journal
@@ -64,6 +71,26 @@ class KernelPorts:
                 raise UnavailableError("the kernel did not say whose socket it is")
             return None
         return self._attribution(found)
+
+    def attribute_datagram(
+        self, d: Datagram, *, receiver: bool, group: bool = False
+    ) -> tuple[Attribution, ...]:
+        """See nfq.core.Ports. Raises UnavailableError when the kernel does not answer: that is no denial."""
+        if not receiver:
+            found = self._datagrams.senders(d)
+        elif group:
+            found = self._datagrams.members(d)
+        else:
+            found = self._datagrams.receivers(d)
+        return tuple(self._attribution(owner)._replace(socket=cookie) for owner, cookie in found)
+
+    def is_broadcast(self, raw: bytes) -> bool:
+        """See nfq.core.Ports."""
+        return self._routes.is_broadcast(raw)
+
+    def path_mtu(self, raw: bytes, device: int) -> int:
+        """See nfq.core.Ports."""
+        return self._routes.mtu(raw, device)
 
     def sender(self, v6: bool, identifier: bytes) -> Attribution:
         """See nfq.core.Ports."""
@@ -109,14 +136,15 @@ class KernelPorts:
         local, remote = (flow.local_address, flow.local_port), (flow.remote_address, flow.remote_port)
         if flow.point is Point.RESPONDER:
             local, remote = remote, local
-        return FlowTuple(local[0], remote[0], local[1], remote[1])
+        return FlowTuple(local[0], remote[0], local[1], remote[1], flow.protocol)
 
     def cut(self, flow: Flow) -> Counts:
         """Take the connection's mark away, so that its packets are queued again, and abort its local socket."""
         where = self._tuple(flow)
         counts, _, _ = self.counters(flow)
         self.conntrack.set_mark(where, 0, self._mask)
-        self.sockdiag.destroy(flow.local_address, flow.local_port, flow.remote_address, flow.remote_port)
+        if flow.protocol == TCP:
+            self.sockdiag.destroy(flow.local_address, flow.local_port, flow.remote_address, flow.remote_port)
         return counts or Counts()
 
     def counters(self, flow: Flow) -> tuple[Counts | None, ConnState | None, bool]:
@@ -130,9 +158,10 @@ class KernelPorts:
         counts = Counts(entry.orig_bytes, entry.orig_packets, entry.reply_bytes, entry.reply_packets)
         return counts, _CONN_STATE.get(entry.tcp_state, ConnState.SF), entry.tcp_state in _OVER
 
-    def journal(self, flow: Flow) -> None:
+    def journal(self, flow: Flow) -> memoryview | None:
         """See nfq.core.Ports."""
         self._journal.add(flow)
+        return self._journal.state(flow)
 
     def unjournal(self, flow: Flow) -> None:
         """See nfq.core.Ports."""

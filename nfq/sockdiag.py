@@ -29,6 +29,7 @@ _BY_FAMILY: Final = 20
 _DESTROY: Final = 21
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
+_V6ONLY: Final = 11
 _CGROUP_ID: Final = 21
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _ZERO12: Final = bytes(12)
@@ -79,6 +80,7 @@ class Socket:
     remote: bytes
     remote_port: int
     ifindex: int = 0  # of the device it is bound to
+    v6only: bool = False  # an IPv6 socket that takes no IPv4
 
 
 class UnavailableError(SectoolError):
@@ -97,7 +99,8 @@ class Destroyed(IntEnum):
 class SockDiag:
     """One netlink socket of the present network namespace. Not for several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = socket.IPPROTO_TCP) -> None:
+        self._protocol = protocol
         self._sock = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
         )
@@ -129,7 +132,7 @@ class SockDiag:
             family = socket.AF_INET6
         self._sock.send(
             _REQ.pack(
-                _REQ.size, kind, flags, seq, 0, family, socket.IPPROTO_TCP, 0, 0, states,
+                _REQ.size, kind, flags, seq, 0, family, self._protocol, 0, 0, states,
                 lport.to_bytes(2, "big"), rport.to_bytes(2, "big"), local, remote, ifindex, cookie,
             )
         )  # fmt: skip
@@ -269,7 +272,7 @@ class SockDiag:
         return found[0] if len(found) == 1 else None
 
     def dump(self, v6: bool, states: int, local_port: int = 0, remote_port: int = 0) -> Iterator[Socket]:
-        """All TCP sockets of one family (and port) whose state is in the bit set `states` (1 << TcpState).
+        """All sockets of one family (and port) whose state is in the bit set `states` (1 << TcpState).
 
         Raises UnavailableError when the kernel does not tell them all.
         """
@@ -308,7 +311,7 @@ def parse(data: bytes, off: int, end: int) -> Socket | None:
     family, state, sport, dport, src, dst, ifindex, cookie, _, _, _, uid, inode = _MSG.unpack_from(
         data, off + 16
     )
-    cgroup = 0
+    cgroup, v6only = 0, False
     at = off + _BODY
     while at + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, at)
@@ -316,12 +319,13 @@ def parse(data: bytes, off: int, end: int) -> Socket | None:
             break
         if kind == _CGROUP_ID and length == 12:
             cgroup = int.from_bytes(data[at + 4 : at + 12], sys.byteorder)
-            break
+        elif kind == _V6ONLY and length == 5:
+            v6only = data[at + 4] != 0
         at += (length + 3) & ~3
     if family == socket.AF_INET:
         src, dst = src[:4], dst[:4]
     elif src[:12] == _MAPPED and dst[:12] == _MAPPED:
         src, dst = src[12:], dst[12:]
     return Socket(
-        uid, inode, cgroup, cookie, state, src, socket.ntohs(sport), dst, socket.ntohs(dport), ifindex
+        uid, inode, cgroup, cookie, state, src, socket.ntohs(sport), dst, socket.ntohs(dport), ifindex, v6only
     )

@@ -159,6 +159,7 @@ class DropReason(IntEnum):
     RECORD_INVALID = 80
     RECORD_REPLAYED = 81
     RECORD_MISSING = 82
+    DATAGRAM_OVERSIZED = 83
 
 
 class Type(StrEnum):

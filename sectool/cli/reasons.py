@@ -48,4 +48,5 @@ MEANING: dict[DropReason, str] = {
     DropReason.RECORD_INVALID: "an encrypted record did not verify",
     DropReason.RECORD_REPLAYED: "an encrypted record was played again",
     DropReason.RECORD_MISSING: "an encrypted connection carried a packet without a record",
+    DropReason.DATAGRAM_OVERSIZED: "a datagram too large to be encrypted (the largest 28 sizes there are)",
 }

@@ -16,6 +16,7 @@ from scapy.packet import Packet, Raw
 from nfq import datapath
 from nfq import packet as packet_layer
 from nfq.core import Attribution, Config, Core, Result, Verdict
+from nfq.datagram import Datagram
 from nfq.flow import Flow, LocalWorkload, Owner
 from nfq.noise import KeyPair
 from nfq.packet import Segment
@@ -57,6 +58,8 @@ class MemoryPorts:
     listening: dict[int, Attribution] = field(default_factory=dict)
     pinging: Attribution | None = None
     kernel: Attribution = field(default_factory=lambda: Attribution("host", Owner(0, 0, 1)))
+    members: dict[int, tuple[Attribution, ...]] = field(default_factory=dict)
+    mtu: int = 1500
     injected: list[bytes] = field(default_factory=list)
     repeated: list[bytes] = field(default_factory=list)
     resets: list[Segment] = field(default_factory=list)
@@ -72,6 +75,20 @@ class MemoryPorts:
     def host(self) -> Attribution:
         return self.kernel
 
+    def attribute_datagram(
+        self, d: Datagram, *, receiver: bool, group: bool = False
+    ) -> tuple[Attribution, ...]:
+        if group and d.destination_port in self.members:
+            return self.members[d.destination_port]
+        found = self.listening.get(d.destination_port) if receiver else self.connecting
+        return () if found is None else (found,)
+
+    def is_broadcast(self, raw: bytes) -> bool:
+        return raw[-1] == 255
+
+    def path_mtu(self, raw: bytes, device: int) -> int:
+        return self.mtu
+
     def inject(self, packet: bytes) -> None:
         self.injected.append(packet)
 
@@ -86,6 +103,8 @@ class MemoryPorts:
         return Counts(1, 2, 3, 4)
 
     def journal(self, flow: Flow) -> None:
+        if flow in self.journaled:
+            return
         flow.journal_slot = len(self.journaled)
         self.journaled.append(flow)
 

@@ -1,0 +1,222 @@
+"""UDP's front door: one datagram in, one verdict out; timers, policy changes, ends. docs/protocol.md, UDP.
+
+Order of checks: header, what enforcers say to each other, known live flow, half-open flow, memory of a denial, and only
+then whose socket it is and what policy says.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from nfq import udpgroup, udpinitiator, udploopback, udpresponder
+from nfq.core import Core, Result, Verdict
+from nfq.datagram import Datagram, parse
+from nfq.flow import State
+from nfq.packet import PacketError
+from nfq.recorder import Counts
+from nfq.udpcontrol import Kind, is_candidate, read
+from nfq.udpcore import cut, finish, plain, reject, sealed_in, sealed_out, wait, watch
+from nfq.udpflow import DENIED_US, ENDED_US, UdpFlow
+from sectool.errors import SectoolError
+from sectool.events import Action, ConnState, DropReason, Phase, Point
+
+ENDS_AT_ONCE = 64  # flows of closed sockets accounted for between two looks at the packet queue
+
+
+def handle(
+    core: Core, data: bytes | memoryview, outbound: bool, local: bool, now_us: int, device: int = 0
+) -> Result:
+    """Judge one IP packet that carries UDP. As nfq.datapath.handle."""
+    try:
+        d = parse(data, outbound, device)
+        if local:
+            return udploopback.handle(core, d, now_us)
+        return (_outgoing if outbound else _incoming)(core, d, now_us)
+    except PacketError:
+        return core.drop(DropReason.PACKET_MALFORMED)
+
+
+def _outgoing(core: Core, d: Datagram, now_us: int) -> Result:
+    tables = core.udp
+    begun = tables.find(tables.connecting, d.key)
+    if begun is not None:
+        return wait(begun)
+    live = tables.find(tables.live, d.key)
+    if live is not None:
+        if not live.doubted:
+            return _out_live(core, d, live, now_us)
+        live.doubted = False
+    if tables.denied.knows(True, d.key, now_us):
+        if core.config.reject:
+            reject(core, d, now_us)
+        return core.drop(DropReason.DENIED_BEFORE)
+    flow = UdpFlow(d.key, d.v6, Point.INITIATOR, State.SYN_SENT, now_us)
+    begin = udpgroup.out_new if udpgroup.is_group(core, d) else udpinitiator.begin
+    return begin(core, d, flow, now_us)
+
+
+def _out_live(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
+    if flow.sealed is not None:
+        return sealed_out(core, d, flow, now_us)
+    if flow.state is State.PROVING:
+        return udpinitiator.proving(core, d, flow)
+    return plain(core, d, flow, now_us)
+
+
+def _incoming(core: Core, d: Datagram, now_us: int) -> Result:
+    tables = core.udp
+    payload = d.payload
+    if is_candidate(payload) and core.enforced(d.source):
+        said = _control(core, d, payload, now_us)
+        if said is not None:
+            return said
+    live = tables.find(tables.live, d.key)
+    half_open = tables.find(tables.accepting, d.key)
+    if live is not None:
+        result = _in_live(core, d, live, now_us)
+        if result.verdict is Verdict.DROP and half_open is not None and half_open.suite:
+            return udpresponder.in_sealed(core, d, half_open, now_us)
+        return result
+    if half_open is not None:
+        return udpresponder.in_sealed(core, d, half_open, now_us)
+    begun = tables.find(tables.connecting, d.key)
+    if begun is not None:
+        return udpinitiator.in_bare(core, begun, now_us)
+    if tables.denied.knows(False, d.key, now_us):
+        if core.enforced(d.source):
+            udpresponder.tell_unknown(core, d, now_us)
+        return core.drop(DropReason.DENIED_BEFORE)
+    flow = UdpFlow(d.key, d.v6, Point.RESPONDER, State.SYN_RECEIVED, now_us)
+    take = udpgroup.in_new if udpgroup.is_group(core, d) else udpresponder.in_new
+    return take(core, d, flow, now_us)
+
+
+def _in_live(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
+    if flow.group:
+        return udpgroup.in_live(core, d, flow, now_us)
+    if flow.sealed is None:
+        return plain(core, d, flow, now_us)
+    result = sealed_in(core, d, flow, now_us)
+    if flow.state is State.PROVING and result.verdict is not Verdict.DROP:
+        udpinitiator.heard(core, flow, now_us)
+    return result
+
+
+def _control(core: Core, d: Datagram, payload: bytes, now_us: int) -> Result | None:
+    """What the other enforcer says; None: it is nobody's word, but data that looks like it."""
+    control = read(payload)
+    if control is None:
+        return None
+    match control.kind:
+        case Kind.HELLO:
+            return udpresponder.in_hello(core, d, control.body, now_us)
+        case Kind.ANSWER:
+            return udpinitiator.in_answer(core, d, control.body, now_us)
+        case Kind.REFUSAL:
+            return udpresponder.in_refusal(core, d, control.body, now_us)
+        case Kind.PROOF | Kind.PROOF_DATA:
+            return udpresponder.in_proof(core, d, control, now_us)
+        case Kind.ACK:
+            return udpinitiator.in_ack(core, d, now_us)
+        case Kind.UNKNOWN:
+            return udpinitiator.in_unknown(core, d, control.body, now_us)
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+def due_us(core: Core, otherwise: int) -> int:
+    """When `timers` has something to do."""
+    if core.udp.ending:
+        return 0
+    due = core.udp.next_us()
+    return otherwise if due is None else min(due, otherwise)
+
+
+def timers(core: Core, now_us: int) -> None:
+    """Handshakes that nobody answered, and some of the flows whose sockets were closed."""
+    for flow in core.udp.due(now_us):
+        udpinitiator.timer(core, flow, now_us)
+    for _ in range(min(ENDS_AT_ONCE, len(core.udp.ending))):
+        ended = core.udp.find(core.udp.live, core.udp.ending.popleft())
+        if ended is not None:
+            _over(core, ended, cut(core, ended), now_us)
+
+
+def tick(core: Core, now_us: int) -> None:
+    """Once a second: half-open flows that were never proven, what could not be cut, decisions with an end."""
+    tables = core.udp
+    for found in tables.accepting.expired(now_us):
+        tables.accepting.remove(found)
+        if not found.recorded:
+            found.conn_state = ConnState.SH
+            core.recorder.denied(found, DropReason.PROOF_MISSING, now_us, Action.ERROR)
+    again, tables.uncut = tables.uncut, []
+    for flow in again:
+        try:
+            core.ports.cut(flow)
+        except (SectoolError, OSError):
+            tables.uncut.append(flow)
+    while tables.expiring and tables.expiring[0][0] <= now_us:
+        _, _, flow = heapq.heappop(tables.expiring)
+        if tables.live.get(flow.key) is flow and flow.request is not None:
+            flow.until_us = 0
+            _judge_again(core, flow, now_us)
+
+
+# -- policy ----------------------------------------------------------------------------------------------------------
+
+
+def activate(core: Core, now_us: int) -> int:
+    """Another policy revision is in force: cut every live flow it denies. Returns how many were cut."""
+    tables = core.udp
+    tables.denied.clear()
+    for half_open in tables.accepting:
+        asked = half_open.decision is not None and half_open.decision.encrypt
+        decision = core.decide(half_open, now_us)
+        if not core.permitted(decision) or (decision.encrypt and not asked):
+            tables.accepting.remove(half_open)
+            core.recorder.denied(half_open, DropReason.POLICY_CHANGED, now_us)
+    count = 0
+    for live in tables.live:
+        flow = tables.find(tables.live, live.key)
+        if flow is not None and flow.request is not None:
+            count += _judge_again(core, flow, now_us)
+    return count
+
+
+def _judge_again(core: Core, flow: UdpFlow, now_us: int) -> bool:
+    """True: it was cut."""
+    if core.still_permitted(flow, core.decide(flow, now_us)):
+        watch(core, flow)
+        return False
+    flow.reason, flow.conn_state = DropReason.POLICY_CHANGED, ConnState.RSTO
+    counts = cut(core, flow)
+    core.recorder.count(DropReason.POLICY_CHANGED)
+    core.recorder.flow(flow, Phase.END, Action.DENY, now_us, counts=counts)
+    core.udp.leave(flow)
+    if flow.sealed is not None:
+        flow.sealed.close()
+    core.ports.unjournal(flow)
+    core.udp.settled.append(flow.key)
+    return True
+
+
+# -- ends ------------------------------------------------------------------------------------------------------------
+
+
+def ended(core: Core, key: bytes, counts: Counts, now_us: int) -> None:
+    """Connection tracking has forgotten the flow: nothing came for long."""
+    flow = core.udp.find(core.udp.live, key)
+    if flow is not None:
+        finish(core, flow, counts, now_us)
+
+
+def socket_ended(core: Core, cookie: int) -> None:
+    """A local socket was closed: its flows must not become those of the next one with its port."""
+    core.udp.ending.extend(core.udp.by_socket.get(cookie, ()))
+
+
+def _over(core: Core, flow: UdpFlow, counts: Counts, now_us: int) -> None:
+    finish(core, flow, counts, now_us)
+    core.udp.denied.add(False, flow.key, now_us + min(DENIED_US, ENDED_US))

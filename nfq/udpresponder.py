@@ -1,0 +1,241 @@
+"""The host that is called: Hello in, Answer out, proof in, Ack out. Cheap checks first, state last."""
+
+from __future__ import annotations
+
+import hmac
+
+from nfq.core import DROP, Core, Result, Verdict, address, party, stranger
+from nfq.datagram import Datagram, craft, rebuild, require_checksum
+from nfq.flow import LocalWorkload, State
+from nfq.handshake import Decision, Greeting, HandshakeError, check_proof, open_refusal
+from nfq.ip import UDP
+from nfq.responder import must_encrypt
+from nfq.suites import choose
+from nfq.udpcontrol import UNKNOWN_SIZE, Control, Kind, ack, unknown, write
+from nfq.udpcore import deny, plain, release, request, seal_with, sealed_in, workload
+from nfq.udpflow import DENIED_US, UdpFlow
+from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
+from sectool.policy import Party
+
+HALF_OPEN_US = 10_000_000  # outlasts all transmissions of an initiator
+_EPHEMERAL = slice(12, 44)  # of a Hello
+_HEADERS = {False: 28, True: 48}
+
+
+def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | None:
+    """Somebody presents a credential. None: it is none, and the flow is live: its program's own data."""
+    ephemeral = body[_EPHEMERAL]
+    mine = core.udp.find(core.udp.connecting, d.key)
+    if mine is not None and mine.hello is not None and ephemeral <= mine.hello.payload[_EPHEMERAL]:
+        return core.drop(DropReason.UNKNOWN_FLOW)  # both began at once, and ours goes on
+    flow = core.udp.find(core.udp.accepting, d.key)
+    if flow is not None and flow.greeting is not None and flow.greeting.ephemeral == ephemeral:
+        core.ports.inject(craft(flow.key, flow.answer_wire))  # its Answer was lost
+        return DROP
+    if core.denials.knows(ephemeral, 0, now_us):
+        return core.drop(DropReason.DENIED_BEFORE)
+    flow = UdpFlow(d.key, d.v6, Point.RESPONDER, State.SYN_RECEIVED, now_us)
+    if not core.syn_limit.take(d.source, now_us):
+        core.recorder.denied(flow, DropReason.RATE_LIMITED, now_us)
+        return DROP
+    live = core.udp.find(core.udp.live, d.key)
+    flow.auth, flow.auth_result = Auth.NOISE_IX, AuthResult.FAILED
+    try:
+        greeting = Greeting(body, now_us, protocol=UDP)
+        if greeting.ephemeral in core.seen:
+            if live is not None:
+                return core.drop(DropReason.SYN_REPLAYED)
+            raise HandshakeError(DropReason.SYN_REPLAYED, "handshake seen before")
+        flow.peer = greeting.peer(core.verifier, now_us)
+    except HandshakeError as e:
+        return None if live is not None else _deny(core, flow, ephemeral, e.reason, now_us)
+    flow.auth_result = AuthResult.CLAIMED
+    local = workload(core, d, flow, now_us, receiver=True)
+    if isinstance(local, Result):
+        return local
+    core.seen.add(greeting.ephemeral, now_us)
+    if isinstance(local, DropReason):
+        return _deny(core, flow, ephemeral, local, now_us)
+    suite = choose(greeting.suites, core.config.suites)
+    flow.request = request(
+        Party(flow.peer.labels, flow.peer.spiffe_id, address(flow.remote_address)),
+        party(local, flow.local_address),
+        flow.local_port,
+        can_encrypt=suite is not None,
+    )
+    decision = core.decide(flow, now_us)
+    flow.suite = suite.cipher if suite is not None else 0
+    if not core.permitted(decision):
+        if core.refusal_limit.take(d.source, now_us):
+            _answer(core, flow, greeting, local, Decision.REFUSE)
+            flow.conn_state = ConnState.REJ
+        return _deny(core, flow, ephemeral, decision.reason, now_us)
+    flow.greeting = greeting
+    wanted = Decision.ENCRYPT if must_encrypt(flow) else Decision.PLAIN
+    if not _answer(core, flow, greeting, local, wanted):
+        return _deny(core, flow, ephemeral, DropReason.HANDSHAKE_FORGED, now_us)
+    if core.udp.accepting.full:
+        core.udp.accepting.evict()
+        core.recorder.count(DropReason.TABLE_FULL)
+    core.udp.accepting.add(flow)
+    core.udp.accepting.expire_after(flow, now_us, HALF_OPEN_US)
+    return DROP
+
+
+def _answer(core: Core, flow: UdpFlow, greeting: Greeting, local: LocalWorkload, decision: Decision) -> bool:
+    """Send message 2; False when the Hello's keys are of a kind that gives no secret."""
+    assert flow.decision is not None
+    rule = flow.decision.rule
+    refused = decision is Decision.REFUSE
+    try:
+        body, keys = greeting.answer(
+            local.static,
+            local.blob,
+            decision,
+            suite=0 if refused else flow.suite,
+            reason=flow.decision.reason if refused else DropReason.NONE,
+            revision=core.revision,
+            rule=rule.id if rule is not None else 0,
+            ephemeral=None if refused else core.ephemerals.take(),
+        )
+    except HandshakeError:
+        return False
+    flow.answer_wire = write(Kind.ANSWER, body)
+    if not refused:
+        flow.keys = keys
+    core.ports.inject(craft(flow.key, flow.answer_wire))
+    return True
+
+
+def _deny(core: Core, flow: UdpFlow, ephemeral: bytes, reason: DropReason, now_us: int) -> Result:
+    """Its repetitions make no second event."""
+    flow.state, flow.revision = State.DENIED, core.revision
+    core.recorder.denied(flow, reason, now_us)
+    core.denials.add(ephemeral, 0, now_us)
+    return DROP
+
+
+def in_proof(core: Core, d: Datagram, control: Control, now_us: int) -> Result | None:
+    """A proof, perhaps with a datagram behind it. None: of no flow known here."""
+    live = core.udp.find(core.udp.live, d.key)
+    if live is not None and live.proof and hmac.compare_digest(live.proof, control.body):
+        if core.hint_limit.take(d.source, now_us):
+            core.ports.inject(craft(live.key, live.ack))  # ours was lost, or this is late
+        return _behind_proof(core, d, live, control, now_us)
+    flow = core.udp.find(core.udp.accepting, d.key)
+    if flow is None or flow.keys is None:
+        return None
+    suite = check_proof(flow.keys, control.body)
+    if suite is None or suite not in (0, flow.suite) or (not suite and must_encrypt(flow)):
+        return _unproven(core, flow, now_us)
+    require_checksum(d)
+    if core.udp.live.full:
+        return core.drop(DropReason.TABLE_FULL)
+    flow.suite, flow.proof = suite, control.body
+    proven(core, flow, now_us)
+    return _behind_proof(core, d, flow, control, now_us)
+
+
+def _behind_proof(core: Core, d: Datagram, flow: UdpFlow, control: Control, now_us: int) -> Result:
+    """What a program sent, without what was put in front."""
+    if control.kind is Kind.PROOF:
+        return DROP
+    if flow.sealed is not None:
+        return core.drop(DropReason.RECORD_MISSING)  # proves who, but not what
+    require_checksum(d)
+    return plain(core, d, flow, now_us)._replace(packet=rebuild(d, control.rest))
+
+
+def _unproven(core: Core, flow: UdpFlow, now_us: int) -> Result:
+    if flow.recorded:
+        return core.drop(DropReason.PROOF_INVALID)
+    flow.auth_result = AuthResult.FAILED
+    core.recorder.denied(flow, DropReason.PROOF_INVALID, now_us, Action.ERROR)
+    return DROP
+
+
+def proven(core: Core, flow: UdpFlow, now_us: int) -> None:
+    """The initiator has shown that it holds its key."""
+    assert flow.decision is not None
+    assert flow.keys is not None
+    flow.auth_result = AuthResult.PROVEN
+    flow.event_id, flow.reason = b"", flow.decision.reason
+    flow.ack = ack(flow.keys)
+    if flow.suite and flow.sealed is None:
+        flow.sealed = seal_with(flow)
+    core.recorder.allowed(flow, now_us)
+    mine = core.udp.find(core.udp.connecting, flow.key)
+    if mine is not None:  # we had begun, too: what was held for that goes under this flow
+        core.udp.arm(mine, 0)
+        core.udp.settled.append(flow.key)
+    release(core, flow, now_us)
+    flow.answer_wire = b""
+    core.ports.inject(craft(flow.key, flow.ack))
+
+
+def in_sealed(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
+    """A datagram in a half-open flow: one that opens under its keys proves as well."""
+    if not flow.suite or flow.keys is None:
+        return core.drop(DropReason.PROOF_MISSING)
+    if flow.sealed is None:
+        flow.sealed = seal_with(flow)
+    if core.udp.live.full:
+        return core.drop(DropReason.TABLE_FULL)
+    result = sealed_in(core, d, flow, now_us)
+    if result.verdict is not Verdict.DROP:
+        proven(core, flow, now_us)
+    return result
+
+
+def in_refusal(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | None:
+    """The initiator's policy denies."""
+    flow = core.udp.find(core.udp.accepting, d.key)
+    if flow is None or flow.keys is None:
+        return None
+    try:
+        refusal = open_refusal(flow.keys, body)
+    except HandshakeError as e:
+        return core.drop(e.reason)
+    flow.auth_result = AuthResult.PROVEN
+    flow.decider, flow.peer_reason, flow.peer_rule = Decider.PEER, refusal.reason, refusal.rule
+    flow.conn_state = ConnState.REJ
+    core.recorder.denied(flow, DropReason.PEER_DENIED, now_us)
+    core.udp.accepting.remove(flow)
+    return DROP
+
+
+def in_new(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
+    """A bare datagram of no flow known here."""
+    if core.enforced(d.source):
+        core.recorder.denied(flow, DropReason.NO_IDENTITY, now_us)
+        core.udp.denied.add(False, d.key, now_us + DENIED_US)
+        tell_unknown(core, d, now_us)
+        return DROP
+    if not core.syn_limit.take(d.source, now_us):
+        core.recorder.denied(flow, DropReason.RATE_LIMITED, now_us)
+        return DROP
+    local = workload(core, d, flow, now_us, receiver=True)
+    if isinstance(local, Result):
+        return local
+    if isinstance(local, DropReason):
+        return deny(core, d, flow, local, now_us)
+    flow.request = request(
+        stranger(core, flow.remote_address, now_us), party(local, flow.local_address), flow.local_port
+    )
+    decision = core.decide(flow, now_us)
+    if not core.permitted(decision):
+        return deny(core, d, flow, decision.reason, now_us)
+    if core.udp.live.full:
+        return core.drop(DropReason.TABLE_FULL)
+    core.recorder.allowed(flow, now_us)
+    release(core, flow, now_us)
+    return plain(core, d, flow, now_us)
+
+
+def tell_unknown(core: Core, d: Datagram, now_us: int) -> None:
+    """Say that the flow is not known here, once what came of it is as large as the answer."""
+    received = core.udp.denied.received(d.key, len(d.data))
+    if received < _HEADERS[d.v6] + UNKNOWN_SIZE or not core.hint_limit.take(d.source, now_us):
+        return
+    core.udp.denied.answered(d.key)
+    core.ports.inject(craft(d.key, unknown(d.payload)))
