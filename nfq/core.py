@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 from nfq.datagram import Datagram
@@ -27,7 +27,8 @@ from nfq.pathmtu import Paths, most
 from nfq.reassembly import POOL
 from nfq.record import Records
 from nfq.recorder import Counts, Recorder
-from nfq.sessions import Lane, Sessions, one_lane
+from nfq.sessions import Lane, Sessions
+from nfq.steering import worker_of
 from nfq.suites import Suite, by_number, mask
 from nfq.udpflow import UdpTables
 from sectool.events import Action, DropReason, Point
@@ -291,9 +292,9 @@ class Core:
         flow.local = local
         return local
 
-    def lane(self, _key: bytes) -> Lane:
+    def lane(self, key: bytes) -> Lane:
         """Which of n packet workers of the other host gets a flow of this key."""
-        return one_lane
+        return partial(worker_of, key)
 
     def drop(self, reason: DropReason) -> Result:
         """Drop and count a packet that makes no event of its own."""

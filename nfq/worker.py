@@ -80,6 +80,8 @@ class Worker:
             reject=bool(header["reject"]),
             syn_rate=float(header["syn_rate"]),
             syn_burst=2 * float(header["syn_rate"]),
+            worker=int(header["number"]),
+            workers=int(header["workers"]),
             suites=preference(header.get("suites") or None),
         )
         verifier = Verifier(
@@ -282,6 +284,7 @@ class Worker:
                 "held": self.holding.count,
                 "half_open": len(core.connecting) + len(core.accepting),
                 "live": len(core.live),
+                "sessions": dict(zip(("held", "issued"), core.sessions.counts, strict=True)),
                 "verdicts": dict(core.recorder.verdicts),
                 "reasons": dict(core.recorder.reasons),
                 "queue": self.queue.counters(),
