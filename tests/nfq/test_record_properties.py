@@ -66,7 +66,14 @@ def opened(records: Records, data: bytes, now_us: int = 0) -> Wire | DropReason:
         result = records.open(seg.data, seg.tcp_off, seg.data_off, seg.v6, now_us)
     except PacketError:
         return DropReason.PACKET_MALFORMED
-    return result.reason if result.packet is None else Wire.of(bytes(result.packet))
+    if result.packet is None:
+        return result.reason
+    if result.packet is seg.data:  # passed as it came, for the stack to judge: it has neither payload nor FIN
+        wire = Wire.unchecked(data)
+        assert not wire.payload
+        assert not wire.flags & FIN
+        return wire
+    return Wire.of(bytes(result.packet))
 
 
 def same(got: Wire, plain: Wire) -> bool:
@@ -174,7 +181,7 @@ class Life(RuleBasedStateMachine):
         data = bytearray(wire.data)
         data[bit // 8] ^= 0x80 >> bit % 8
         got = opened(self.sides[1 - side], bytes(data), self.now_us)
-        if isinstance(got, Wire) and got.payload + bytes(got.flags & FIN):
+        if isinstance(got, Wire) and (got.payload or got.flags & FIN):
             self.check(side, counter, got)  # what was flipped says nothing about the stream
 
     @rule(side=SIDE)
