@@ -15,7 +15,9 @@ What cannot be attested, and is not claimed:
   a systemd-activated listener counts as systemd's.
 - Programs of one user in one cgroup can act for each other (ptrace, LD_PRELOAD, exec after connect): the executable is
   a fact about the process, not proof of intent. Separate users or cgroups are the boundary.
-- Between the packet and the look at /proc a process may exec or end; ending gives 'ambiguous'.
+- Between the packet and the look at /proc a process may exec or end; ending gives 'ambiguous'. What all processes of a
+  cgroup run is believed for BELIEVED_S while the list of its processes stays the same: an exec in the same process that
+  follows a connection within that time, and connects itself, is taken for what ran before.
 - In a mixed cgroup the holder of a socket is remembered for REMEMBERED_S, verified each time; that another program has
   got the socket as well is seen after that time.
 - Looking is bounded, in one lookup and per cgroup and second; beyond it, and where /proc must not be read, the answer
@@ -34,7 +36,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nfq.attestation import AMBIGUOUS, Attestor, Executable
 from nfq.attestation import Attributed as Attributed
@@ -44,11 +46,13 @@ from sectool.errors import SectoolError
 from sectool.identity.workload import Facts
 
 REMEMBERED_S: Final = 5.0
+BELIEVED_S: Final = 0.05
 _PAGE: Final = 4096
 _MEMBERS_LIMIT: Final = 16 * _PAGE  # bytes of cgroup.procs; a larger cgroup stays ambiguous
 _LOOKS: Final = 4096  # at processes and descriptors, for one socket
 _LOOKS_PER_S: Final = 32_768  # at descriptors, for one cgroup
 _HOLDERS_LIMIT: Final = 4096
+_UNIFORM_LIMIT: Final = 1024
 _FDS_LIMIT: Final = 256  # cgroup.procs files kept open
 _LOOPBACK: Final = 1  # index of the loopback device, in every network namespace
 _GONE: Final = (errno.ENOENT, errno.ESRCH)
@@ -56,6 +60,14 @@ _GONE: Final = (errno.ENOENT, errno.ESRCH)
 
 class _UndecidedError(Exception):
     """Who it is cannot be told within the limits."""
+
+
+class _Uniform(NamedTuple):
+    """What all processes of a cgroup were found to run: the answer of `_owner`."""
+
+    members: bytes
+    answer: tuple[int, int, Executable]
+    until: float  # time.monotonic
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,7 @@ class Attributor:
         self._attestor = Attestor(self._cgroups, self._proc)
         self._procs: OrderedDict[int, int] = OrderedDict()  # cgroup id -> cgroup.procs, open
         self._holders: OrderedDict[tuple[int, int], _Holder] = OrderedDict()  # by inode and cookie
+        self._uniform: dict[int, _Uniform] = {}  # by cgroup id
         self._spent: dict[int, int] = {}  # looks by cgroup, in the present second
         self._second = 0
         self.undecided = 0
@@ -180,6 +193,9 @@ class Attributor:
         before = self._members(sock.cgroup_id)
         if not before:
             return 0, 0, AMBIGUOUS
+        known = self._uniform.get(sock.cgroup_id)
+        if known is not None and known.members == before and time.monotonic() < known.until:
+            return known.answer
         pids = before.split()
         if len(pids) > _LOOKS:
             raise _UndecidedError
@@ -197,7 +213,11 @@ class Attributor:
         # if it belongs to this one, the executables are equal anyway or the list has changed.
         if first is None or self._members(sock.cgroup_id) != before:
             return self._holder(sock, self._members(sock.cgroup_id).split())
-        return (witness if len(pids) == 1 else 0), witness, first
+        answer = (witness if len(pids) == 1 else 0), witness, first
+        if len(self._uniform) >= _UNIFORM_LIMIT:
+            self._uniform.clear()
+        self._uniform[sock.cgroup_id] = _Uniform(before, answer, time.monotonic() + BELIEVED_S)
+        return answer
 
     def _members(self, cgroup_id: int) -> bytes:
         """cgroup.procs; b'' when the cgroup is gone or is threaded, or cannot be read."""
