@@ -63,13 +63,13 @@ def _error(core: Core, data: bytes, head: Header, message: Message, outbound: bo
         return core.drop(DropReason.UNKNOWN_FLOW)
     if about.protocol in (ICMP, ICMP6):
         return ACCEPT if _exchange(core, about, outbound) else core.drop(DropReason.UNKNOWN_FLOW)
-    if about.protocol == UDP:
-        # The stack finds the socket, or none. What leaves about an encrypted datagram must not show what was in it.
-        short = icmpmessage.with_short_quote(data, head, message, about) if outbound else None
-        return Result(Verdict.ACCEPT, short)
-    if about.protocol != TCP:
+    if about.protocol not in (TCP, UDP):
         return ACCEPT  # a protocol that is not judged: the rules let it pass, or it was never sent
-    flow = _connection(core, about, not outbound)
+    flow = (
+        _connection(core, about, not outbound)
+        if about.protocol == TCP
+        else _datagrams(core, about, not outbound)
+    )
     if flow is None:
         return core.drop(DropReason.UNKNOWN_FLOW)
     if outbound:
@@ -117,6 +117,12 @@ def _connection(core: Core, about: Quote, sent: bool) -> Flow | None:
         behind = (first + 1 + end - about.number) & 0xFFFFFFFF
         return flow if behind < PLAUSIBLE else None
     return core.accepting.get(key)
+
+
+def _datagrams(core: Core, about: Quote, sent: bool) -> Flow | None:
+    """The UDP flow that a quoted packet belongs to."""
+    key = about.key(sent)
+    return core.udp.connecting.get(key) or core.udp.live.get(key) or core.udp.accepting.get(key)
 
 
 def _exchange(core: Core, about: Quote, outbound: bool) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nfq.core import ACCEPT, RELEASE, Core, Result, party
 from nfq.datagram import Datagram
 from nfq.flow import LocalWorkload, State, reverse_key
+from nfq.names import PORT as DNS
 from nfq.udpcore import deny, release, request, workload
 from nfq.udpflow import UdpFlow
 from sectool.events import Auth, AuthResult, DropReason, Point
@@ -13,7 +14,7 @@ from sectool.events import Auth, AuthResult, DropReason, Point
 def handle(core: Core, d: Datagram, now_us: int) -> Result:
     """Any queued datagram that leaves through the loopback device."""
     if core.udp.live.get(d.key) is not None or core.udp.live.get(reverse_key(d.key)) is not None:
-        return RELEASE
+        return _carried(core, d, now_us)
     if core.udp.denied.knows(True, d.key, now_us):
         return core.drop(DropReason.DENIED_BEFORE)
     flow = UdpFlow(d.key, d.v6, Point.LOCAL, State.AUTHORISED, now_us)
@@ -45,4 +46,15 @@ def handle(core: Core, d: Datagram, now_us: int) -> Result:
         return core.drop(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     release(core, flow, now_us)
+    return _carried(core, d, now_us)
+
+
+def _carried(core: Core, d: Datagram, now_us: int) -> Result:
+    """A name server on this host is listened to; any other flow the kernel carries."""
+    if d.key[-2:] == DNS:
+        core.names.datagram(d.payload, True, d.key, now_us)
+        return ACCEPT
+    if d.key[-4:-2] == DNS:
+        core.names.datagram(d.payload, False, reverse_key(d.key), now_us)
+        return ACCEPT
     return RELEASE

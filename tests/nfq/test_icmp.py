@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -27,10 +28,11 @@ from scapy.packet import Packet, Raw
 from nfq import datapath, encrypted, icmp
 from nfq.core import Attribution, Config, Result, Verdict
 from nfq.exchanges import IDLE_US
-from nfq.flow import Owner
+from nfq.flow import Owner, State
 from nfq.packet import parse
 from nfq.recorder import community_id
 from nfq.suites import ALL
+from nfq.udpflow import UdpFlow
 from sectool.clock import SECOND, iso
 from sectool.events import Action, ConnState, DropReason, Phase, Point
 from sectool.policy import Engine
@@ -327,8 +329,17 @@ def test_an_error_does_not_show_what_was_decrypted(make_host: MakeHost, v6: bool
     assert out(plain.a, error(v6, inner, source=HERE[v6])) == Result(Verdict.ACCEPT)
 
 
-def test_quoted_datagrams_are_short(host: Host, v6: bool) -> None:
+def test_errors_about_datagrams(host: Host, v6: bool) -> None:
     datagram = ip(v6, OUT[v6], HERE[v6]) / UDP(sport=9, dport=10) / b"the secret"
+    sent = ip(v6, HERE[v6], OUT[v6]) / UDP(sport=10, dport=9) / b"a question"
+    assert out(host, error(v6, datagram, source=HERE[v6])).verdict is Verdict.DROP
+    assert into(host, error(v6, sent)).verdict is Verdict.DROP
+    here, there = (ip_address(at).packed for at in (HERE[v6], OUT[v6]))
+    flow = UdpFlow(here + there + b"\0\x0a\0\x09", v6, Point.RESPONDER, State.AUTHORISED, host.now_us)
+    host.core.udp.live.add(flow)
+    assert into(host, error(v6, sent)).verdict is Verdict.ACCEPT
+    assert out(host, error(v6, datagram, source=HERE[v6])) == Result(Verdict.ACCEPT)
+    flow.suite = 1
     result = out(host, error(v6, datagram, source=HERE[v6]))
     assert result.packet is not None
     assert b"the secret" not in result.packet
