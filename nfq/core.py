@@ -10,7 +10,7 @@ import heapq
 import ipaddress
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
@@ -117,6 +117,9 @@ class Ports(Protocol):
 
     def inject(self, packet: bytes) -> None:
         """Send a crafted packet to a remote peer, past our own queue. Best effort."""
+
+    def inject_large(self, packet: bytes) -> None:
+        """As `inject`, for a UDP packet without IPv6 extension headers that is to leave in fragments."""
 
     def repeat(self, packet: bytes) -> None:
         """Send a SYN of a local program once more, as its stack would: through the queue again. Best effort."""
@@ -403,6 +406,19 @@ def stripped(core: Core, seg: Segment, flow: Flow) -> Result:
 def stranger(core: Core, raw: bytes, now_us: int) -> Party:
     """A peer without identity as policy sees it: its address, and the names that this host was told for it."""
     return Party(None, None, address(raw), core.names.names_of(raw, now_us))
+
+
+def reminded(core: Core, flow: Flow) -> None:
+    """A restored flow of a peer without identity gets the names that it can have been judged by."""
+    if flow.request is None or flow.peer is not None or flow.peer_local is not None:
+        return
+    names = core.names.remembered(flow.remote_address)
+    source, destination = flow.request.source, flow.request.destination
+    if flow.point is Point.RESPONDER:
+        source = replace(source, names=names)
+    else:
+        destination = replace(destination, names=names)
+    flow.request = replace(flow.request, source=source, destination=destination)
 
 
 def request(source: Party, destination: Party, port: int, *, can_encrypt: bool = False) -> Request:
