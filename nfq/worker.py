@@ -24,7 +24,7 @@ from nfq.accounting import Accounting
 from nfq.adoption import Adopted, adopt_established
 from nfq.attribution import raise_descriptor_limit
 from nfq.bulk import BulkQueue
-from nfq.core import Config, Core, Network, Result, Verdict
+from nfq.core import Config, Core, Network, Result, Verdict, reminded
 from nfq.flow import Flow, LocalWorkload, Owner, State
 from nfq.holding import Arrival, Holding
 from nfq.journal import Journal
@@ -130,6 +130,7 @@ class Worker:
         """
         now = now_us()
         for flow in self.journal.restore():
+            reminded(self.core, flow)
             self.core.live.add(flow)
             self.accounting.check(flow, now)
         if header.get("adopt"):
