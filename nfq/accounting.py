@@ -13,9 +13,11 @@ from nfq.conntrack import DestroyListener
 from nfq.core import Core
 from nfq.endings import SocketEndings
 from nfq.flow import Flow, reverse_key
+from nfq.ip import UDP
 from nfq.ports import KernelPorts
 from nfq.recorder import Counts
 from nfq.sockdiag import TcpState, UnavailableError
+from nfq.udpends import DatagramEnds
 from sectool.events import ConnState
 
 DELAY_US = 20_000  # lets the last ACK be counted before the counters are read
@@ -30,19 +32,20 @@ _OPEN = (
 
 
 class Accounting:
-    """Two netlink subscriptions and a short queue of ends to account for."""
+    """Netlink subscriptions and a short queue of ends to account for. Datagrams have `datagrams`."""
 
     def __init__(self, core: Core, ports: KernelPorts) -> None:
         self._core = core
         self._ports = ports
         self._endings = SocketEndings()
         self._destroyed = DestroyListener()
+        self.datagrams = DatagramEnds(core, ports)
         self._due: deque[tuple[int, bytes]] = deque()
 
     @property
     def missed(self) -> int:
         """How often the kernel had to drop notifications."""
-        return self._endings.missed + self._destroyed.missed
+        return self._endings.missed + self._destroyed.missed + self.datagrams.missed
 
     @property
     def sockets_fd(self) -> int:
@@ -69,6 +72,9 @@ class Accounting:
     def connections_ended(self, now_us: int) -> None:
         """conntrack has forgotten connections: the end of those whose socket's end nobody told."""
         for entry in self._destroyed.drain():
+            if entry.proto == UDP:
+                self.datagrams.forgotten(entry, now_us)
+                continue
             key = entry.src + entry.dst + entry.sport.to_bytes(2, "big") + entry.dport.to_bytes(2, "big")
             flow = self._live(key)
             # Events lag: the ports may belong to a younger connection by now.
@@ -133,3 +139,4 @@ class Accounting:
         """Unsubscribe."""
         self._endings.close()
         self._destroyed.close()
+        self.datagrams.close()

@@ -1,8 +1,8 @@
-"""UDP datagrams as the packet path needs them: parse once, change the payload, craft new ones, cut them for a path.
+"""UDP datagrams as the packet path needs them: parse once, change the payload, craft new ones.
 
 All functions take and give whole packets from the IP header on. Whatever cannot be understood completely raises
 PacketError, and the caller drops it (fail closed).
-Sources: RFC 768, RFC 8200 (4.5 fragments, 8.1 checksums), RFC 792 and RFC 4443 (port unreachable).
+Sources: RFC 768, RFC 8200 (8.1 checksums), RFC 792 and RFC 4443 (port unreachable).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ MIN_MTU: Final = 1280  # every IPv6 path carries as much (RFC 8200, 5)
 
 _ports = struct.Struct(">HHHH")
 _pseudo = struct.Struct(">HH")
-_FRAGMENT: Final = 44
 
 
 class Datagram:
@@ -166,21 +165,3 @@ def unreachable(d: Datagram) -> bytes:
         value, protocol = checksum(body), 1
     body = body[:2] + value.to_bytes(2, "big") + body[4:]
     return _ip(d.destination, d.source, protocol, body)
-
-
-def fragments(packet: bytes, mtu: int, number: int) -> list[bytes]:
-    """An IPv6 packet cut so that each fragment has at most `mtu` bytes; `number` identifies them (32 bits)."""
-    last, off, protocol = 6, 40, packet[6]
-    while protocol in (0, 43, 60):  # these stay in front of the fragment header
-        last, protocol, off = off, packet[off], off + (packet[off + 1] + 1) * 8
-    head = bytearray(packet[:off])
-    head[last] = _FRAGMENT
-    room = (max(mtu, MIN_MTU) - off - 8) & ~7
-    body = packet[off:]
-    out = []
-    for at in range(0, len(body), room):
-        part = body[at : at + room]
-        more = at + room < len(body)
-        head[4:6] = (off - 40 + 8 + len(part)).to_bytes(2, "big")
-        out.append(bytes(head) + struct.pack(">BBHI", protocol, 0, at | more, number) + part)
-    return out

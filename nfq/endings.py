@@ -16,7 +16,8 @@ from typing import Final
 _NETLINK_SOCK_DIAG: Final = 4
 _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
-_GROUPS: Final = (1, 3)  # SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
+TCP_GROUPS: Final = (1, 3)  # SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
+UDP_GROUPS: Final = (2, 4)  # SKNLGRP_INET_UDP_DESTROY, SKNLGRP_INET6_UDP_DESTROY
 _SO_RCVBUFFORCE: Final = 33
 _NLMSG: Final = struct.Struct("=IHHII")
 _MAPPED: Final = bytes(10) + b"\xff\xff"
@@ -48,20 +49,24 @@ def parse(data: bytes) -> list[bytes]:
     return keys
 
 
+def subscribe(groups: tuple[int, ...]) -> socket.socket:
+    """A non-blocking socket that gets the notifications of these groups."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+    sock.bind((0, 0))
+    sock.setblocking(False)
+    with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN the default buffer must do
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
+    for group in groups:
+        sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+    return sock
+
+
 class SocketEndings:
     """A non-blocking subscription; `fd` becomes readable when sockets have ended."""
 
     def __init__(self) -> None:
         self.missed = 0
-        self._sock = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
-        )
-        self._sock.bind((0, 0))
-        self._sock.setblocking(False)
-        with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN the default buffer must do
-            self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
-        for group in _GROUPS:
-            self._sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+        self._sock = subscribe(TCP_GROUPS)
 
     @property
     def fd(self) -> int:

@@ -122,6 +122,11 @@ class KernelPorts:
         with contextlib.suppress(OSError):  # no route: there is nobody to tell
             self.raw.send(packet)
 
+    def inject_large(self, packet: bytes) -> None:
+        """See nfq.core.Ports."""
+        with contextlib.suppress(OSError):
+            self.raw.send_large(packet)
+
     def repeat(self, packet: bytes) -> None:
         """See nfq.core.Ports. Unlike `inject` it is tracked, and judged like any other."""
         with contextlib.suppress(OSError):

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import ctypes
 import socket
+import struct
 from typing import Final
 
 from nfq.rules import RAW_GROUP
 from sectool.errors import PrivilegeError, SectoolError
 
 _IPV6_HDRINCL: Final = 36
+_IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_WANT = 23, 1
 _SO_SNDBUFFORCE: Final = 32
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,8 +49,12 @@ class RawSender:
                 raise PrivilegeError("cannot open the raw socket's group", "run as root (CAP_SETGID)")
             self._v4 = _open(socket.AF_INET)
             self._v6: socket.socket | None = None
+            self._udp6: socket.socket | None = None
             try:
                 self._v6 = _open(socket.AF_INET6)
+                self._udp6 = _open(socket.AF_INET6)
+                self._udp6.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 0)
+                self._udp6.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_WANT)
             except OSError:
                 self._v6 = None  # a kernel without IPv6: nothing will ask for it
         except PermissionError:
@@ -65,8 +71,28 @@ class RawSender:
         elif self._v6 is not None:
             self._v6.sendto(packet, (socket.inet_ntop(socket.AF_INET6, packet[24:40]), 0))
 
+    def send_large(self, packet: bytes) -> None:
+        """Send a UDP packet that may be larger than its path carries: in fragments, if need be.
+
+        With IPv4 and DF clear the kernel does it. An IPv6 packet with a header of its own it refuses, so another socket
+        sends what is behind the header, which must be UDP, and the kernel makes a new one.
+        """
+        if packet[0] >> 4 == 4:
+            self.send(packet)
+        elif self._udp6 is not None:
+            source, destination = packet[8:24], socket.inet_ntop(socket.AF_INET6, packet[24:40])
+            info = source + bytes(4)
+            traffic = struct.pack("=i", int.from_bytes(packet[:2], "big") >> 4 & 0xFF)
+            ancillary = [
+                (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info),
+                (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, struct.pack("=i", packet[7])),
+                (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, traffic),
+            ]
+            self._udp6.sendmsg([packet[40:]], ancillary, 0, (destination, socket.IPPROTO_UDP))
+
     def close(self) -> None:
-        """Close both sockets."""
+        """Close the sockets."""
         self._v4.close()
-        if self._v6 is not None:
-            self._v6.close()
+        for sock in (self._v6, self._udp6):
+            if sock is not None:
+                sock.close()

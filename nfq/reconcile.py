@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from nfq import udp
 from nfq.conntrack import ConntrackControl, Entry, FlowTuple
 from nfq.core import Core
 from nfq.flow import Flow, State, reverse_key
+from nfq.ip import TCP, UDP
 from nfq.recorder import Counts
 from sectool.events import Action, ConnState, Phase, Point
 
@@ -19,6 +21,9 @@ PERIOD_US = 30_000_000
 UPDATE_AFTER_US = 60_000_000
 _OVER = frozenset(("TIME_WAIT", "CLOSE", "LAST_ACK"))
 CHUNK = 256  # entries between two looks at the packet queue
+
+
+_Name = tuple[int, bytes]  # IP protocol and key of a flow
 
 
 class Reconciler:
@@ -30,12 +35,12 @@ class Reconciler:
         """`mine`: whether a flow of that key is this worker's, so that it may take its mark back."""
         self._core = core
         self._mine = mine
-        self._strange: set[bytes] = set()  # marked but unknown, as of the walk before
-        self._strange_now: set[bytes] = set()
+        self._strange: set[_Name] = set()  # marked but unknown, as of the walk before
+        self._strange_now: set[_Name] = set()
         self._conntrack = conntrack
         self._mask = mask
         self._walk: Iterator[Entry] | None = None
-        self._seen: set[bytes] = set()
+        self._seen: set[_Name] = set()
         self._started_us = 0
         self._next_us = 0
 
@@ -46,7 +51,7 @@ class Reconciler:
 
     def start(self, now_us: int) -> None:
         """Begin a walk now."""
-        self._walk = self._conntrack.dump()
+        self._walk = self._conntrack.dump(proto=0)
         self._seen.clear()
         self._strange, self._strange_now = self._strange_now, set()
         self._started_us = now_us
@@ -67,15 +72,17 @@ class Reconciler:
             self._look(entry, now_us)
 
     def _look(self, entry: Entry, now_us: int) -> None:
-        live = self._core.live
+        live = {TCP: self._core.live, UDP: self._core.udp.live}.get(entry.proto)
+        if live is None:
+            return
         key = entry.src + entry.dst + entry.sport.to_bytes(2, "big") + entry.dport.to_bytes(2, "big")
         flow = live.get(key) or live.get(reverse_key(key))
-        if not entry.mark & self._mask:
+        if not entry.mark & self._mask and (flow is None or entry.proto == TCP):
             return
         if flow is None:
             self._unknown(entry, key)
             return
-        self._seen.add(flow.key)
+        self._seen.add((entry.proto, flow.key))
         if flow.state is State.AUTHORISED and now_us - flow.start_us >= UPDATE_AFTER_US:
             action = flow.decision.action if flow.decision is not None else Action.ALLOW
             counts = Counts(entry.orig_bytes, entry.orig_packets, entry.reply_bytes, entry.reply_packets)
@@ -88,17 +95,21 @@ class Reconciler:
         """
         if not self._mine(key) or entry.tcp_state in _OVER:
             return
-        self._strange_now.add(key)
-        if key in self._strange:
+        self._strange_now.add((entry.proto, key))
+        if (entry.proto, key) in self._strange:
             self._conntrack.set_mark(entry.tuple, 0, self._mask)
 
     def _finish(self, now_us: int) -> None:
-        for flow in self._core.live:
-            if flow.state is State.CUT or flow.key in self._seen or not self._settled(flow):
+        for flow in (*self._core.live, *self._core.udp.live):
+            known = (flow.protocol, flow.key) in self._seen
+            if known or flow.state is State.CUT or not self._settled(flow):
                 continue
             entry = self._conntrack.get(FlowTuple(*_tuple(flow)))
             if entry is not None and entry.tcp_state not in _OVER:
                 continue  # the dump passed it over, or it has not been released yet
+            if flow.protocol == UDP:
+                udp.ended(self._core, flow.key, Counts(), now_us)
+                continue
             flow.conn_state = ConnState.OTH if flow.point is not Point.LOCAL else ConnState.SF
             self._core.finish(flow, Counts(), now_us)
 
@@ -107,5 +118,5 @@ class Reconciler:
         return flow.start_us < self._started_us - 5_000_000
 
 
-def _tuple(flow: Flow) -> tuple[bytes, bytes, int, int]:
-    return flow.local_address, flow.remote_address, flow.local_port, flow.remote_port
+def _tuple(flow: Flow) -> tuple[bytes, bytes, int, int, int]:
+    return flow.local_address, flow.remote_address, flow.local_port, flow.remote_port, flow.protocol

@@ -4,8 +4,9 @@
               our mark bits set ─► SECTOOL-CLEAR       cleared: the packet comes from outside (an application's SO_MARK,
                                                        somebody else's rule, a tunnel)
             OUTPUT
-              RST ─► SECTOOL-SENT                      what the worker's own raw socket sends is not tracked: a RST for
-                                                       a connection that never was would count as invalid
+              RST ─► SECTOOL-SENT, UDP ─► SECTOOL-TOLD  what the worker's own raw socket sends is not tracked: a RST for
+                                                       a connection that never was would count as invalid, and a
+                                                       handshake's datagram is not its flow's
     mangle  OUTPUT ─► SECTOOL-OUT, INPUT ─► SECTOOL-IN
               1 TCP, neither SYN nor SYN-ACK, our mark bits clear, connection marked ALLOWED ─► on
               2 from lo ─► on                                                              (INPUT only)
@@ -18,7 +19,8 @@
             SECTOOL-RECORD
               with payload or FIN: ENCRYPTED ─► bulk queue, SMALL ─► queue; others (ACK, RST) ─► on
             SECTOOL-REST
-              UDP of a connection marked ALLOWED, neighbour and multicast listener discovery, IGMP, DHCP ─► on
+              UDP of a connection marked ALLOWED, except control datagrams ─► on
+              neighbour and multicast listener discovery, IGMP, DHCP ─► on
               UDP, ICMP, ICMPv6 ─► queue; other protocols ─► on if the settings name them, or dropped
             SECTOOL-VERDICT
               REQUEUE ─► queue; ALLOWED, ENCRYPTED, SMALL: the mark is saved to the connection; the bits are cleared
@@ -66,16 +68,16 @@ RAW_GROUP: Final = 0xDEC70001
 
 BEYOND_TCP: Final = False  # until their handlers are in
 
-CLEAR, SENT = "SECTOOL-CLEAR", "SECTOOL-SENT"
+CLEAR, SENT, TOLD = "SECTOOL-CLEAR", "SECTOOL-SENT", "SECTOOL-TOLD"
 OUT, IN, VERDICT = "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
 RECORD, REST = "SECTOOL-RECORD", "SECTOOL-REST"
 NORMAL, BULK = "SECTOOL-QUEUE", "SECTOOL-BULK"
 _HOOKS: Final = {
-    "raw": (("PREROUTING", CLEAR), ("OUTPUT", CLEAR), ("OUTPUT", SENT)),
+    "raw": (("PREROUTING", CLEAR), ("OUTPUT", CLEAR), ("OUTPUT", SENT), ("OUTPUT", TOLD)),
     "mangle": (("INPUT", IN), ("OUTPUT", OUT)),
 }
-_CHAINS: Final = {"raw": (CLEAR, SENT), "mangle": (OUT, IN, VERDICT, RECORD, REST, NORMAL, BULK)}
-_ALWAYS: Final = {"raw": (CLEAR, SENT), "mangle": (OUT, IN, VERDICT, RECORD)}  # never empty
+_CHAINS: Final = {"raw": (CLEAR, SENT, TOLD), "mangle": (OUT, IN, VERDICT, RECORD, REST, NORMAL, BULK)}
+_ALWAYS: Final = {"raw": (CLEAR, SENT, TOLD), "mangle": (OUT, IN, VERDICT, RECORD)}  # never empty
 # Without these a host loses its network: neighbour, router and multicast listener discovery (RFC 4861, 2710, 3810)
 _NEIGHBOURHOOD: Final = (130, 131, 132, 133, 134, 135, 136, 143)
 _BUILT_IN: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
@@ -169,7 +171,7 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
     return {
         "raw": [
             f"-A {CLEAR} -j MARK --set-xmark 0x0/{mask}",
-            f"-A {SENT} -m owner --gid-owner {RAW_GROUP} -j CT --notrack",
+            *(f"-A {chain} -m owner --gid-owner {RAW_GROUP} -j CT --notrack" for chain in (SENT, TOLD)),
         ],
         "mangle": [
             *(f"-A {OUT} {rule}" for rule in (first, verdict, by_worker, *judged)),
@@ -204,7 +206,7 @@ def _rest(config: RulesConfig, v6: bool, normal: str, released: str) -> list[str
         stay = ["-p igmp -j RETURN"]
         dhcp, icmp = "-p udp -m udp --sport 67:68 --dport 67:68", "icmp"
     return [
-        f"-p udp {released}",
+        f'-p udp -m bpf --bytecode "{bpf.ordinary(v6)}" {released}',
         *stay,
         f"{dhcp} -j RETURN",
         f"-p udp {normal}",
@@ -221,7 +223,11 @@ def _jumps(table: str, config: RulesConfig) -> list[str]:
 
 def _only(chain: str, mask: str) -> str:
     """The condition of the jumps to a chain, as iptables-save shows it."""
-    only = {CLEAR: f"-m mark ! --mark 0x0/{mask} ", SENT: "-p tcp -m tcp --tcp-flags RST RST "}
+    only = {
+        CLEAR: f"-m mark ! --mark 0x0/{mask} ",
+        SENT: "-p tcp -m tcp --tcp-flags RST RST ",
+        TOLD: "-p udp ",
+    }
     return only.get(chain, "")
 
 

@@ -212,6 +212,12 @@ def ended(core: Core, key: bytes, counts: Counts, now_us: int) -> None:
         finish(core, flow, counts, now_us)
 
 
+def restored(core: Core, flow: UdpFlow) -> None:
+    """A live flow of a worker before this one. If it was still proving itself, most likely it has been heard."""
+    flow.state = State.AUTHORISED
+    core.udp.enter(flow)
+
+
 def socket_ended(core: Core, cookie: int) -> None:
     """A local socket was closed: its flows must not become those of the next one with its port."""
     core.udp.ending.extend(core.udp.by_socket.get(cookie, ()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 
 from nfq.core import ACCEPT, DROP, RELEASE, Core, Result, Verdict
-from nfq.datagram import COPIED, Datagram, fragments, rebuild, unreachable
+from nfq.datagram import COPIED, Datagram, rebuild, unreachable
 from nfq.flow import LocalWorkload, State
 from nfq.ip import UDP
 from nfq.names import PORT as DNS
@@ -174,10 +174,9 @@ def sealed_out(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
         return Result(Verdict.ENCRYPT, rebuild(d, sealed))
     mtu = _path_mtu(core, d, flow, now_us)
     packet = rebuild(d, sealed, may_fragment=size > mtu)
-    if d.v6 and size > mtu:
-        # The stack refuses what is larger than the path if the program asked it not to fragment: not up to us to tell.
-        for part in fragments(packet, mtu, int.from_bytes(sealed[-4:], "big")):
-            core.ports.inject(part)
+    if d.v6 and size > mtu and d.udp_off == 40:
+        # If the program asked for no fragments the stack would refuse it, and tell the program less than it knows.
+        core.ports.inject_large(packet)
         return DROP
     return Result(Verdict.ENCRYPT, packet)
 

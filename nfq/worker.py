@@ -13,13 +13,14 @@ import ipaddress
 import os
 import select
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-from nfq import datapath
+from nfq import datapath, udp
 from nfq.accounting import Accounting
 from nfq.adoption import Adopted, adopt_established
 from nfq.attribution import raise_descriptor_limit
@@ -40,6 +41,8 @@ from nfq.recorder import Recorder
 from nfq.rules import RulesConfig
 from nfq.steering import worker_of
 from nfq.suites import preference
+from nfq.udpflow import UdpFlow
+from nfq.waiting import Waiting
 from sectool.api import wire
 from sectool.errors import SectoolError
 from sectool.events import DropReason, Point, now_us
@@ -61,6 +64,7 @@ class Worker:
         self.control = control
         self.inbox = wire.Decoder()
         self.packets = 0
+        self.restored = 0
         self.early: list[wire.Frame] = []  # what came in one piece with the configuration
         self.core: Core
         self.running = True
@@ -109,35 +113,48 @@ class Worker:
             Verdict.SMALL: marks.small,
             Verdict.REQUEUE: marks.requeue,
         }
-        number, self.workers = int(header["number"]), int(header["workers"])
+        self.number, self.workers = number, int(header["workers"])
         self.loopback = socket.if_nametoindex("lo")
         self.accounting = Accounting(self.core, self.ports)
         self.holding = Holding(self.ports.facts_later, self._identify)
+        self.waiting = Waiting()
         self.reconciler = Reconciler(
             self.core,
             self.ports.conntrack,
             self.mask,
-            lambda key: worker_of(key, self.workers) == number,
+            self._leads_here,
         )
         first = int(header["queue"]) + 2 * number
         self.queue = PacketQueue(first, self._packet)
         self.bulk = BulkQueue(first + 1, self._bulk, self.mask)
 
     def restore(self, header: dict[str, Any]) -> None:
-        """Take back the released flows of a worker before, as far as the kernel still carries them.
+        """Take back the live flows of a worker before, as far as the kernel still carries them, encrypted ones too.
 
+        What leads to this worker now may be in `journals` of other numbers: there were more workers before, or fewer.
         With `adopt` (the first start, before the rules are there) connections that exist already are let live.
         """
         now = now_us()
-        for flow in self.journal.restore():
+        others = [Path(path) for path in header.get("journals", ())]
+        for flow in self.journal.restore(self._leads_here, others):
+            self.restored += 1
             reminded(self.core, flow)
+            if isinstance(flow, UdpFlow):
+                self.accounting.datagrams.restored(flow)
+                continue
             self.core.live.add(flow)
             self.accounting.check(flow, now)
         if header.get("adopt"):
             rules = RulesConfig(int(header["queue"]), self.workers, self.mask)
             for found in adopt_established(rules, Path(header["run_dir"])):
                 self._adopt(found, now)
+        if self.journal.foreign or self.journal.forgotten:
+            what = "a journal that this version cannot read" if self.journal.foreign else "some flows"
+            sys.stderr.write(f"{self.journal.path}: {what} could not be restored; their connections end\n")
         self.reconciler.start(now)
+
+    def _leads_here(self, key: bytes) -> bool:
+        return worker_of(key, self.workers) == self.number
 
     def _adopt(self, found: Adopted, now: int) -> None:
         ports = found.local_port.to_bytes(2, "big") + found.remote_port.to_bytes(2, "big")
@@ -157,6 +174,15 @@ class Worker:
         outbound = packet.hook == LOCAL_OUT
         device = packet.outdev if outbound else packet.indev
         self._handle(Arrival(packet, packet.get_payload(), outbound, device))
+        if self.core.udp.settled:
+            self._settled()
+
+    def _settled(self) -> None:
+        """Judge again the datagrams whose flow's handshake has come to an end."""
+        settled = self.core.udp.settled
+        while settled:
+            for arrival in self.waiting.take(settled.popleft()):
+                self._handle(arrival)
 
     def _handle(self, arrival: Arrival) -> None:
         """Judge a packet and give its verdict. Whatever goes wrong in it costs this packet, never the worker."""
@@ -172,6 +198,8 @@ class Worker:
             packet.drop()
         elif verdict is Verdict.HOLD:
             self.holding.hold(arrival, result.hold, now_us())
+        elif verdict is Verdict.WAIT:
+            self.waiting.hold(arrival, result.hold, now_us())
         else:
             if result.packet is not None:
                 packet.set_payload(bytes(result.packet))
@@ -282,9 +310,11 @@ class Worker:
             {
                 "t": "stats",
                 "packets": self.packets,
-                "held": self.holding.count,
-                "half_open": len(core.connecting) + len(core.accepting),
-                "live": len(core.live),
+                "held": self.holding.count + self.waiting.count,
+                "half_open": sum(
+                    map(len, (core.connecting, core.accepting, core.udp.connecting, core.udp.accepting))
+                ),
+                "live": len(core.live) + len(core.udp.live),
                 "sessions": dict(zip(("held", "issued"), core.sessions.counts, strict=True)),
                 "verdicts": dict(core.recorder.verdicts),
                 "reasons": dict(core.recorder.reasons),
@@ -293,11 +323,13 @@ class Worker:
                 "encrypted": sum(flow.records is not None for flow in core.live),
                 "lost": self.ring.lost,
                 "journal_skipped": self.journal.skipped,
+                "restored": self.restored,
+                "forgotten": self.journal.forgotten,
                 "endings_missed": self.accounting.missed,
                 "cpu_us": int((usage.user + usage.system) * 1e6),
                 "failures": self.failures,
                 "last_failure": self.last_failure,
-                "uncut": len(core.uncut),
+                "uncut": len(core.uncut) + len(core.udp.uncut),
                 "revision": core.revision,
                 "pid": os.getpid(),
             }
@@ -312,10 +344,15 @@ class Worker:
         except (SectoolError, OSError) as e:
             self._failed(e)
 
+    def _timers(self, now: int) -> None:
+        udp.timers(self.core, now)
+        self._settled()
+
     def _tick(self, now: int) -> None:
         datapath.tick(self.core, now)
         self.name_sources.refresh()
         self.holding.expire(now)
+        self.waiting.expire(now)
         self._send_stats()
 
     def run(self) -> None:
@@ -325,6 +362,7 @@ class Worker:
         chores: dict[int, Callable[[int], object]] = {
             self.accounting.sockets_fd: self.accounting.sockets_ended,
             self.accounting.connections_fd: self.accounting.connections_ended,
+            self.accounting.datagrams.fd: lambda _: self.accounting.datagrams.sockets_closed(),
             self.ports.attributor.fd: lambda _: self.ports.attributor.completed(),
         }
         for fd in (self.control.fileno(), *chores):
@@ -342,7 +380,7 @@ class Worker:
                 poll.register(queue, select.EPOLLIN)
                 poll.register(bulk, select.EPOLLIN)
                 reading = True
-            due = self.accounting.next_us(next_tick)
+            due = udp.due_us(self.core, self.accounting.next_us(next_tick))
             idle = self.core.ephemerals.full and not self.reconciler.busy
             wait_us = max(0, min(due, next_tick) - now_us()) if idle else 0
             ready = poll.poll(wait_us / 1e6)
@@ -358,6 +396,7 @@ class Worker:
                 else:
                     self.hear()
             self._guarded(self.accounting.settle)
+            self._guarded(self._timers)
             self._guarded(self.reconciler.step)
             self._flush()
             if now_us() >= next_tick:

@@ -60,6 +60,7 @@ class MemoryPorts:
     kernel: Attribution = field(default_factory=lambda: Attribution("host", Owner(0, 0, 1)))
     members: dict[int, tuple[Attribution, ...]] = field(default_factory=dict)
     mtu: int = 1500
+    large: list[bytes] = field(default_factory=list)
     injected: list[bytes] = field(default_factory=list)
     repeated: list[bytes] = field(default_factory=list)
     resets: list[Segment] = field(default_factory=list)
@@ -91,6 +92,9 @@ class MemoryPorts:
 
     def inject(self, packet: bytes) -> None:
         self.injected.append(packet)
+
+    def inject_large(self, packet: bytes) -> None:
+        self.large.append(packet)
 
     def repeat(self, packet: bytes) -> None:
         self.repeated.append(packet)

@@ -6,7 +6,7 @@ import pytest
 
 from nfq import rules
 from nfq.marks import MASK
-from nfq.rules import CLEAR, IN, OUT, SENT, RulesConfig
+from nfq.rules import CLEAR, IN, OUT, SENT, TOLD, RulesConfig
 from sectool.errors import UsageError
 
 SAVED = """\
@@ -78,6 +78,7 @@ def test_outside_marks_and_own_resets_are_all_that_enters_the_chains_of_raw() ->
         f"PREROUTING 1 -m mark ! --mark 0x0/0xe -j {CLEAR}",
         f"OUTPUT 1 -m mark ! --mark 0x0/0xe -j {CLEAR}",
         f"OUTPUT 1 -p tcp -m tcp --tcp-flags RST RST -j {SENT}",
+        f"OUTPUT 1 -p udp -j {TOLD}",
     ]
 
 
