@@ -31,7 +31,7 @@ from nfq.sessions import Lane, Sessions
 from nfq.steering import worker_of
 from nfq.suites import Suite, by_number, mask
 from nfq.udpflow import UdpTables
-from sectool.events import Action, DropReason, Point
+from sectool.events import Action, ConnState, DropReason, Point
 from sectool.policy import Decision, Engine, Party, Request
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -41,6 +41,8 @@ SYN_SENT_TIMEOUT_US = 130_000_000  # outlasts Linux's six SYN retransmissions (1
 SYN_RECEIVED_TIMEOUT_US = 35_000_000  # outlasts four SYN-ACK retransmissions (31 s)
 DENIAL_MEMORY_US = 130_000_000
 REFUSAL_MEMORY_US = 15_000_000  # how long the agent's "cannot identify" is believed
+CLOSING_US = 60_000_000  # how long Linux waits for the peer's FIN when the program is gone (tcp_fin_timeout)
+CLOSED_US = 7_000_000  # outlasts the first five repetitions of a FIN whose ACK was lost
 CUT_MEMORY_US = 130_000_000  # how long packets of a cut flow are answered with a RST
 
 DEFAULT_ENFORCED = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
@@ -326,7 +328,9 @@ class Core:
         """A flow takes its place among the live ones. One that held the same 5-tuple before has ended."""
         before = self.live.get(flow.key)
         if before is not None and before is not flow:
-            self.finish(before, Counts(), now_us)
+            if before.state is not State.ENDED:
+                self.finish(before, Counts(), now_us)
+            self.forget(before)
         self.connecting.remove(flow)
         self.accepting.remove(flow)
         self.live.add(flow)
@@ -381,11 +385,23 @@ class Core:
         )
 
     def finish(self, flow: Flow, counts: Counts, now_us: int) -> None:
-        """A live flow has ended: write END and forget it."""
-        self.live.remove(flow)
-        self.ports.unjournal(flow)
+        """A live flow has ended: write END and forget it, an encrypted one as soon as its last segments have passed.
+
+        A program that closes first is gone while the peer's FIN, and its repetitions, have still to be opened.
+        """
         action = flow.decision.action if flow.decision is not None else Action.ALLOW
         self.recorder.ended(flow, action, counts, now_us)
+        if flow.records is None or flow.conn_state in (ConnState.RSTO, ConnState.RSTR):
+            self.forget(flow)
+            return
+        flow.state = State.ENDED
+        self.live.expire_after(flow, now_us, CLOSED_US if flow.fins == 3 else CLOSING_US)
+
+    def forget(self, flow: Flow) -> None:
+        """A live flow is of no use any more, nor are its keys."""
+        self.live.remove(flow)
+        flow.forget_keys()  # before the slot that keeps their state goes to another flow
+        self.ports.unjournal(flow)
 
 
 def party(labels_of: LocalWorkload | None, raw: bytes) -> Party:

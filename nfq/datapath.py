@@ -151,7 +151,7 @@ def _still_wanted(core: Core, flow: Flow, now_us: int) -> bool:
 def _cut(core: Core, flow: Flow, now_us: int) -> None:
     flow.state = State.CUT
     flow.forget_handshake()
-    flow.records = None
+    flow.forget_keys()
     flow.reason = DropReason.POLICY_CHANGED
     flow.conn_state = ConnState.RSTO
     try:
@@ -186,8 +186,8 @@ def ended(core: Core, key: bytes, counts: Counts, conn_state: ConnState, now_us:
     flow = core.live.get(key)
     if flow is None:
         return
-    if flow.state is State.CUT:
-        return  # its END is written; it stays a while to answer what still comes
+    if flow.state in (State.CUT, State.ENDED):
+        return  # its END is written; it stays a while for what still comes
     flow.conn_state = conn_state
     core.finish(flow, counts, now_us)
 
@@ -214,7 +214,7 @@ def tick(core: Core, now_us: int) -> None:
         if not flow.recorded:
             core.recorder.denied(flow, DropReason.HANDSHAKE_TIMEOUT, now_us, Action.ERROR)
     for flow in core.live.expired(now_us):
-        core.live.remove(flow)
+        core.forget(flow)
     again, core.uncut = core.uncut, []
     for flow in again:
         try:

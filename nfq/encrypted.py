@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from nfq.core import ACCEPT, REQUEUE, Core, Result, Verdict
 from nfq.flow import Flow
-from nfq.packet import RECORD_OPTION_LEN, RST, Segment, carries, rebuild, record_option, without_ours
+from nfq.packet import FIN, RECORD_OPTION_LEN, RST, Segment, carries, rebuild, record_option, without_ours
 from nfq.pathmtu import look, pieces
 from nfq.record import OversizedError
 from sectool.events import DropReason
@@ -31,6 +31,8 @@ def outgoing(
         if bulk:
             return REQUEUE
         raise
+    if seg.flags & FIN:
+        flow.fins |= 1
     if sealed.again:
         flow.small_until_us = now_us + LOSS_US
     return Result(_passing(flow, now_us, bulk), sealed.packet)
@@ -70,6 +72,8 @@ def incoming(core: Core, seg: Segment, flow: Flow, now_us: int, *, bulk: bool = 
         if opened.reason is DropReason.NONE:
             return Result(Verdict.DROP)  # a piece, copied
         return core.drop(opened.reason)
+    if opened.packet[seg.tcp_off + 13] & FIN:
+        flow.fins |= 2
     return Result(_passing(flow, now_us, bulk), opened.packet)
 
 

@@ -4,6 +4,7 @@
     responder:  SYN in, ingress allowed ─► SYN_RECEIVED ─► proof ─► AUTHORISED
     both:       denied ─► DENIED (a memory of the denial: retransmissions are dropped without a new event)
                 AUTHORISED ─► later policy denies ─► CUT (every further packet becomes a RST)
+                AUTHORISED, encrypted ─► local socket closed ─► ENDED (recorded; its last FINs still pass for a while)
     no peer enforcer, loopback:  allowed ─► AUTHORISED at the SYN
 
 AUTHORISED and plain means released: the kernel carries the packets by connmark and the table only remembers, for policy
@@ -35,6 +36,7 @@ class State(IntEnum):
     AUTHORISED = 4
     DENIED = 5
     CUT = 6
+    ENDED = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Flow:
         "decider",
         "decision",
         "event_id",
+        "fins",
         "greeting",
         "held",
         "hello",
@@ -139,6 +142,7 @@ class Flow:
             0  # to which its packets are cut (nfq.pathmtu), as of version `path_seen` of Core.paths; 0: not
         )
         self.path_seen = 0
+        self.fins = 0  # 1: ours has left in a record, 2: the peer's has come
         self.small_until_us = 0  # until then one record a segment: packets were lost
         self.request: Request | None = None
         self.decision: Decision | None = None
@@ -172,6 +176,12 @@ class Flow:
         self.keys = None
         self.proof = b""
         self.answer_wire = b""
+
+    def forget_keys(self) -> None:
+        """Drop the records' keys, and their state in the journal."""
+        if self.records is not None:
+            self.records.close()
+            self.records = None
 
     @property
     def address_size(self) -> int:

@@ -102,7 +102,7 @@ class Reconciler:
     def _finish(self, now_us: int) -> None:
         for flow in (*self._core.live, *self._core.udp.live):
             known = (flow.protocol, flow.key) in self._seen
-            if known or flow.state is State.CUT or not self._settled(flow):
+            if known or flow.state in (State.CUT, State.ENDED) or not self._settled(flow):
                 continue
             entry = self._conntrack.get(FlowTuple(*_tuple(flow)))
             if entry is not None and entry.tcp_state not in _OVER:
