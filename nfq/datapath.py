@@ -35,7 +35,9 @@ def handle(
 
 def _other(core: Core, data: bytes, outbound: bool, local: bool, now_us: int, device: int) -> Result:
     """Not TCP, or TCP behind IPv6 extension headers."""
-    protocol = data[9] if data[0] >> 4 == 4 else header(data).protocol
+    protocol = data[9] if data[0] >> 4 == 4 else data[6]
+    if protocol not in (UDP, ICMP, ICMP6):
+        protocol = header(data).protocol
     if protocol == UDP:
         return udp.handle(core, data, outbound, local, now_us, device)
     if protocol in (ICMP, ICMP6):
