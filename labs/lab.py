@@ -24,7 +24,7 @@ from labs import netns, place, services
 from labs.topology import ENFORCED, SHOP, Host, Topology
 from sectool.errors import SectoolError, UsageError
 
-ROOT = Path("/run/sectool-lab")
+ROOT = place.in_memory() / "sectool-lab"
 SECTOOL = str(Path(sys.executable).with_name("sectool"))
 NAME = re.compile(r"[a-z0-9]{1,16}")
 

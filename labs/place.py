@@ -27,6 +27,13 @@ def cgroup_mount() -> Path:
     raise SectoolError("cgroup v2 is not mounted", "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 
+def in_memory() -> Path:
+    """Where run folders lie on a tmpfs, as keys of encrypted flows must: /run, or /dev/shm where /run is on a disk."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+    tmpfs = {mount[1] for mount in mounts if mount[2] in ("tmpfs", "ramfs")}
+    return Path("/run" if "/run" in tmpfs or "/dev/shm" not in tmpfs else "/dev/shm")
+
+
 def cgroup_of(lab: str, *parts: str) -> Path:
     """The cgroup folder of a lab, of a host in it, or of a service on that host."""
     return cgroup_mount().joinpath("sectool-lab", lab, *parts)

@@ -78,7 +78,7 @@ def take(lab: str) -> Snapshot:
         if shared.is_dir():
             ours = [entry for entry in shared.iterdir() if lab in re.split(r"[-._]", entry.name)]
             things.update(f"file: {entry}" for entry in ours)
-    if (folder := Path("/run/sectool-lab") / lab).exists():
+    if (folder := place.in_memory() / "sectool-lab" / lab).exists():
         things.add(f"folder: {folder}")
     return Snapshot(lab, frozenset(things))
 
