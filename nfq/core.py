@@ -431,9 +431,9 @@ def reminded(core: Core, flow: Flow) -> None:
     names = core.names.remembered(flow.remote_address)
     source, destination = flow.request.source, flow.request.destination
     if flow.point is Point.RESPONDER:
-        source = replace(source, names=names)
+        source = replace(source, names=source.names | names)
     else:
-        destination = replace(destination, names=names)
+        destination = replace(destination, names=destination.names | names)
     flow.request = replace(flow.request, source=source, destination=destination)
 
 

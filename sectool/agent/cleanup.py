@@ -6,13 +6,14 @@ import contextlib
 import os
 import select
 
+from sectool.agent import keyfolder
 from sectool.api.paths import Paths
 from sectool.errors import SectoolError
 
 # Kept by a stop that is no `down`: the successor needs the journals of authorised flows, and the store what is left
 # in the rings.
 _ALWAYS = ("agent.pid", "control.sock", "events.sock")
-_AT_DOWN = ("ring-agent", "ring-worker-*", "flows-worker-*", "names-worker-*", "*.lock", "agent.log")
+_AT_DOWN = ("ring-agent", "ring-worker-*", "names-worker-*", "*.lock", "agent.log")
 
 
 def remove_run_files(paths: Paths, *, everything: bool) -> list[str]:
@@ -24,6 +25,7 @@ def remove_run_files(paths: Paths, *, everything: bool) -> list[str]:
                 path.unlink()
                 removed.append(path.name)
     if everything:
+        removed += keyfolder.remove(paths.run)
         with contextlib.suppress(OSError):
             paths.run.rmdir()
     return removed

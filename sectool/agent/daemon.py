@@ -29,7 +29,7 @@ from nfq import cgroup, rules
 from nfq.marks import MASK
 from nfq.netns import NamespaceLock
 from nfq.preflight import preflight
-from sectool.agent import control
+from sectool.agent import control, keyfolder
 from sectool.agent.apply import policy_problem
 from sectool.agent.background import prepare_run_folder
 from sectool.agent.cleanup import remove_run_files
@@ -160,6 +160,7 @@ class Daemon:
     async def _bring_up(self) -> None:
         push = self._stack
         prepare_run_folder(self.paths)
+        self._keys = keyfolder.key_folder(self.paths.run)
         lock = NamespaceLock(self.paths.run)
         lock.acquire()
         push.callback(lock.release)
@@ -232,7 +233,8 @@ class Daemon:
             "run_dir": str(self.paths.run),
             "number": number,
             "ring": str(self.paths.worker_ring(number)),
-            "journal": str(self.paths.worker_journal(number)),
+            "journal": str(self._keys / f"flows-worker-{number}"),
+            "journals": [str(path) for path in keyfolder.journals(self.paths.run)],
             "adopt": self._adopt and number == 0,
             "queue": settings.queue,
             "workers": settings.workers,

@@ -78,6 +78,3 @@ class Paths:
 
     def worker_ring(self, number: int) -> Path:
         return self.run / f"ring-worker-{number}"
-
-    def worker_journal(self, number: int) -> Path:
-        return self.run / f"flows-worker-{number}"
