@@ -42,10 +42,8 @@ def _outgoing(core: Core, d: Datagram, now_us: int) -> Result:
     if begun is not None:
         return wait(begun)
     live = tables.find(tables.live, d.key)
-    if live is not None:
-        if not live.doubted:
-            return _out_live(core, d, live, now_us)
-        live.doubted = False
+    if live is not None and not live.doubted:
+        return _out_live(core, d, live, now_us)
     if tables.denied.knows(True, d.key, now_us):
         if core.config.reject:
             reject(core, d, now_us)

@@ -34,6 +34,7 @@ class UdpFlow(Flow):
         "judged_us",
         "mtu",
         "mtu_until_us",
+        "peer_socket",
         "proved",
         "sealed",
         "socket",
@@ -57,6 +58,7 @@ class UdpFlow(Flow):
         self.mtu_until_us = 0
         self.sealed: Datagrams | None = None  # its datagrams are encrypted
         self.socket = 0  # the kernel's cookie of the local socket; 0: not known
+        self.peer_socket = 0  # loopback: of the socket that is called
         self.tails: deque[bytes] = deque(maxlen=TAILS)
         self.told_us = 0  # when the peer last said that it does not know the flow
         self.doubted = False  # it did: the next datagram makes a new handshake
@@ -167,15 +169,17 @@ class UdpTables:
         self.connecting.remove(flow)
         self.accepting.remove(flow)
         self.live.add(flow)
-        if flow.socket:
-            self.by_socket.setdefault(flow.socket, {})[flow.key] = flow
+        for cookie in (flow.socket, flow.peer_socket):
+            if cookie:
+                self.by_socket.setdefault(cookie, {})[flow.key] = flow
 
     def leave(self, flow: UdpFlow) -> None:
         """A live flow is over."""
         self.live.remove(flow)
         self.arm(flow, 0)
-        mine = self.by_socket.get(flow.socket)
-        if mine is not None and mine.get(flow.key) is flow:
-            del mine[flow.key]
-            if not mine:
-                del self.by_socket[flow.socket]
+        for cookie in (flow.socket, flow.peer_socket):
+            mine = self.by_socket.get(cookie)
+            if mine is not None and mine.get(flow.key) is flow:
+                del mine[flow.key]
+                if not mine:
+                    del self.by_socket[cookie]

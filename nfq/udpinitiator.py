@@ -92,7 +92,11 @@ def timer(core: Core, flow: UdpFlow, now_us: int) -> None:
         if not flow.recorded:
             flow.revision = core.revision
             core.recorder.denied(flow, DropReason.HANDSHAKE_TIMEOUT, now_us, Action.ERROR)
-        core.udp.denied.add(True, flow.key, now_us + FAILED_US)
+        live = core.udp.find(core.udp.live, flow.key)
+        if live is None:
+            core.udp.denied.add(True, flow.key, now_us + FAILED_US)
+        else:
+            live.doubted = False  # whoever said that it is unknown has not answered since
     core.udp.settled.append(flow.key)
 
 
@@ -176,6 +180,9 @@ def _over(core: Core, flow: UdpFlow, reason: DropReason, now_us: int, memory_us:
     core.recorder.denied(flow, reason, now_us)
     core.udp.connecting.remove(flow)
     core.udp.arm(flow, 0)
+    before = core.udp.find(core.udp.live, flow.key)
+    if before is not None:
+        finish(core, before, cut(core, before), now_us)
     core.udp.denied.add(True, flow.key, now_us + memory_us)
     core.udp.settled.append(flow.key)
     return DROP

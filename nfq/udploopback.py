@@ -24,6 +24,7 @@ def handle(core: Core, d: Datagram, now_us: int) -> Result:
         return peer
     if peer is DropReason.NO_LISTENER:
         return ACCEPT  # the kernel refuses by itself
+    flow.peer_socket = flow.socket
     local = workload(core, d, flow, now_us, receiver=False)  # last: the flow is recorded as its
     if isinstance(local, Result):
         return local

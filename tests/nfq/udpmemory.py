@@ -96,6 +96,12 @@ def checked(packet: bytes) -> Datagram:
     return parse(packet, True)
 
 
+def made(src: str, dst: str, sport: int, dport: int, payload: bytes) -> bytes:
+    """A datagram as a stack makes it."""
+    head = IPv6(src=src, dst=dst) if ":" in src else IP(src=src, dst=dst, flags="DF")
+    return bytes(head / UDP(sport=sport, dport=dport) / Raw(payload))
+
+
 @dataclass
 class UdpPair:
     """A client and a server host."""
@@ -107,12 +113,11 @@ class UdpPair:
     dport: int = 5432
     lost: list[bytes] = field(default_factory=list)
 
-    def datagram(self, payload: bytes, *, to_b: bool = True, **ip: object) -> bytes:
+    def datagram(self, payload: bytes, *, to_b: bool = True) -> bytes:
         """As the sender's stack makes it."""
         src, dst = (self.a.address, self.b.address) if to_b else (self.b.address, self.a.address)
         sport, dport = (self.sport, self.dport) if to_b else (self.dport, self.sport)
-        head = IPv6(src=src, dst=dst, **ip) if self.v6 else IP(src=src, dst=dst, **ip)
-        return bytes(head / UDP(sport=sport, dport=dport) / Raw(payload))
+        return made(src, dst, sport, dport, payload)
 
     def call(self, payload: bytes) -> Verdict:
         """The client sends."""
@@ -154,14 +159,14 @@ def make_udp_pair(
 ) -> UdpPair:
     """A web client and a server on port 5432 that policy lets talk (`vault`: encrypted)."""
     config = Config(suites=ALL if encrypts else ())
-    hosts = []
+    hosts: list[UdpHost] = []
     for name in ("a", "b"):
         host = make_host(root, name, policy, config)
-        made = UdpHost.__new__(UdpHost)
-        made.__dict__.update(host.__dict__)
+        udp_host = UdpHost.__new__(UdpHost)
+        udp_host.__dict__.update(host.__dict__)
         number = 1 + len(hosts)
-        made.begin(f"fd00::{number}" if v6 else f"10.0.0.{number}")
-        hosts.append(made)
+        udp_host.begin(f"fd00::{number}" if v6 else f"10.0.0.{number}")
+        hosts.append(udp_host)
     a, b = hosts
     a.workload("web", {"app": "web"})
     b.workload(app, {"app": app}, port=5432)
