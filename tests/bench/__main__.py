@@ -22,20 +22,12 @@ from rich.table import Table
 
 from labs.lab import sweep
 from sectool.errors import SectoolError
+from tests.bench.matrix import number
 from tests.bench.rows import PartialError, Row, check
 
 ALL = ("path", "record", "handshake", "throughput", "store", "policy", "identity", "kernel", "datapath")
 ROUNDS = 5
 WIDTH = 140  # columns of the table in a file or pipe
-
-
-def number(value: float) -> str:
-    """A number with three significant digits, thousands grouped."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
 
 
 def table(rows: list[Row]) -> Table:

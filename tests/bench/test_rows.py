@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.__main__ import ALL, arguments, number
+from tests.bench.__main__ import ALL, arguments
+from tests.bench.matrix import markdown, number
 from tests.bench.rows import check, compare, row
 
 
@@ -39,7 +40,23 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text
 
 
-@pytest.mark.parametrize("argv", [["nothing"], ["--rounds", "0"], ["--rounds", "many"]])
+def test_a_matrix_has_a_line_per_case_and_a_dash_where_nothing_was_measured() -> None:
+    rate = row("b", "bare", "rate", "1/s", [1200])
+    ours = compare(row("b", "ours", "rate", "1/s", [600]), rate)
+    others = [{**ours, "metric": "rate beside ours"}, {**rate, "bench": "other"}]
+    lines = markdown([rate, row("b", "bare", "cpu", "µs", [3.14159]), ours, *others], "b").splitlines()
+    assert lines == [
+        "| case | rate (1/s) | cpu (µs) |",
+        "| --- | ---: | ---: |",
+        "| bare | 1,200 | 3.14 |",
+        "| ours | 600 | – |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--case", "bare"], ["store", "--case", "bare"], ["nothing"], ["--rounds", "0"], ["--rounds", "many"]],
+)
 def test_a_bad_command_line_exits_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         arguments(argv)
@@ -47,7 +64,7 @@ def test_a_bad_command_line_exits_2(argv: list[str]) -> None:
 
 
 def test_every_bench_of_the_folder_is_known_to_the_runner() -> None:
-    own = {"__main__", "meters", "pair", "rows", "wire"}
+    own = {"__main__", "matrix", "meters", "pair", "rows", "wire"}
     modules = {file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("test_")}
     assert modules - own == set(ALL)
 
