@@ -15,14 +15,12 @@ from scapy.packet import Packet
 
 from nfq import rules
 from nfq.udpcontrol import Kind, read
-from tests.kernel.conftest import DEADLINE_S, Namespace, wait_until
+from tests.kernel.conftest import DEADLINE_S, Namespace
 from tests.kernel.hosts import Host, Lan, as_user, port_of
 
 
-def bound(
-    host: Host, *, v6: bool = False, dual: bool = False, uid: int = 0, address: str = ""
-) -> socket.socket:
-    """A UDP socket of a user's on a port of its own; closed at the end of the test."""
+def unbound(host: Host, *, v6: bool = False, dual: bool = False, uid: int = 0) -> socket.socket:
+    """A UDP socket of a user's; closed at the end of the test."""
     family = socket.AF_INET6 if v6 else socket.AF_INET
     with host.space.enter(), as_user(uid or host.own):
         made = socket.socket(family, socket.SOCK_DGRAM)
@@ -30,6 +28,14 @@ def bound(
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
     made.settimeout(DEADLINE_S)
     host.space.opened.append(made)
+    return made
+
+
+def bound(
+    host: Host, *, v6: bool = False, dual: bool = False, uid: int = 0, address: str = ""
+) -> socket.socket:
+    """One on a port of its own."""
+    made = unbound(host, v6=v6, dual=dual, uid=uid)
     made.bind((address, 0))
     return made
 
@@ -138,4 +144,6 @@ def udp(lan: Lan) -> Iterator[Lan]:
         with host.space.enter():
             rules.install(rules.RulesConfig(beyond_tcp=True), host.run)
     yield lan
-    wait_until(lambda: True, "nothing")
+    for host in lan.hosts:
+        with host.space.enter():
+            rules.install(rules.RulesConfig(), host.run)
