@@ -89,6 +89,22 @@ def examine(packets: Iterable[tuple[int, bytes]]) -> Finding:
     return Finding(len(seen), with_data, counts["syn"], counts["syn_ack"], counts["bare"], tuple(leaks))
 
 
+def in_clear(file: Path, needle: bytes) -> dict[int, tuple[int, int]]:
+    """By IP version: packets with payload, and how many of them show `needle`."""
+    from scapy.layers.inet import TCP
+    from scapy.utils import PcapReader
+
+    found: dict[int, tuple[int, int]] = {}
+    with PcapReader(str(file)) as reader:
+        for packet in reader:
+            payload = bytes(packet[TCP].payload) if TCP in packet else b""
+            if not payload or packet[TCP].flags.S:
+                continue
+            with_data, showing = found.get(packet.payload.version, (0, 0))
+            found[packet.payload.version] = with_data + 1, showing + (needle in payload)
+    return found
+
+
 def read(file: Path) -> list[tuple[int, bytes]]:
     """(TCP flags, payload) of every TCP packet in a capture file."""
     from scapy.layers.inet import TCP

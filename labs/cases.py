@@ -12,6 +12,7 @@ from labs.topology import SHOP
 
 CURL = ("curl", "-sS", "--connect-timeout", "2", "--max-time", "5")
 TIMED_OUT = {"curl": 28, "psql": 2}  # exit codes of a client whose SYN nobody answered
+QUERY = "select count(*), sum(amount) from orders"
 REFUSED = {"curl": 7, "psql": 2}
 
 
@@ -24,11 +25,12 @@ class Seen:
     reason: str = ""  # drop_reason, in lower case
     rule: str = ""  # part of the sentence that decided
     peer: str = ""  # part of the other side's SPIFFE ID
+    cipher: str = ""  # suite of an encrypted flow
     peer_reason: str = ""  # the drop_reason the other side's enforcer told us, under its seal
 
     def __str__(self) -> str:
         why = f"{self.reason} ({self.peer_reason})" if self.peer_reason else self.reason
-        words = [f"{self.host}: {self.action}", why, f"[{self.rule}]" if self.rule else ""]
+        words = [f"{self.host}: {self.action}", why, self.cipher, f"[{self.rule}]" if self.rule else ""]
         return " ".join(filter(None, words))
 
 
@@ -54,7 +56,7 @@ def _curl(address: str, *options: str, port: int = 80) -> tuple[str, ...]:
 
 def _psql(address: str) -> tuple[str, ...]:
     where = f"host={address} user=shop dbname=postgres connect_timeout=2"
-    return ("psql", "-X", "-At", where, "-c", "select count(*), sum(amount) from orders")
+    return ("psql", "-X", "-At", where, "-c", QUERY)
 
 
 def _refused(host: str, reason: str) -> Seen:
@@ -65,11 +67,12 @@ def _refused(host: str, reason: str) -> Seen:
 _web, _db, _batch, _plain = (SHOP.host(name) for name in ("web", "db", "batch", "plain"))
 _OUT4, _OUT6 = str(_plain.v4[1].ip), str(_plain.v6[1].ip)
 _ORDERS = "1000|3000"
+AES = "aes_256_gcm"
 DOMAIN = "spiffe://lab.example/"
 _BATCH = ("app=batch", "env=prod")
 
 HTTP = "allow zone=back to call app=web on tcp/80"
-SQL = "allow app=web to call app=db on tcp/5432"
+SQL = "allow app=web to call app=db on tcp/5432 encrypted"
 GUARD = "deny env=dev to call env=prod"
 CRAWLER = "deny app=crawler to call app=web"
 REPORT = "audit app=report to call app=db on tcp/5432"
@@ -88,10 +91,10 @@ CASES: tuple[Case, ...] = (
         (Seen("batch", "allow", rule=HTTP), Seen("web", "allow", rule=HTTP)),
     ),
     Case(
-        "allowed, a database",
-        "the web application queries PostgreSQL on db",
+        "allowed, encrypted",
+        "the web application queries PostgreSQL on db; the rule wants it encrypted, the programs know nothing of it",
         "web", ("app=web",), _psql(_db.ip4), 0, _ORDERS, 5432,
-        (Seen("web", "allow", rule=SQL), Seen("db", "allow", rule=SQL)),
+        (Seen("web", "allow", rule=SQL, cipher=AES), Seen("db", "allow", rule=SQL, cipher=AES)),
     ),
     Case(
         "denied by default",

@@ -13,14 +13,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 from rich.text import Text
 
 from labs import incidents, netns, residue
-from labs.capture import Capture, examine, read
-from labs.cases import CASES
+from labs.capture import Capture, examine, in_clear, read
+from labs.cases import CASES, QUERY
 from labs.judge import Outcome, judge
 from labs.lab import SECTOOL, Lab, Node, sweep
 from labs.records import Follower
@@ -79,10 +80,32 @@ def wire(captures: list[Capture]) -> Outcome:
         )
         got += finding.leaks[:3]
     return Outcome(
-        "on the wire",
+        "identity on the wire",
         "tcpdump on web and db while they spoke SQL",
         "",
         ("identity in SYN and SYN-ACK only",),
+        tuple(got),
+        ok,
+    )
+
+
+def in_clear_text(files: list[Path]) -> Outcome:
+    """The same capture: what an eavesdropper reads of the query that was encrypted, and of the one that was not."""
+    got: list[str] = []
+    ok = True
+    for file in files:
+        found = in_clear(file, QUERY.encode())
+        (secret, shown), (_, plain) = found.get(4, (0, 0)), found.get(6, (0, 0))
+        ok &= secret > 0 and shown == 0 and plain > 0
+        got.append(
+            f"{file.stem}: the query of app=web in {shown} of {secret} packets with data; the audited report's, whose"
+            f" rule does not say `encrypted`, in {plain}"
+        )
+    return Outcome(
+        "payload on the wire",
+        f"searched for '{QUERY}'",
+        "",
+        ("the query of app=web nowhere; the report's in clear",),
         tuple(got),
         ok,
     )
@@ -125,7 +148,7 @@ def show(lab: Lab, report: Report) -> None:
 def run_cases(lab: Lab, report: Report) -> None:
     """Every case, in the order of the story."""
     report.title("cases: what a real client saw, and what the enforcers on both ends recorded")
-    server = incidents.serve_iperf(lab)
+    servers = [incidents.serve_iperf(lab, *which) for which in (incidents.PLAIN, incidents.VAULT)]
     followers = {node.name: Follower(node) for node in lab.enforcing}
     captures = [
         Capture(lab["web"], f"tcp port 5432 and (host {lab['db'].host.ip4} or host {lab['db'].host.ip6})"),
@@ -136,11 +159,14 @@ def run_cases(lab: Lab, report: Report) -> None:
     for follower in followers.values():
         follower.stop()
     report.add(wire(captures))
+    report.add(in_clear_text([capture.file for capture in captures]))
     report.add(incidents.bulk(lab))
+    report.add(incidents.encrypted_bulk(lab))
     report.add(incidents.policy_change(lab))
     report.add(window_tracking(lab))
     report.add(incidents.enforcer_killed(lab))
-    server.terminate()
+    for server in servers:
+        server.terminate()
     show(lab, report)
 
 

@@ -16,7 +16,8 @@ from labs.lab import Lab, Node
 from labs.topology import POLICIES
 from sectool.errors import SectoolError
 
-IPERF_PORT = 5201
+PLAIN = ("app=warehouse", 5201)
+VAULT = ("app=vault", 5202)  # policy wants what goes there encrypted
 ENOUGH = 50_000_000  # bytes that count as a moving transfer
 BATCH = ("app=batch", "env=prod")
 
@@ -30,56 +31,59 @@ def wait_until(what: str, condition: Callable[[], bool], seconds: float = 10.0) 
         time.sleep(0.02)
 
 
-def serve_iperf(lab: Lab) -> subprocess.Popen[str]:
-    """iperf3 as the workload app=warehouse on batch."""
+def serve_iperf(lab: Lab, app: str, port: int) -> subprocess.Popen[str]:
+    """iperf3 as a workload on batch."""
     batch = lab["batch"]
-    command = batch.workload(("app=warehouse", "env=prod"), ["iperf3", "-s", "-p", str(IPERF_PORT)])
+    command = batch.workload((app, "env=prod"), ["iperf3", "-s", "-p", str(port)])
     server = batch.popen(command, out=subprocess.DEVNULL)
-    wait_until("iperf3 listens on batch", lambda: services.listening(batch.netns, IPERF_PORT))
+    wait_until("iperf3 listens on batch", lambda: services.listening(batch.netns, port))
     return server
 
 
-def start_transfer(lab: Lab) -> subprocess.Popen[str]:
+def start_transfer(lab: Lab, port: int) -> subprocess.Popen[str]:
     """A bulk transfer from web to batch, as fast as it goes, until `stop_transfer`."""
     web, batch = lab["web"], lab["batch"]
-    command = ["iperf3", "-c", batch.host.ip4, "-p", str(IPERF_PORT), "-t", "60"]
+    command = ["iperf3", "-c", batch.host.ip4, "-p", str(port), "-t", "60"]
     transfer = web.popen(web.workload(("app=web",), command), out=subprocess.DEVNULL)
-    wait_until("the transfer is under way", lambda: transferred(web) > ENOUGH or transfer.poll() is not None)
+    wait_until(
+        "the transfer is under way", lambda: transferred(web, port) > ENOUGH or transfer.poll() is not None
+    )
     return transfer
 
 
-def stop_transfer(lab: Lab, transfer: subprocess.Popen[str]) -> bool:
+def stop_transfer(lab: Lab, transfer: subprocess.Popen[str], port: int) -> bool:
     """End it, and wait until the server is ready for the next one. Whether it was still running."""
     running = transfer.poll() is None
     transfer.terminate()
     transfer.communicate(timeout=10)
     server = lab["batch"].netns
-    open_on_server = ("ss", "-Htn", "state", "established", f"sport = :{IPERF_PORT}")
+    open_on_server = ("ss", "-Htn", "state", "established", f"sport = :{port}")
     wait_until("iperf3 on batch is done", lambda: not netns.run(*open_on_server, netns=server).strip())
     return running
 
 
-def transferred(node: Node) -> int:
-    """Bytes that connections to the iperf3 port have had acknowledged, by the kernel's own count."""
-    text = netns.run("ss", "-Htin", f"dport = :{IPERF_PORT}", netns=node.netns)
+def transferred(node: Node, port: int) -> int:
+    """Bytes that connections to an iperf3 port have had acknowledged, by the kernel's own count."""
+    text = netns.run("ss", "-Htin", f"dport = :{port}", netns=node.netns)
     return sum(int(word.partition(":")[2]) for word in text.split() if word.startswith("bytes_acked:"))
 
 
-def moves(node: Node, what: str) -> int:
+def moves(node: Node, what: str, port: int) -> int:
     """Wait until ENOUGH more bytes have been acknowledged; how many."""
-    start = transferred(node)
-    wait_until(f"the transfer moves on {what}", lambda: transferred(node) - start > ENOUGH)
-    return transferred(node) - start
+    start = transferred(node, port)
+    wait_until(f"the transfer moves on {what}", lambda: transferred(node, port) - start > ENOUGH)
+    return transferred(node, port) - start
 
 
 def bulk(lab: Lab) -> Outcome:
     """Once both ends agree, the kernel carries the flow alone: the count of queued packets stands still."""
     web, batch = lab["web"], lab["batch"]
-    transfer = start_transfer(lab)
+    _, port = PLAIN
+    transfer = start_transfer(lab, port)
     first = (web.queued(), batch.queued())
-    moved = moves(web, "while it is watched")
+    moved = moves(web, "while it is watched", port)
     last = (web.queued(), batch.queued())
-    running = stop_transfer(lab, transfer)
+    running = stop_transfer(lab, transfer, port)
     return Outcome(
         "bulk transfer",
         "iperf3 from web to batch; `sectool status` is asked twice while it runs",
@@ -94,6 +98,32 @@ def bulk(lab: Lab) -> Outcome:
             f" (in all so far {last[0]} and {last[1]})",
         ),
         running and first == last,
+    )
+
+
+def encrypted_bulk(lab: Lab) -> Outcome:
+    """Every byte passes through both enforcers as records, a super-packet at a time; no program knows of it."""
+    web, batch = lab["web"], lab["batch"]
+    _, port = VAULT
+    transfer = start_transfer(lab, port)
+    first, begin = web.sealed(), time.monotonic()
+    moved = moves(web, "encrypted", port)
+    seconds, records_ = time.monotonic() - begin, web.sealed() - first
+    encrypted = web.encrypted(), batch.encrypted()
+    running = stop_transfer(lab, transfer, port)
+    return Outcome(
+        "encrypted transfer",
+        "iperf3 from web to app=vault on batch, which the rule wants encrypted",
+        "web [app=web] $ iperf3 -c 10.77.0.30 -p 5202",
+        (
+            f"at least {ENOUGH / 1e6:.0f} MB between two looks, in records of several segments",
+            "an encrypted flow on both hosts",
+        ),
+        (
+            f"{moved / 1e6:.0f} MB in {records_} records between two looks ({moved / 125e6 / seconds:.1f} Gbit/s)",
+            f"encrypted flows: web {encrypted[0]}, batch {encrypted[1]}",
+        ),
+        running and 0 < records_ < moved / 3000 and min(encrypted) > 0,
     )
 
 
@@ -186,30 +216,31 @@ def enforcer_killed(lab: Lab) -> Outcome:
     web, batch = lab["web"], lab["batch"]
     shell = Shell(batch, f"http://{web.host.ip4}/")
     before = shell.connect()
-    transfer = start_transfer(lab)
+    transfers = {port: start_transfer(lab, port) for _, port in (PLAIN, VAULT)}
     for pid in daemon_processes(batch):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
     without = shell.connect()
-    moved_without = moves(web, "without an enforcer")
+    moved_without = moves(web, "without an enforcer", PLAIN[1])
     lab.start_daemons([batch])
     resumed = shell.connect()
     shell.close()
-    moved_after = moves(web, "after the restart")
-    running = stop_transfer(lab, transfer)
+    moved_after = {port: moves(web, "after the restart", port) for port in transfers}
+    running = [stop_transfer(lab, transfer, port) for port, transfer in transfers.items()]
     return Outcome(
         "enforcer killed",
-        "kill -9 of agent, worker and store on batch in the middle of a transfer; then `sectool up` again",
+        "kill -9 of agent, worker and store on batch in the middle of two transfers; then `sectool up` again",
         "batch $ kill -9 …; sectool up --background",
         (
             "new connections: exit 0 before, 28 (timed out) without an enforcer, 0 after the restart",
-            "the transfer goes on throughout",
+            "the plain transfer goes on throughout, the encrypted one as soon as the enforcer is back",
         ),
         (
             f"new connections: exit {before} before, {without} without an enforcer, {resumed} after the restart",
-            f"{moved_without / 1e6:.0f} MB more without an enforcer, {moved_after / 1e6:.0f} MB more after the restart",
+            f"plain: {moved_without / 1e6:.0f} MB more without an enforcer, {moved_after[PLAIN[1]] / 1e6:.0f} MB"
+            f" after the restart; encrypted: {moved_after[VAULT[1]] / 1e6:.0f} MB after the restart",
         ),
-        (before, without, resumed, running) == (0, 28, 0, True),
+        (before, without, resumed, all(running)) == (0, 28, 0, True),
     )

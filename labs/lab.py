@@ -129,7 +129,15 @@ class Node:
 
     def queued(self) -> int:
         """How many packets this host's kernel has handed to its enforcer so far."""
-        return sum(int(worker["stats"]["packets"]) for worker in self.workers())
+        return sum(int(worker["stats"]["packets"]) for worker in self.workers()) + self.sealed()
+
+    def sealed(self) -> int:
+        """How many super-packets of encrypted flows, either way, so far."""
+        return sum(int(worker["stats"]["bulk"]["packets"]) for worker in self.workers())
+
+    def encrypted(self) -> int:
+        """Encrypted flows that are open now."""
+        return sum(int(worker["stats"]["encrypted"]) for worker in self.workers())
 
 
 def _nginx(node: Node) -> services.Service:

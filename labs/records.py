@@ -27,6 +27,7 @@ class Flow:
     start: float  # seconds since the epoch
     action: str
     reason: str
+    cipher: str  # '' when plain
     peer_reason: str  # why the other side's enforcer refused
     rule: str
     port: int
@@ -36,7 +37,7 @@ class Flow:
 
     def __str__(self) -> str:
         why = f"{self.reason} ({self.peer_reason})" if self.peer_reason else self.reason
-        words = [self.action, why, f"[{self.rule}]" if self.rule else ""]
+        words = [self.action, why, self.cipher, f"[{self.rule}]" if self.rule else ""]
         return " ".join(filter(None, words))
 
 
@@ -59,6 +60,7 @@ def parse(row: Mapping[str, Any]) -> Flow:
         start=_seconds(row["event.start"]),
         action=text("event.action").lower(),
         reason=text("drop_reason").lower(),
+        cipher=text("encryption.cipher").lower().replace("none", ""),
         peer_reason=text("peer_reason").lower(),
         rule=text("rule.text"),
         port=int(row.get("destination.port") or 0),
@@ -80,6 +82,7 @@ def matches(flow: Flow, seen: Seen, port: int) -> bool:
         flow.port == port
         and flow.action == seen.action
         and (not seen.reason or flow.reason == seen.reason)
+        and (not seen.cipher or flow.cipher == seen.cipher)
         and (not seen.peer_reason or flow.peer_reason == seen.peer_reason)
         and seen.rule in flow.rule
         and (not seen.peer or seen.peer in flow.source or seen.peer in flow.destination)

@@ -47,6 +47,7 @@ def test_parse_takes_a_row() -> None:
         (Seen("db", "allow"), 5432, False),
         (Seen("db", "deny"), 80, False),
         (Seen("db", "deny", rule="deny env=dev"), 5432, False),
+        (Seen("db", "deny", cipher="aes_256_gcm"), 5432, False),
         (Seen("db", "deny", peer="spiffe://lab.example/"), 5432, True),
         (Seen("db", "deny", peer="spiffe://rogue.example/"), 5432, False),
     ],
@@ -56,5 +57,13 @@ def test_matches_looks_at_every_field_that_is_asked_for(seen: Seen, port: int, w
 
 
 def test_a_flow_tells_itself_in_words() -> None:
-    flow = Flow(0, "deny", "peer_denied", "guardrail_deny", "deny env=dev to call env=prod", 5432, "", "", 0)
+    flow = Flow(
+        0, "deny", "peer_denied", "", "guardrail_deny", "deny env=dev to call env=prod", 5432, "", "", 0
+    )
     assert str(flow) == "deny peer_denied (guardrail_deny) [deny env=dev to call env=prod]"
+
+
+def test_an_encrypted_flow_has_its_cipher() -> None:
+    flow = parse({**ROW, "encryption.cipher": "aes_256_gcm"})
+    assert matches(flow, Seen("db", "deny", cipher="aes_256_gcm"), 5432)
+    assert not matches(flow, Seen("db", "deny", cipher="chacha20_poly1305"), 5432)
