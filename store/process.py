@@ -41,6 +41,8 @@ CHECKPOINT_ROWS = 61_440  # half a row group of DuckDB
 TIDY_S = 1.0
 LOOK_S = 0.5  # how often new rings, the disk and the age of the segment are looked at
 GATHER_S = 0.06
+REST = 10  # a trickle of events is gathered this many times as long as the last transaction took: packets come first
+GATHER_MOST_S = 0.4
 DRAIN_S = 8.0
 SEGMENT_US = HOUR
 SEGMENT_BYTES = 1 << 30
@@ -153,7 +155,7 @@ class Store:
         """Take events in until `stop`, then drain and seal."""
         maintenance = threading.Thread(target=self._maintain, name="maintenance", daemon=True)
         maintenance.start()
-        idle, since = 0.001, 0.0
+        idle, since, gather = 0.001, 0.0, GATHER_S
         while not self._stop.is_set():
             now = time.monotonic()
             if now - self._looked > LOOK_S:
@@ -164,13 +166,14 @@ class Store:
                 self._stop.wait(idle)
                 continue
             since, idle = since or now, 0.001
-            if urgent or now - since >= GATHER_S:
+            if urgent or now - since >= gather:
                 self.step()
                 since = 0.0
+                gather = min(GATHER_MOST_S, max(GATHER_S, REST * (time.monotonic() - now)))
                 if self.degraded:
                     self._stop.wait(0.1)
             else:
-                self._stop.wait(0.005)
+                self._stop.wait(0.02)
         maintenance.join()
         self._drain()
 
