@@ -48,6 +48,9 @@ def too_large(core: Core, seg: Segment, flow: Flow) -> bool:
 def _cut(core: Core, seg: Segment, flow: Flow, now_us: int, bulk: bool) -> Result:
     """Seal what is too large for the path piece by piece."""
     assert flow.records is not None
+    flow.small_until_us = (
+        0  # a loss costs a piece anyway, and there are fewer of a super-packet than of its segments
+    )
     parts = pieces(seg.data, seg.tcp_off, seg.data_off, seg.v6, flow.path_mtu)
     # What is left of a super-packet would still be marked as one, and a device that splits those refuses it. So then
     # all pieces go past the queue.
