@@ -28,7 +28,9 @@ def handle(
     try:
         if len(data) >= 20 and data[9 if data[0] >> 4 == 4 else 6] != TCP:
             return _other(core, bytes(data), outbound, local, now_us, device)
-        return _tcp(core, data, outbound, local, now_us, device)
+        return encrypted.quick(core, data, outbound, now_us, bulk=False) or _tcp(
+            core, data, outbound, local, now_us, device
+        )
     except PacketError:
         return core.drop(DropReason.PACKET_MALFORMED)
 
@@ -107,6 +109,9 @@ def bulk(core: Core, data: bytes | memoryview, outbound: bool, gso: bool, now_us
     `gso`: the kernel has still to split it, and will make its checksums.
     """
     try:
+        result = encrypted.quick(core, data, outbound, now_us, bulk=True, gso=gso)
+        if result is not None:
+            return result
         seg = parse(data, outbound)
         flow = core.live.get(seg.key)
         if flow is None or flow.records is None or flow.state is not State.AUTHORISED or seg.flags & SYN:
