@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
-from nfq.queue import QueuedPacket
+from nfq.burst import Packet
 
 TIMEOUT_US = 5_000_000
 LIMIT = 1024
 ASK_AGAIN_US = 100_000
 
 Facts = dict[str, Any]
-
-
-class Arrival(NamedTuple):
-    """A packet as it came from the queue: which way it goes, and through which device (interface index)."""
-
-    packet: QueuedPacket
-    data: bytes
-    outbound: bool
-    device: int
 
 
 class Holding:
@@ -35,23 +26,22 @@ class Holding:
         """`facts_later` gathers what the kernel attests about a key, `ask` hands it to the agent."""
         self._facts_later = facts_later
         self._ask = ask
-        self._held: dict[Hashable, tuple[int, list[Arrival]]] = {}
+        self._held: dict[Hashable, tuple[int, list[Packet]]] = {}
         self._asked: OrderedDict[Hashable, int] = OrderedDict()
         self.count = 0
 
-    def hold(self, arrival: Arrival, key: Hashable, now_us: int) -> None:
+    def hold(self, packet: Packet, key: Hashable, now_us: int) -> None:
         """Keep a packet until `take`; what cannot be kept is dropped, and its stack sends it again."""
         held = self._held.get(key)
         if self.count >= LIMIT or (held is None and now_us - self._asked.get(key, 0) < ASK_AGAIN_US):
             # The latter: what the agent has just given is of no use (expired). Do not ask in a circle.
-            arrival.packet.drop()
+            packet.drop()
             return
-        arrival.packet.retain()
         self.count += 1
         if held is not None:
-            held[1].append(arrival)
+            held[1].append(packet)
             return
-        self._held[key] = (now_us, [arrival])
+        self._held[key] = (now_us, [packet])
         self._asked[key] = now_us
         if len(self._asked) > LIMIT:
             self._asked.popitem(last=False)
@@ -63,11 +53,11 @@ class Holding:
         else:  # the process has gone
             self._drop(key)
 
-    def take(self, key: Hashable) -> list[Arrival]:
+    def take(self, key: Hashable) -> list[Packet]:
         """The packets that waited for `key`."""
-        _, arrivals = self._held.pop(key, (0, []))
-        self.count -= len(arrivals)
-        return arrivals
+        _, packets = self._held.pop(key, (0, []))
+        self.count -= len(packets)
+        return packets
 
     def expire(self, now_us: int) -> None:
         """Give up what has waited too long."""
@@ -75,5 +65,5 @@ class Holding:
             self._drop(key)
 
     def _drop(self, key: Hashable) -> None:
-        for arrival in self.take(key):
-            arrival.packet.drop()
+        for packet in self.take(key):
+            packet.drop()

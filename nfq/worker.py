@@ -25,9 +25,10 @@ from nfq.accounting import Accounting
 from nfq.adoption import Adopted, adopt_established
 from nfq.attribution import raise_descriptor_limit
 from nfq.bulk import BulkQueue
+from nfq.burst import BurstQueue, Packet
 from nfq.core import Config, Core, Network, Result, Verdict, reminded
 from nfq.flow import Flow, LocalWorkload, Owner, State
-from nfq.holding import Arrival, Holding
+from nfq.holding import Holding
 from nfq.journal import Journal
 from nfq.marks import Marks
 from nfq.namefile import NameFile, path_of
@@ -35,7 +36,6 @@ from nfq.names import TOTAL, NameTable
 from nfq.namesources import NameSources
 from nfq.noise import KeyPair
 from nfq.ports import KernelPorts
-from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket, release
 from nfq.reconcile import Reconciler
 from nfq.recorder import Recorder
 from nfq.rules import RulesConfig
@@ -125,7 +125,7 @@ class Worker:
             self._leads_here,
         )
         first = int(header["queue"]) + 2 * number
-        self.queue = PacketQueue(first, self._packet)
+        self.queue = BurstQueue(first, self._packet, self.mask)
         self.bulk = BulkQueue(first + 1, self._bulk, self.mask)
 
     def restore(self, header: dict[str, Any]) -> None:
@@ -169,11 +169,9 @@ class Worker:
 
     # -- packets -------------------------------------------------------------------------------------------
 
-    def _packet(self, packet: QueuedPacket) -> None:
+    def _packet(self, packet: Packet) -> None:
         self.packets += 1
-        outbound = packet.hook == LOCAL_OUT
-        device = packet.outdev if outbound else packet.indev
-        self._handle(Arrival(packet, packet.get_payload(), outbound, device))
+        self._handle(packet)
         if self.core.udp.settled:
             self._settled()
 
@@ -181,15 +179,15 @@ class Worker:
         """Judge again the datagrams whose flow's handshake has come to an end."""
         settled = self.core.udp.settled
         while settled:
-            for arrival in self.waiting.take(settled.popleft()):
-                self._handle(arrival)
+            for packet in self.waiting.take(settled.popleft()):
+                self._handle(packet)
 
-    def _handle(self, arrival: Arrival) -> None:
+    def _handle(self, packet: Packet) -> None:
         """Judge a packet and give its verdict. Whatever goes wrong in it costs this packet, never the worker."""
-        packet, data, outbound, device = arrival
+        outbound, device = packet.outbound, packet.device
         try:
             local = outbound and device == self.loopback
-            result = datapath.handle(self.core, data, outbound, local, now_us(), device)
+            result = datapath.handle(self.core, packet.data, outbound, local, now_us(), device)
         except Exception as e:
             self._failed(e)
             result = self.core.drop(DropReason.INTERNAL_ERROR)
@@ -197,14 +195,11 @@ class Worker:
         if verdict is Verdict.DROP:
             packet.drop()
         elif verdict is Verdict.HOLD:
-            self.holding.hold(arrival, result.hold, now_us())
+            self.holding.hold(packet, result.hold, now_us())
         elif verdict is Verdict.WAIT:
-            self.waiting.hold(arrival, result.hold, now_us())
+            self.waiting.hold(packet, result.hold, now_us())
         else:
-            if result.packet is not None:
-                packet.set_payload(bytes(result.packet))
-            # Not accept(): the packet shall meet the mangle rules of others, too.
-            release(packet, self._marks[verdict], self.mask)
+            packet.send_on(self._marks[verdict], result.packet)
 
     def _bulk(self, data: memoryview, outbound: bool, gso: bool) -> Result:
         try:
@@ -300,8 +295,8 @@ class Worker:
                 ),
                 now_us(),
             )
-        for arrival in self.holding.take(key):
-            self._handle(arrival)
+        for packet in self.holding.take(key):
+            self._handle(packet)
 
     def _send_stats(self) -> None:
         core = self.core
@@ -402,6 +397,7 @@ class Worker:
             if now_us() >= next_tick:
                 next_tick = now_us() + TICK_US
                 self._guarded(self._tick)
+            self.queue.flush()  # verdicts given outside of `drain`
         poll.close()
 
     def close(self) -> None:
