@@ -2,7 +2,8 @@
 
 The kernel lists them with user and inode (/proc/net/icmp, /proc/net/raw; and their IPv6 kin), but without a cgroup:
 that is the one of a process that holds the inode among its open files. The rest is as for any socket (nfq.attribution).
-What no socket sent is the host's own.
+What no such socket sent is the host's own: also what a program with CAP_NET_RAW made up by itself (IPPROTO_RAW), who
+could as well send frames past all rules.
 """
 # A Path costs as much as the system call.
 # ruff: noqa: PTH115
@@ -23,7 +24,6 @@ from sectool.errors import SectoolError
 _LOOKS: Final = 8192  # at processes and descriptors, for one question
 _SOCKETS: Final = 8  # raw sockets looked at; more than that are nobody's in particular
 _LINES: Final = 4096
-_ANY_PROTOCOL: Final = 255  # IPPROTO_RAW
 
 
 class _Listed(NamedTuple):
@@ -47,8 +47,7 @@ class IcmpOwners:
         six = "6" if v6 else ""
         found = [one for one in self._listed(f"icmp{six}") if one.number == identifier]
         if not found:
-            wanted = (58 if v6 else 1, _ANY_PROTOCOL)
-            found = [one for one in self._listed(f"raw{six}") if one.number in wanted]
+            found = [one for one in self._listed(f"raw{six}") if one.number == (58 if v6 else 1)]
         if not found or len(found) > _SOCKETS:
             return self._attributor.host()
         owners = self._owners(found)
