@@ -92,6 +92,8 @@ class BurstQueue:
         at = 20
         while at + 4 <= size:
             length, kind = _attribute.unpack_from(view, at)
+            if length < 4 or at + length > size:
+                break
             if kind == _PAYLOAD:
                 data = bytes(view[at + 4 : at + length])
             elif kind == _HDR:
@@ -102,8 +104,6 @@ class BurstQueue:
                 outdev = int.from_bytes(view[at + 4 : at + 8], "big")
             elif kind == _MARK:
                 mark = int.from_bytes(view[at + 4 : at + 8], "big")
-            elif length < 4:
-                break
             at += (length + 3) & ~3
         outbound = hook == LOCAL_OUT
         return Packet(self, number, mark, data, outbound, outdev if outbound else indev)
