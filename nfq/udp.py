@@ -14,9 +14,9 @@ from nfq.datagram import Datagram, parse
 from nfq.flow import State
 from nfq.packet import PacketError
 from nfq.recorder import Counts
-from nfq.udpcontrol import Kind, is_candidate, read
+from nfq.udpcontrol import Control, Kind, is_candidate, read
 from nfq.udpcore import cut, finish, plain, reject, sealed_in, sealed_out, wait, watch
-from nfq.udpflow import DENIED_US, ENDED_US, UdpFlow
+from nfq.udpflow import DENIED_US, ENDED_US, Settled, UdpFlow
 from sectool.errors import SectoolError
 from sectool.events import Action, ConnState, DropReason, Phase, Point
 
@@ -64,10 +64,15 @@ def _out_live(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
 def _incoming(core: Core, d: Datagram, now_us: int) -> Result:
     tables = core.udp
     payload = d.payload
-    if is_candidate(payload) and core.enforced(d.source):
-        said = _control(core, d, payload, now_us)
-        if said is not None:
-            return said
+    said = read(payload) if is_candidate(payload) and core.enforced(d.source) else None
+    if said is not None:
+        result = _control(core, d, said, now_us)
+        if result is not None:
+            return result
+        known = any(t.get(d.key) for t in (tables.live, tables.accepting, tables.connecting))
+        if known or said.kind not in (Kind.PROOF, Kind.PROOF_DATA):
+            # No answer, so that two hosts never go on telling each other.
+            return core.drop(DropReason.HANDSHAKE_FORGED if known else DropReason.UNKNOWN_FLOW)
     live = tables.find(tables.live, d.key)
     half_open = tables.find(tables.accepting, d.key)
     if live is not None:
@@ -100,11 +105,8 @@ def _in_live(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     return result
 
 
-def _control(core: Core, d: Datagram, payload: bytes, now_us: int) -> Result | None:
-    """What the other enforcer says; None: it is nobody's word, but data that looks like it."""
-    control = read(payload)
-    if control is None:
-        return None
+def _control(core: Core, d: Datagram, control: Control, now_us: int) -> Result | None:
+    """What the other enforcer says; None: it proves nothing to any flow."""
     match control.kind:
         case Kind.HELLO:
             return udpresponder.in_hello(core, d, control.body, now_us)
@@ -196,7 +198,7 @@ def _judge_again(core: Core, flow: UdpFlow, now_us: int) -> bool:
     if flow.sealed is not None:
         flow.sealed.close()
     core.ports.unjournal(flow)
-    core.udp.settled.append(flow.key)
+    core.udp.settled.append(Settled(flow.key))
     return True
 
 

@@ -12,7 +12,7 @@ from nfq.ip import UDP
 from nfq.recorder import Counts
 from nfq.udpcontrol import PROOF_SIZE, Kind, ack, write
 from nfq.udpcore import cut, deny, finish, journal, plain, release, request, seal_with, settle, wait, workload
-from nfq.udpflow import DENIED_US, UdpFlow
+from nfq.udpflow import DENIED_US, Settled, UdpFlow
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
 
@@ -97,7 +97,7 @@ def timer(core: Core, flow: UdpFlow, now_us: int) -> None:
             core.udp.denied.add(True, flow.key, now_us + FAILED_US)
         else:
             live.doubted = False  # whoever said that it is unknown has not answered since
-    core.udp.settled.append(flow.key)
+    core.udp.settled.append(Settled(flow.key))
 
 
 def in_answer(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | None:
@@ -148,7 +148,7 @@ def _answered(core: Core, flow: UdpFlow, now_us: int) -> None:
         flow.sealed = seal_with(flow)
     journal(core, flow)
     core.udp.arm(flow, now_us + WAITS_US[0])
-    core.udp.settled.append(flow.key)
+    core.udp.settled.append(Settled(flow.key))
     if not flow.waited:
         _prove(core, flow)
 
@@ -184,7 +184,7 @@ def _over(core: Core, flow: UdpFlow, reason: DropReason, now_us: int, memory_us:
     if before is not None:
         finish(core, before, cut(core, before), now_us)
     core.udp.denied.add(True, flow.key, now_us + memory_us)
-    core.udp.settled.append(flow.key)
+    core.udp.settled.append(Settled(flow.key))
     return DROP
 
 
@@ -201,7 +201,7 @@ def in_ack(core: Core, d: Datagram, now_us: int) -> Result | None:
 def heard(core: Core, flow: UdpFlow, now_us: int) -> None:
     """The responder has seen the proof."""
     release(core, flow, now_us)
-    core.udp.settled.append(flow.key)
+    core.udp.settled.append(Settled(flow.key))
 
 
 def in_bare(core: Core, flow: UdpFlow, now_us: int) -> Result:

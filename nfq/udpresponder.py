@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from hashlib import sha256
 
 from nfq.core import DROP, Core, Result, Verdict, address, party, stranger
 from nfq.datagram import Datagram, craft, rebuild, require_checksum
@@ -13,7 +14,7 @@ from nfq.responder import must_encrypt
 from nfq.suites import choose
 from nfq.udpcontrol import UNKNOWN_SIZE, Control, Kind, ack, unknown, write
 from nfq.udpcore import deny, plain, release, request, seal_with, sealed_in, workload
-from nfq.udpflow import DENIED_US, UdpFlow
+from nfq.udpflow import DENIED_US, Settled, UdpFlow
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
 
@@ -22,40 +23,43 @@ _EPHEMERAL = slice(12, 44)  # of a Hello
 _HEADERS = {False: 28, True: 48}
 
 
-def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | None:
-    """Somebody presents a credential. None: it is none, and the flow is live: its program's own data."""
+def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
+    """Somebody presents a credential."""
     ephemeral = body[_EPHEMERAL]
     mine = core.udp.find(core.udp.connecting, d.key)
     if mine is not None and mine.hello is not None and ephemeral <= mine.hello.payload[_EPHEMERAL]:
         return core.drop(DropReason.UNKNOWN_FLOW)  # both began at once, and ours goes on
+    # By all of it: a copy that somebody has changed must not make the true one a repetition.
+    digest = sha256(body).digest()
     flow = core.udp.find(core.udp.accepting, d.key)
-    if flow is not None and flow.greeting is not None and flow.greeting.ephemeral == ephemeral:
+    if flow is not None and flow.syn == digest:
         core.ports.inject(craft(flow.key, flow.answer_wire))  # its Answer was lost
         return DROP
-    if core.denials.knows(ephemeral, 0, now_us):
+    if core.denials.knows(digest, 0, now_us):
         return core.drop(DropReason.DENIED_BEFORE)
+    live = core.udp.find(core.udp.live, d.key)
+    if digest in core.seen and live is not None:
+        return core.drop(DropReason.SYN_REPLAYED)
     flow = UdpFlow(d.key, d.v6, Point.RESPONDER, State.SYN_RECEIVED, now_us)
+    flow.syn = digest
     if not core.syn_limit.take(d.source, now_us):
         core.recorder.denied(flow, DropReason.RATE_LIMITED, now_us)
         return DROP
-    live = core.udp.find(core.udp.live, d.key)
     flow.auth, flow.auth_result = Auth.NOISE_IX, AuthResult.FAILED
     try:
         greeting = Greeting(body, now_us, protocol=UDP)
-        if greeting.ephemeral in core.seen:
-            if live is not None:
-                return core.drop(DropReason.SYN_REPLAYED)
+        if digest in core.seen:
             raise HandshakeError(DropReason.SYN_REPLAYED, "handshake seen before")
         flow.peer = greeting.peer(core.verifier, now_us)
     except HandshakeError as e:
-        return None if live is not None else _deny(core, flow, ephemeral, e.reason, now_us)
+        return _deny(core, flow, e.reason, now_us)
     flow.auth_result = AuthResult.CLAIMED
     local = workload(core, d, flow, now_us, receiver=True)
     if isinstance(local, Result):
         return local
-    core.seen.add(greeting.ephemeral, now_us)
+    core.seen.add(digest, now_us)
     if isinstance(local, DropReason):
-        return _deny(core, flow, ephemeral, local, now_us)
+        return _deny(core, flow, local, now_us)
     suite = choose(greeting.suites, core.config.suites)
     flow.request = request(
         Party(flow.peer.labels, flow.peer.spiffe_id, address(flow.remote_address)),
@@ -69,11 +73,11 @@ def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | None
         if core.refusal_limit.take(d.source, now_us):
             _answer(core, flow, greeting, local, Decision.REFUSE)
             flow.conn_state = ConnState.REJ
-        return _deny(core, flow, ephemeral, decision.reason, now_us)
+        return _deny(core, flow, decision.reason, now_us)
     flow.greeting = greeting
     wanted = Decision.ENCRYPT if must_encrypt(flow) else Decision.PLAIN
     if not _answer(core, flow, greeting, local, wanted):
-        return _deny(core, flow, ephemeral, DropReason.HANDSHAKE_FORGED, now_us)
+        return _deny(core, flow, DropReason.HANDSHAKE_FORGED, now_us)
     if core.udp.accepting.full:
         core.udp.accepting.evict()
         core.recorder.count(DropReason.TABLE_FULL)
@@ -107,11 +111,11 @@ def _answer(core: Core, flow: UdpFlow, greeting: Greeting, local: LocalWorkload,
     return True
 
 
-def _deny(core: Core, flow: UdpFlow, ephemeral: bytes, reason: DropReason, now_us: int) -> Result:
+def _deny(core: Core, flow: UdpFlow, reason: DropReason, now_us: int) -> Result:
     """Its repetitions make no second event."""
     flow.state, flow.revision = State.DENIED, core.revision
     core.recorder.denied(flow, reason, now_us)
-    core.denials.add(ephemeral, 0, now_us)
+    core.denials.add(flow.syn, 0, now_us)
     return DROP
 
 
@@ -167,7 +171,7 @@ def proven(core: Core, flow: UdpFlow, now_us: int) -> None:
     mine = core.udp.find(core.udp.connecting, flow.key)
     if mine is not None:  # we had begun, too: what was held for that goes under this flow
         core.udp.arm(mine, 0)
-        core.udp.settled.append(flow.key)
+        core.udp.settled.append(Settled(flow.key, anew=True))
     release(core, flow, now_us)
     flow.answer_wire = b""
     core.ports.inject(craft(flow.key, flow.ack))
@@ -176,6 +180,7 @@ def proven(core: Core, flow: UdpFlow, now_us: int) -> None:
 def in_sealed(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     """A datagram in a half-open flow: one that opens under its keys proves as well."""
     if not flow.suite or flow.keys is None:
+        tell_unknown(core, d, now_us)  # an initiator that has lost count takes the proof as seen
         return core.drop(DropReason.PROOF_MISSING)
     if flow.sealed is None:
         flow.sealed = seal_with(flow)

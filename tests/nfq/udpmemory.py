@@ -69,7 +69,7 @@ class UdpHost(Host):
         self.ports.injected.clear()
         settled = self.core.udp.settled
         while settled:
-            for packet in self.held.pop(settled.popleft(), []):
+            for packet in self.held.pop(settled.popleft().key, []):
                 self._apply(packet, self.out(packet), self.sent)
             self.sent.extend(self.ports.injected)
             self.ports.injected.clear()
