@@ -179,8 +179,16 @@ class Worker:
         """Judge again the datagrams whose flow's handshake has come to an end."""
         settled = self.core.udp.settled
         while settled:
-            for packet in self.waiting.take(settled.popleft()):
-                self._handle(packet)
+            key, anew = settled.popleft()
+            packets = self.waiting.take(key)
+            if anew and packets:
+                self.queue.flush()  # what made the flow known must have passed before
+            for packet in packets:
+                if anew:
+                    packet.drop()
+                    self.ports.repeat(packet.data)
+                else:
+                    self._handle(packet)
 
     def _handle(self, packet: Packet) -> None:
         """Judge a packet and give its verdict. Whatever goes wrong in it costs this packet, never the worker."""
@@ -201,9 +209,9 @@ class Worker:
         else:
             packet.send_on(self._marks[verdict], result.packet)
 
-    def _bulk(self, data: memoryview, outbound: bool, gso: bool) -> Result:
+    def _bulk(self, data: memoryview, outbound: bool, gso: bool, room: memoryview | None = None) -> Result:
         try:
-            return datapath.bulk(self.core, data, outbound, gso, now_us())
+            return datapath.bulk(self.core, data, outbound, gso, now_us(), room)
         except Exception as e:
             self._failed(e)
             return self.core.drop(DropReason.INTERNAL_ERROR)
