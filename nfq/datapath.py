@@ -103,13 +103,20 @@ def _live(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     return encrypted.incoming(core, seg, flow, now_us)
 
 
-def bulk(core: Core, data: bytes | memoryview, outbound: bool, gso: bool, now_us: int) -> Result:
+def bulk(
+    core: Core,
+    data: bytes | memoryview,
+    outbound: bool,
+    gso: bool,
+    now_us: int,
+    room: memoryview | None = None,
+) -> Result:
     """Judge a packet of the bulk queue: a segment, often a super-packet, of an encrypted flow.
 
-    `gso`: the kernel has still to split it, and will make its checksums.
+    `gso`: the kernel has still to split it, and will make its checksums. `room`: see nfq.record.Records.open.
     """
     try:
-        result = encrypted.quick(core, data, outbound, now_us, bulk=True, gso=gso)
+        result = encrypted.quick(core, data, outbound, now_us, bulk=True, gso=gso, room=room)
         if result is not None:
             return result
         seg = parse(data, outbound)

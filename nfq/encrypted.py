@@ -29,11 +29,19 @@ _KEPT = Result(Verdict.DROP)  # a piece, copied
 
 
 def quick(
-    core: Core, data: bytes | memoryview, outbound: bool, now_us: int, *, bulk: bool, gso: bool = False
+    core: Core,
+    data: bytes | memoryview,
+    outbound: bool,
+    now_us: int,
+    *,
+    bulk: bool,
+    gso: bool = False,
+    room: memoryview | None = None,
 ) -> Result | None:
     """The short way of an ordinary segment with payload of a live encrypted flow; None: it has to take the long one.
 
     What it decides is what `outgoing` and `incoming` would: nearly every packet comes this way. Raises PacketError.
+    `room`: see nfq.record.Records.open.
     """
     size, first = len(data), data[0] if data else 0
     if size > 60 and first == 0x45 and data[9] == TCP and not (data[6] & 0x3F or data[7]):
@@ -66,7 +74,7 @@ def quick(
         return Result(_passing(flow, now_us, bulk), packet)
     if core.accepting.get(key) is not None:
         return None
-    opened, reason = flow.records.open(data, tcp, at, v6, now_us)
+    opened, reason = flow.records.open(data, tcp, at, v6, now_us, room)
     if opened is None:
         return _KEPT if reason is DropReason.NONE else core.drop(reason)
     if opened[tcp + 13] & FIN:
