@@ -13,6 +13,7 @@ from tests.kernel.conftest import wait_until
 from tests.kernel.datagrams import DatagramTap, Echo, ask, body, bound, connected, tapped
 from tests.kernel.datagrams import udp as udp
 from tests.kernel.hosts import POLICY, Lan, port_of
+from tests.kernel.wire import body as segment_body
 
 pytestmark = pytest.mark.kernel
 
@@ -153,13 +154,13 @@ def test_a_handshake_played_again_yields_nothing(udp: Lan, v6: bool) -> None:
 def test_a_changed_handshake_comes_to_nothing_and_the_true_one_goes_on(udp: Lan) -> None:
     """Whoever changes or injects messages keeps nobody from connecting, as long as the true ones arrive."""
     server = Echo(udp.b)
-    with tapped(udp, "a", server.port) as tap:
+    with tapped(udp, "a", server.port) as tap, tapped(udp, "b", server.port) as there:
         client = connected(udp.a, udp.b.address(), server.port)
         with udp.wire.losing(
             f"udp sport {server.port}", first=1
         ):  # the Answer: so that there is time to forge one
             client.send(b"patience")
-            answer = of_kind_b(udp, server.port)
+            answer = of_kind(there, Kind.ANSWER)
             for at in (20, 60, 200, -1):
                 udp.wire.send("a", with_payload(answer, flipped(body(answer), at)))
             udp.wire.send("a", with_payload(answer, write(Kind.ACK, bytes(16))))
@@ -195,7 +196,7 @@ def test_a_syns_handshake_is_worth_nothing_as_a_datagram(udp: Lan) -> None:
     tap = udp.wire.tap("a", port_of(listener))
     udp.a.dial(udp.b.address(), port_of(listener))
     syn = tap.flags("S", True)
-    taken = bytes(syn[2].payload)
+    taken = segment_body(syn)
     server = Echo(udp.b)
     hello = write(Kind.HELLO, taken)
     assert len(hello) == HELLO_SIZE
