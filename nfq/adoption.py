@@ -11,6 +11,7 @@ follows invalid: such packets are queued, each, and it is the worker who knows t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +44,14 @@ class Adopted:
     cgroup_id: int
 
 
-def adopt_established(config: RulesConfig, run: Path) -> list[Adopted]:
-    """Mark all TCP connections of this network namespace ALLOWED; what was adopted. Raises SectoolError.
+def _all(_key: bytes) -> bool:
+    return True
 
+
+def adopt_established(config: RulesConfig, run: Path, mine: Callable[[bytes], bool] = _all) -> list[Adopted]:
+    """Mark the TCP connections of this network namespace ALLOWED; what was adopted. Raises SectoolError.
+
+    `mine` tells by flow key which ones: several workers adopt, each what it will answer for.
     `run` is the daemon's run folder, as for nfq.rules.install: counters are switched on first, since entries made
     without them stay without.
     """
@@ -60,10 +66,16 @@ def adopt_established(config: RulesConfig, run: Path) -> list[Adopted]:
                     listening.add((found.local, found.local_port))
                 else:
                     sockets.append(found)
-        return [_adopt(found, conntrack, config, listening) for found in sockets]
+        adopted = (_adopt(found, conntrack, config, listening) for found in sockets if mine(_key(found)))
+        return list(adopted)
     finally:
         diag.close()
         conntrack.close()
+
+
+def _key(found: Socket) -> bytes:
+    ports = found.local_port.to_bytes(2, "big") + found.remote_port.to_bytes(2, "big")
+    return found.local + found.remote + ports
 
 
 def _adopt(

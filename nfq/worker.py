@@ -146,7 +146,7 @@ class Worker:
             self.accounting.check(flow, now)
         if header.get("adopt"):
             rules = RulesConfig(int(header["queue"]), self.workers, self.mask)
-            for found in adopt_established(rules, Path(header["run_dir"])):
+            for found in adopt_established(rules, Path(header["run_dir"]), self._leads_here):
                 self._adopt(found, now)
         if self.journal.foreign or self.journal.forgotten:
             what = "a journal that this version cannot read" if self.journal.foreign else "some flows"

@@ -106,9 +106,7 @@ class Daemon:
         self.host = load_host(paths.state)
         self.started_us = now_us()
         self.mask = MASK if self.settings.mask is None else self.settings.mask
-        self.rules_config = rules.RulesConfig(
-            self.settings.queue, self.settings.workers, self.mask
-        )
+        self.rules_config = rules.RulesConfig(self.settings.queue, self.settings.workers, self.mask)
         self.state = "starting"
         self._first_policy = draft(load(policy).text) if policy else None
         self._adopt = False  # until the first start is through: connections that exist already are let live
@@ -235,7 +233,7 @@ class Daemon:
             "ring": str(self.paths.worker_ring(number)),
             "journal": str(self._keys / f"flows-worker-{number}"),
             "journals": [str(path) for path in keyfolder.journals(self.paths.run)],
-            "adopt": self._adopt and number == 0,
+            "adopt": self._adopt,
             "queue": settings.queue,
             "workers": settings.workers,
             "mask": self.mask,
