@@ -21,7 +21,10 @@ from nfq.udpends import DatagramEnds
 from sectool.events import ConnState
 
 DELAY_US = 20_000  # lets the last ACK be counted before the counters are read
-SETTLED_AT_ONCE = 32
+ROUND_US = (
+    100_000  # ends are accounted for in rounds: one after the other they cost half as much as one by one
+)
+SETTLED_AT_ONCE = 16
 _OPEN = (
     TcpState.ESTABLISHED,
     TcpState.FIN_WAIT1,
@@ -65,7 +68,7 @@ class Accounting:
         """Take note of sockets' ends."""
         for key in self._endings.drain():
             if self._live(key) is not None:
-                self._due.append((now_us + DELAY_US, key))
+                self._due.append((now_us + DELAY_US - now_us % ROUND_US + ROUND_US, key))
             elif not self._connects(key):
                 datapath.abandoned(self._core, key, now_us)
 

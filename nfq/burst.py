@@ -69,18 +69,26 @@ class BurstQueue:
         self._view = memoryview(bytearray(_ROOM))
         self._verdicts: list[bytes | memoryview] = []
         self._size = 0
+        self._expected = 1
 
-    def drain(self, limit: int = BURST) -> None:
-        """Judge the packets that wait, at most `limit`; never blocks."""
-        packets = []
+    def drain(self, limit: int = 0) -> None:
+        """Judge the packets that wait, at most `limit`; never blocks.
+
+        Without `limit` as many as lately were there: looking in vain for one more costs as much as a packet does.
+        """
+        packets: list[Packet] = []
         receive, view = self._socket.recv_into, self._view
-        for _ in range(limit):
+        expected = limit or self._expected
+        for _ in range(expected):
             try:
                 size = receive(view)
             except BlockingIOError:
+                self._expected = len(packets) or 1
                 break
             if view[4] | view[5] << 8 == _PACKET:
                 packets.append(self._read(size))
+        else:
+            self._expected = min(2 * expected, BURST)
         for packet in packets:
             self._callback(packet)
         self.flush()

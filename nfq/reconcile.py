@@ -42,7 +42,7 @@ class Reconciler:
         self._walk: Iterator[Entry] | None = None
         self._seen: set[_Name] = set()
         self._started_us = 0
-        self._next_us = 0
+        self.next_us = 0  # when `step` begins another walk
 
     @property
     def busy(self) -> bool:
@@ -55,12 +55,12 @@ class Reconciler:
         self._seen.clear()
         self._strange, self._strange_now = self._strange_now, set()
         self._started_us = now_us
-        self._next_us = now_us + PERIOD_US
+        self.next_us = now_us + PERIOD_US
 
     def step(self, now_us: int) -> None:
         """Do a piece of the walk, or begin one when it is time."""
         if self._walk is None:
-            if now_us >= self._next_us:
+            if now_us >= self.next_us:
                 self.start(now_us)
             return
         for _ in range(CHUNK):

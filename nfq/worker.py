@@ -54,6 +54,8 @@ from sectool.ring import RingWriter
 
 OUTBOX_LIMIT = 4 << 20
 TICK_US = 1_000_000
+GATHER_US = 50_000
+_ONCE = select.EPOLLIN | select.EPOLLONESHOT
 _PR_SET_DUMPABLE = 4
 
 
@@ -363,30 +365,37 @@ class Worker:
         poll = select.epoll()
         queue, bulk = self.queue.fd, self.bulk.fd
         chores: dict[int, Callable[[int], object]] = {
-            self.accounting.sockets_fd: self.accounting.sockets_ended,
-            self.accounting.connections_fd: self.accounting.connections_ended,
             self.accounting.datagrams.fd: lambda _: self.accounting.datagrams.sockets_closed(),
             self.ports.attributor.fd: lambda _: self.ports.attributor.completed(),
         }
         for fd in (self.control.fileno(), *chores):
             poll.register(fd, select.EPOLLIN)
+        # Every connection ends; the news of it may gather for a moment, so that not each of them wakes us.
+        news: dict[int, Callable[[int], object]] = {
+            self.accounting.sockets_fd: self.accounting.sockets_ended,
+            self.accounting.connections_fd: self.accounting.connections_ended,
+        }
+        for fd in news:
+            poll.register(fd, _ONCE)
+        told: list[int] = []
         gc.collect()
         gc.freeze()  # what is here now stays: collections need not look at it again
         self._send({"t": "ready"})
         for frame in self.early:
             self._message(frame.header, frame.payload)
         reading = False
-        next_tick = now_us() + TICK_US
+        now = now_us()
+        next_tick, next_news = now + TICK_US, now + TICK_US
         while self.running:
             if self.has_policy and not reading:
                 # Only now: a packet judged under no policy would be denied for the wrong reason. The kernel keeps it.
                 poll.register(queue, select.EPOLLIN)
                 poll.register(bulk, select.EPOLLIN)
                 reading = True
-            due = udp.due_us(self.core, self.accounting.next_us(next_tick))
+            due = udp.due_us(self.core, self.accounting.next_us(min(next_tick, next_news)))
             idle = self.core.ephemerals.full and not self.reconciler.busy
-            wait_us = max(0, min(due, next_tick) - now_us()) if idle else 0
-            ready = poll.poll(wait_us / 1e6)
+            ready = poll.poll(max(0, due - now) / 1e6 if idle else 0)
+            now = now_us()
             if not ready and not self.core.ephemerals.full:
                 self.core.ephemerals.add()
             for fd, _ in ready:
@@ -394,17 +403,29 @@ class Worker:
                     self.queue.drain()
                 elif fd == bulk:
                     self.bulk.drain()
+                elif fd in news:
+                    told.append(fd)
+                    next_news = min(next_news, now + GATHER_US)
                 elif fd in chores:
                     self._guarded(chores[fd])
                 else:
                     self.hear()
-            self._guarded(self.accounting.settle)
-            self._guarded(self._timers)
-            self._guarded(self.reconciler.step)
-            self._flush()
-            if now_us() >= next_tick:
-                next_tick = now_us() + TICK_US
-                self._guarded(self._tick)
+            if now >= due:
+                self._guarded(self.accounting.settle)
+                self._guarded(self._timers)
+                if now >= next_news:
+                    for fd in told:
+                        self._guarded(news[fd])
+                        poll.modify(fd, _ONCE)
+                    told.clear()
+                    next_news = now + TICK_US
+                if now >= next_tick:
+                    next_tick = now + TICK_US
+                    self._guarded(self._tick)
+            if self.reconciler.busy or now >= self.reconciler.next_us:
+                self._guarded(self.reconciler.step)
+            if self.outbox:
+                self._flush()
             self.queue.flush()  # verdicts given outside of `drain`
         poll.close()
 
