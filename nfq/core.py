@@ -412,9 +412,17 @@ def party(labels_of: LocalWorkload | None, raw: bytes) -> Party:
     return Party(identity.labels, identity.spiffe_id, address(raw))
 
 
-def stripped(core: Core, seg: Segment, flow: Flow) -> Result:
-    """A peer's SYN or SYN-ACK for our stack: bare, and with an MSS that fits the path if that is known to be narrow."""
-    options = syn_options(seg.options, lower_mss=False, most=most(core.paths, seg.source))
+def stripped(core: Core, seg: Segment, flow: Flow, *, encrypted: bool) -> Result:
+    """A peer's SYN or SYN-ACK for our stack: bare, and with an MSS that fits the path if that is known to be narrow.
+
+    A stack whose flow is `encrypted` does without timestamps. Its pure ACKs overtake its records, so that a record's
+    acknowledgement is often older than one seen already. From such a segment Linux takes no timestamp (tcp_ack,
+    `old_ack`); it goes on echoing an old one, and its peer takes every loss for a delay (tcp_packet_delayed): one
+    segment a timeout. What timestamps protect from, segments of long ago, records do not let pass.
+    """
+    options = syn_options(
+        seg.options, lower_mss=False, most=most(core.paths, seg.source), timestamps=not encrypted
+    )
     flow.mss = mss_of(options)
     return Result(Verdict.ACCEPT, rebuild(seg, options, b""))
 

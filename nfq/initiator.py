@@ -185,7 +185,7 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     if flow.suite:
         flow.records = core.records(flow)
     core.journal(flow)  # if we die now, the successor takes the proof as seen: most likely it was
-    return stripped(core, seg, flow)
+    return stripped(core, seg, flow, encrypted=flow.suite != 0)
 
 
 def _granted(flow: Flow, answer: Answer, now_us: int) -> tuple[Held, Grant] | None:
@@ -216,7 +216,7 @@ def _again(core: Core, seg: Segment) -> Result:
         return RELEASE
     if seg.seq != flow.peer_isn or seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.HANDSHAKE_FORGED)
-    bare = stripped(core, seg, flow)
+    bare = stripped(core, seg, flow, encrypted=flow.suite != 0)
     return bare if flow.state is State.PROVING else bare._replace(verdict=carried(flow).verdict)
 
 

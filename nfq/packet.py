@@ -16,6 +16,7 @@ SYN_ACK = SYN | ACK
 TCP = 6
 
 OPT_MSS = 2
+OPT_TIMESTAMPS = 8
 OPT_TFO = 34
 OPT_MPTCP = 30
 OPT_EXP = 253  # RFC 6994: shared experimental kind, told apart by a 16-bit ExID
@@ -257,21 +258,23 @@ def mss_of(options: bytes) -> int:
     )
 
 
-def syn_options(options: bytes, *, lower_mss: bool, most: int = 0, add: bytes = b"") -> bytes:
+def syn_options(
+    options: bytes, *, lower_mss: bool, most: int = 0, add: bytes = b"", timestamps: bool = True
+) -> bytes:
     """Options of a SYN or SYN-ACK rewritten: ours, TFO and MPTCP go, MSS is lowered by MSS_RESERVE, `add` comes last.
 
-    The MSS is at most `most` then, unless that is 0.
+    The MSS is at most `most` then, unless that is 0. Without `timestamps` these go, too.
 
     Relative order and NOP alignment of what stays are not kept where something unusual is among them: no stack depends
     on them (RFC 9293, 3.2).
     """
-    usual = _SYN_OPTIONS.fullmatch(options)
+    usual = _SYN_OPTIONS.fullmatch(options) if timestamps else None
     if usual is not None:
         before, mss, after, _ = usual.groups(b"")
         out = before + (_mss(mss, lower_mss, most) if mss else b"") + after + add
         if len(out) <= MAX_OPTIONS:
             return out
-    return _unusual_syn_options(options, lower_mss, most, add)
+    return _unusual_syn_options(options, lower_mss, most, add, timestamps)
 
 
 def _mss(option: bytes, lower: bool, most: int) -> bytes:
@@ -283,7 +286,9 @@ def _mss(option: bytes, lower: bool, most: int) -> bytes:
     return option[:2] + (min(mss, most) if most else mss).to_bytes(2, "big")
 
 
-def _unusual_syn_options(options: bytes, lower_mss: bool, most: int, add: bytes) -> bytes:
+def _unusual_syn_options(
+    options: bytes, lower_mss: bool, most: int, add: bytes, timestamps: bool = True
+) -> bytes:
     out = bytearray()
     for kind, opt in iter_options(options):
         if kind in (OPT_TFO, OPT_MPTCP) or (kind == OPT_EXP and opt[2:4] in (EXID, EXID_TFO)):
@@ -292,7 +297,9 @@ def _unusual_syn_options(options: bytes, lower_mss: bool, most: int, add: bytes)
             if len(opt) != 4:
                 raise PacketError("MSS option of a wrong length")
             opt = _mss(opt, lower_mss, most)
-        if kind == 8:
+        if kind == OPT_TIMESTAMPS:
+            if not timestamps:
+                continue
             out += b"\x01\x01"  # keeps timestamps 4-aligned, where stacks expect them
         out += opt
     out += add

@@ -62,9 +62,9 @@ def in_syn(core: Core, seg: Segment, now_us: int) -> Result:
     ours = core.enforced(seg.source) and has_handshake(seg)
     if flow is not None and flow.isn == seg.seq and not (ours and _given_up(flow, seg)):
         if flow.greeting is not None and ours and flow.greeting.ephemeral == seg.payload[12:44]:
-            return stripped(core, seg, flow)  # retransmitted
+            return stripped(core, seg, flow, encrypted=must_encrypt(flow))  # retransmitted
         if flow.resume is not None and ours and flow.resume.payload == seg.payload:
-            return stripped(core, seg, flow)
+            return stripped(core, seg, flow, encrypted=must_encrypt(flow))
         return core.drop(DropReason.SYN_REPLAYED)
     if core.connecting.get(seg.key) is not None:
         return core.drop(DropReason.UNKNOWN_FLOW)  # simultaneous open has no initiator to prove
@@ -186,7 +186,7 @@ def _judge(core: Core, seg: Segment, flow: Flow, offered: int, now_us: int) -> R
         core.recorder.count(DropReason.TABLE_FULL)
     core.accepting.add(flow)
     core.accepting.expire_after(flow, now_us, SYN_RECEIVED_TIMEOUT_US)
-    return stripped(core, seg, flow)
+    return stripped(core, seg, flow, encrypted=must_encrypt(flow))
 
 
 def _refuse(core: Core, seg: Segment, flow: Flow, now_us: int) -> None:

@@ -67,6 +67,28 @@ def sent(result: Result | Seen) -> bytes:
     return bytes(result.packet)
 
 
+@pytest.mark.parametrize(
+    ("client", "server", "with_timestamps"),
+    [
+        (POLICY, POLICY, (True, True)),
+        (ENCRYPTED, ENCRYPTED, (False, False)),
+        (POLICY, ENCRYPTED, (False, False)),
+        (ENCRYPTED, POLICY, (True, False)),  # the responder learns of it when its stack has begun
+    ],
+    ids=["plain", "both", "responder", "initiator"],
+)
+def test_encrypted_stacks_do_without_timestamps(
+    talking: MakePair, client: str, server: str, with_timestamps: tuple[bool, bool]
+) -> None:
+    pair = talking(client, server)
+    syn = sent(pair.b.into(pair.syn_on_wire()))
+    assert ("Timestamp" in dict(IP(syn)[TCP].options)) == with_timestamps[0]
+    assert sent(pair.b.into(pair.syn_on_wire())) == syn, "a retransmission comes to the same"
+    synack = sent(pair.a.into(sent(pair.b.out(pair.synack()))))
+    assert ("Timestamp" in dict(IP(synack)[TCP].options)) == with_timestamps[1]
+    assert dict(IP(synack)[TCP].options)["MSS"] == 1460 - 28
+
+
 @pytest.mark.parametrize("v6", [False, True])
 @pytest.mark.parametrize(
     ("client", "server"),

@@ -158,3 +158,14 @@ def test_any_bytes_parse_or_are_refused(data: bytes, first: int, outbound: bool)
     assert seg.tcp_off + 20 <= seg.data_off <= len(data)
     assert len(seg.key) == (36 if seg.v6 else 12)
     assert packet.parse(memoryview(data), outbound).key == seg.key
+
+
+@given(LISTS)
+def test_without_timestamps_nothing_else_goes(options: bytes) -> None:
+    """Invariant: apart from timestamps the same options remain, in the same order."""
+    try:
+        kept = packet.iter_options(packet.syn_options(options, lower_mss=True))
+    except PacketError:
+        return
+    without = packet.iter_options(packet.syn_options(options, lower_mss=True, timestamps=False))
+    assert without == [option for option in kept if option[0] != 8]
