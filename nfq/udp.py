@@ -78,10 +78,10 @@ def _incoming(core: Core, d: Datagram, now_us: int) -> Result:
     if live is not None:
         result = _in_live(core, d, live, now_us)
         if result.verdict is Verdict.DROP and half_open is not None and half_open.suite:
-            return udpresponder.in_sealed(core, d, half_open, now_us)
+            return udpresponder.in_sealed(core, d, now_us)
         return result
     if half_open is not None:
-        return udpresponder.in_sealed(core, d, half_open, now_us)
+        return udpresponder.in_sealed(core, d, now_us)
     begun = tables.find(tables.connecting, d.key)
     if begun is not None:
         return udpinitiator.in_bare(core, begun, now_us)

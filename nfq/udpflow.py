@@ -36,6 +36,7 @@ class UdpFlow(Flow):
         "mtu_until_us",
         "peer_socket",
         "proved",
+        "rivals",
         "sealed",
         "socket",
         "tails",
@@ -51,6 +52,9 @@ class UdpFlow(Flow):
         self.due_us = 0  # when the handshake's timer goes off; 0: never
         self.tries = 0
         self.waited = 0  # datagrams kept back so far
+        self.rivals: list[
+            UdpFlow
+        ] = []  # half open: other Hellos of the same addresses and ports, the latest first
         self.proved = False  # a proof was sent alone
         self.group = False  # to a multicast or broadcast address
         self.judged_us = 0  # of a group: when it was judged last
@@ -177,8 +181,11 @@ class UdpTables:
 
     def enter(self, flow: UdpFlow) -> None:
         """A flow is live: no longer half open, and found by its socket."""
-        self.connecting.remove(flow)
-        self.accepting.remove(flow)
+        for half_open in (self.connecting, self.accepting):
+            before = half_open.get(flow.key)
+            if before is not None:
+                half_open.remove(before)
+        flow.rivals = []
         self.live.add(flow)
         for cookie in (flow.socket, flow.peer_socket):
             if cookie:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 from hashlib import sha256
 
 from nfq.core import DROP, Core, Result, Verdict, address, party, stranger
 from nfq.datagram import Datagram, craft, rebuild, require_checksum
 from nfq.flow import LocalWorkload, State
-from nfq.handshake import Decision, Greeting, HandshakeError, check_proof, open_refusal
+from nfq.handshake import Decision, Greeting, HandshakeError, Refusal, check_proof, open_refusal
 from nfq.ip import UDP
 from nfq.responder import must_encrypt
 from nfq.suites import choose
@@ -19,6 +20,7 @@ from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropRea
 from sectool.policy import Party
 
 HALF_OPEN_US = 10_000_000  # outlasts all transmissions of an initiator
+RIVALS = 4
 _EPHEMERAL = slice(12, 44)  # of a Hello
 _HEADERS = {False: 28, True: 48}
 
@@ -31,10 +33,10 @@ def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
         return core.drop(DropReason.UNKNOWN_FLOW)  # both began at once, and ours goes on
     # By all of it: a copy that somebody has changed must not make the true one a repetition.
     digest = sha256(body).digest()
-    flow = core.udp.find(core.udp.accepting, d.key)
-    if flow is not None and flow.syn == digest:
-        core.ports.inject(craft(flow.key, flow.answer_wire))  # its Answer was lost
-        return DROP
+    for half_open in rivals(core, d.key):
+        if half_open.syn == digest:
+            core.ports.inject(craft(d.key, half_open.answer_wire))  # its Answer was lost
+            return DROP
     if core.denials.knows(digest, 0, now_us):
         return core.drop(DropReason.DENIED_BEFORE)
     live = core.udp.find(core.udp.live, d.key)
@@ -81,9 +83,19 @@ def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
     if core.udp.accepting.full:
         core.udp.accepting.evict()
         core.recorder.count(DropReason.TABLE_FULL)
+    # Nobody knows yet which of several is the true one.
+    flow.rivals = rivals(core, d.key)[: RIVALS - 1]
+    for other in flow.rivals:
+        other.rivals = []
     core.udp.accepting.add(flow)
     core.udp.accepting.expire_after(flow, now_us, HALF_OPEN_US)
     return DROP
+
+
+def rivals(core: Core, key: bytes) -> list[UdpFlow]:
+    """Half-open flows of a key, the latest first."""
+    latest = core.udp.find(core.udp.accepting, key)
+    return [] if latest is None else [latest, *latest.rivals]
 
 
 def _answer(core: Core, flow: UdpFlow, greeting: Greeting, local: LocalWorkload, decision: Decision) -> bool:
@@ -126,18 +138,27 @@ def in_proof(core: Core, d: Datagram, control: Control, now_us: int) -> Result |
         if core.hint_limit.take(d.source, now_us):
             core.ports.inject(craft(live.key, live.ack))  # ours was lost, or this is late
         return _behind_proof(core, d, live, control, now_us)
-    flow = core.udp.find(core.udp.accepting, d.key)
-    if flow is None or flow.keys is None:
+    half_open = rivals(core, d.key)
+    if not half_open:
         return None
-    suite = check_proof(flow.keys, control.body)
-    if suite is None or suite not in (0, flow.suite) or (not suite and must_encrypt(flow)):
-        return _unproven(core, flow, now_us)
+    flow, suite = _proven_by(half_open, control.body)
+    if flow is None or suite not in (0, flow.suite) or (not suite and must_encrypt(flow)):
+        return _unproven(core, flow or half_open[0], now_us)
     require_checksum(d)
     if core.udp.live.full:
         return core.drop(DropReason.TABLE_FULL)
     flow.suite, flow.proof = suite, control.body
     proven(core, flow, now_us)
     return _behind_proof(core, d, flow, control, now_us)
+
+
+def _proven_by(half_open: list[UdpFlow], option: bytes) -> tuple[UdpFlow | None, int]:
+    """The flow whose keys a proof shows, and the suite it names; None: no flow's."""
+    for flow in half_open:
+        suite = check_proof(flow.keys, option) if flow.keys is not None else None
+        if suite is not None:
+            return flow, suite
+    return None, 0
 
 
 def _behind_proof(core: Core, d: Datagram, flow: UdpFlow, control: Control, now_us: int) -> Result:
@@ -177,35 +198,41 @@ def proven(core: Core, flow: UdpFlow, now_us: int) -> None:
     core.ports.inject(craft(flow.key, flow.ack))
 
 
-def in_sealed(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
+def in_sealed(core: Core, d: Datagram, now_us: int) -> Result:
     """A datagram in a half-open flow: one that opens under its keys proves as well."""
-    if not flow.suite or flow.keys is None:
-        tell_unknown(core, d, now_us)  # an initiator that has lost count takes the proof as seen
-        return core.drop(DropReason.PROOF_MISSING)
-    if flow.sealed is None:
-        flow.sealed = seal_with(flow)
     if core.udp.live.full:
         return core.drop(DropReason.TABLE_FULL)
-    result = sealed_in(core, d, flow, now_us)
-    if result.verdict is not Verdict.DROP:
-        proven(core, flow, now_us)
+    result = DROP
+    for flow in rivals(core, d.key):
+        if flow.suite and flow.keys is not None:
+            flow.sealed = flow.sealed or seal_with(flow)
+            result = sealed_in(core, d, flow, now_us)
+            if result.verdict is not Verdict.DROP:
+                proven(core, flow, now_us)
+                return result
+    if result is DROP:
+        core.recorder.count(DropReason.PROOF_MISSING)
+    tell_unknown(core, d, now_us)  # an initiator that was restarted takes its proof as seen
     return result
 
 
 def in_refusal(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | None:
     """The initiator's policy denies."""
-    flow = core.udp.find(core.udp.accepting, d.key)
-    if flow is None or flow.keys is None:
-        return None
-    try:
-        refusal = open_refusal(flow.keys, body)
-    except HandshakeError as e:
-        return core.drop(e.reason)
+    for flow in rivals(core, d.key):
+        if flow.keys is not None:
+            with contextlib.suppress(HandshakeError):
+                return _refused(core, flow, open_refusal(flow.keys, body), now_us)
+    return None
+
+
+def _refused(core: Core, flow: UdpFlow, refusal: Refusal, now_us: int) -> Result:
     flow.auth_result = AuthResult.PROVEN
     flow.decider, flow.peer_reason, flow.peer_rule = Decider.PEER, refusal.reason, refusal.rule
     flow.conn_state = ConnState.REJ
     core.recorder.denied(flow, DropReason.PEER_DENIED, now_us)
-    core.udp.accepting.remove(flow)
+    latest = core.udp.accepting.get(flow.key)
+    if latest is not None:
+        core.udp.accepting.remove(latest)
     return DROP
 
 
