@@ -328,13 +328,17 @@ class Core:
         """A flow takes its place among the live ones. One that held the same 5-tuple before has ended."""
         before = self.live.get(flow.key)
         if before is not None and before is not flow:
-            if before.state is not State.ENDED:
-                self.finish(before, Counts(), now_us)
-            self.forget(before)
+            self.displace(before, now_us)
         self.connecting.remove(flow)
         self.accepting.remove(flow)
         self.live.add(flow)
         self.watch(flow)
+
+    def displace(self, before: Flow, now_us: int) -> None:
+        """A live flow whose 5-tuple is another connection's now."""
+        if before.state not in (State.CUT, State.ENDED):  # their END is written
+            self.finish(before, Counts(), now_us)
+        self.forget(before)
 
     def watch(self, flow: Flow) -> None:
         """Note when the flow's decision has to be made anew, if ever."""

@@ -238,21 +238,25 @@ def _from_outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
 
 def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
     """Our stack answers a SYN that was let in."""
-    flow = core.accepting.get(seg.key)
+    flow, live = core.accepting.get(seg.key), core.live.get(seg.key)
+    repeated = (
+        live is not None
+        and live.state is State.AUTHORISED
+        and live.point is Point.RESPONDER
+        and seg.ack == (live.isn + 1) & 0xFFFFFFFF
+    )
     if flow is None:
-        live = core.live.get(seg.key)
-        if (
-            live is not None
-            and live.state is State.AUTHORISED
-            and live.point is Point.RESPONDER
-            and seg.ack == (live.isn + 1) & 0xFFFFFFFF
-        ):
-            return carried(
-                live
-            )  # no enforcer over there, or its proof is in and the program is slow to accept
+        if live is not None and repeated:
+            # No enforcer over there, or its proof is in and the program is slow to accept.
+            return carried(live)
         return core.drop(DropReason.UNKNOWN_FLOW)
     if seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.UNKNOWN_FLOW)  # answers an older SYN of the same ports
+    if live is not None:
+        if repeated and seg.seq == live.peer_isn:
+            return carried(live)
+        # A stack that still has the old socket does not open anew. The old flow must not vouch for what comes now.
+        core.displace(live, now_us)
     if not flow.answer_wire:
         decision = Decision.ENCRYPT if must_encrypt(flow) else Decision.PLAIN
         try:

@@ -506,6 +506,32 @@ def test_a_forged_syn_does_not_disturb_a_live_connection(pair: Pair, make_pair: 
     assert pair.b.out(pair.reply(b"answer")).verdict is Verdict.RELEASE
 
 
+def test_what_was_live_before_vouches_for_nobody_once_the_stack_opens_anew(
+    pair: Pair, make_pair: Callable[[], Pair]
+) -> None:
+    """The socket of a connection may go without anybody being told; its entry must not stand for a proof."""
+    pair.establish()
+    thief = make_pair()
+    thief.v6, thief.isn, thief.peer_isn = pair.v6, 77_777, 99_999
+    assert pair.b.into(thief.syn_on_wire()).verdict is Verdict.ACCEPT
+    assert pair.b.out(thief.synack()).verdict is Verdict.ACCEPT  # only a stack without the old socket says so
+    assert pair.b.into(thief.ack()).verdict is Verdict.DROP
+    assert pair.b.into(thief.ack(b"drop table")).verdict is Verdict.DROP
+    assert pair.b.into(thief.packet(True, "FA", 77_778, 100_000)).verdict is Verdict.DROP
+    assert pair.b.actions == [Action.ALLOW, Action.ALLOW]
+    assert pair.b.records["phase"].tolist()[-1] == Phase.END
+
+
+def test_a_repeated_synack_is_no_new_connection(pair: Pair, make_pair: Callable[[], Pair]) -> None:
+    """A server slow to accept goes on although somebody sends a SYN with the very number of its client's."""
+    assert pair.b.into(pair.proof_on_wire()).verdict is Verdict.RELEASE
+    thief = make_pair()
+    thief.v6 = pair.v6
+    assert pair.b.into(thief.syn_on_wire()).verdict is Verdict.ACCEPT
+    pair.b.out(pair.synack())
+    assert pair.b.into(pair.ack(b"more")).verdict is Verdict.RELEASE
+
+
 def test_keepalive_of_an_idle_server_is_heard(pair: Pair) -> None:
     pair.b.into(pair.proof_on_wire())
     assert pair.a.into(pair.packet(False, "A", pair.peer_isn, pair.isn + 1)).verdict is Verdict.RELEASE

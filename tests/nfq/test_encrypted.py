@@ -11,6 +11,7 @@ from nfq import datapath
 from nfq.core import Config, Result, Verdict
 from nfq.encrypted import LOSS_US
 from nfq.packet import parse, record_option
+from nfq.recorder import Counts
 from nfq.suites import ALL
 from sectool.events import Action, Cipher, ConnState, DropReason, Encryption
 from sectool.identity.authority import RootAuthority
@@ -222,6 +223,20 @@ def test_a_forged_syn_does_not_disturb_an_encrypted_connection(talking: MakePair
     assert parse(sent(pair.b.into(wire)), False).payload == MARKER
     over = datapath.bulk(pair.b.core, sent(pair.a.out(pair.ack(MARKER))), False, False, pair.b.now_us)
     assert parse(sent(over), False).payload == MARKER
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_flow_that_lingers_vouches_for_nobody(talking: MakePair, closed: bool) -> None:
+    pair = connected(talking(ENCRYPTED))
+    if closed:
+        key = next(iter(pair.b.core.live)).key
+        datapath.ended(pair.b.core, key, Counts(), ConnState.SF, pair.b.now_us)
+    thief = talking(ENCRYPTED)
+    thief.isn, thief.peer_isn = 77_777, 99_999
+    assert pair.b.into(thief.syn_on_wire()).verdict is Verdict.ACCEPT
+    assert pair.b.out(thief.synack()).verdict is Verdict.ACCEPT
+    assert pair.b.into(thief.ack()).verdict is Verdict.DROP
+    assert pair.b.out(thief.reply(MARKER)).verdict is Verdict.DROP, "a server that speaks first"
 
 
 def test_policy_that_now_requires_encryption_cuts_plain_flows(talking: MakePair) -> None:
