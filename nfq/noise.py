@@ -39,13 +39,15 @@ class NoiseError(ValueError):
 class TransportKeys(NamedTuple):
     """Result of Split(): 32-byte AES-256 keys, by direction, and the handshake hash.
 
-    `session` is a third output of the same HKDF, from which a session's secrets are derived (nfq.session).
+    `session` is a third output of the same HKDF, from which a session's secrets are derived (nfq.session). Under a
+    session there are neither hash nor `session`, but `proof`: the key of the initiator's proof.
     """
 
     initiator_to_responder: bytes
     responder_to_initiator: bytes
     handshake_hash: bytes
     session: bytes = b""
+    proof: bytes = b""
 
 
 class KeyPair(NamedTuple):

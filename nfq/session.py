@@ -18,16 +18,12 @@ HandshakeError with the drop reason; a failed call changes nothing.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import struct
-from collections.abc import Callable
 from enum import IntEnum
+from hashlib import blake2b, blake2s
 from typing import NamedTuple
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from nfq.handshake import VERSION, Answer, Decision, EncryptWish, HandshakeError, decided
 from nfq.noise import TransportKeys
@@ -56,10 +52,10 @@ _HEADER = struct.Struct(">BB")  # version, type
 _ANSWER = struct.Struct(">BBHIq")  # decision, suite, reason, policy revision, rule id
 _NONCE_SIZE = 16  # the responder's
 _ANSWER_HEAD = _HEADER.size + _NONCE_SIZE
-_NONCE_ANSWER = bytes(4) + (2**64 - 1).to_bytes(8, "big")  # never reached by a record counter
 _SECRETS = b"sectool session 1"
-_FLOW = b"sectool flow 1"
-_INNER, _OUTER = (bytes(i ^ pad for i in range(256)) for pad in (0x36, 0x5C))
+# What a keyed BLAKE2 is for (its `person`); the key is the session's or the connection's
+_TAG, _ANSWERED = b"st tag", b"st answr"
+_FLOW, _MORE = b"st flow keys", b"st answer, proof"
 
 
 class SessionMessage(IntEnum):
@@ -75,40 +71,32 @@ def lifetime_s(now_us: int, *not_after_us: int) -> int:
     return max(0, min(LIFETIME_S, *((end - now_us) // 1_000_000 for end in not_after_us)))
 
 
-class Mac:
-    """HMAC (RFC 2104) with one key, whose two first blocks are hashed once and for all."""
-
-    __slots__ = ("_inner", "_outer")
-
-    def __init__(self, key: bytes, algorithm: Callable[[bytes], hashlib._Hash]) -> None:
-        """The key is at most one block long."""
-        block = key.ljust(algorithm(b"").block_size, b"\0")
-        self._inner = algorithm(block.translate(_INNER))
-        self._outer = algorithm(block.translate(_OUTER))
-
-    def __call__(self, message: bytes) -> bytes:
-        """The whole tag."""
-        inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(message)
-        outer.update(inner.digest())
-        return outer.digest()
-
-
 class _Secrets(NamedTuple):
     """Of one session: its id, the key of SYN tags, and what flow keys come from."""
 
     id: bytes
-    tag: Mac
-    flow: Mac
+    tag: bytes
+    flow: bytes
 
     def vouch(self, head: bytes, protocol: int) -> bytes:
         """The tag of a SYN payload. A SYN made for one IP protocol is worth nothing in another."""
-        return self.tag(bytes((protocol,)) + head)[:TAG_SIZE]
+        return blake2s(bytes((protocol,)) + head, key=self.tag, digest_size=TAG_SIZE, person=_TAG).digest()
 
-    def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
-        """Keys of one connection: HKDF-Expand-SHA512 over all both sides have said, number and nonces included."""
-        out = self.flow(_FLOW + syn + nonce + b"\x01")
-        return TransportKeys(out[:32], out[32:], b"")
+    def keys(self, syn: bytes, nonce: bytes) -> tuple[TransportKeys, bytes]:
+        """Keys of one connection, and the 32 bytes that seal its answer: from all that both sides have said."""
+        said = syn + nonce
+        flow = blake2b(said, key=self.flow, person=_FLOW).digest()
+        more = blake2b(said, key=self.flow, person=_MORE).digest()
+        return TransportKeys(flow[:32], flow[32:], b"", b"", more[32:]), more[:32]
+
+
+def _sealed(pad: bytes, body: bytes) -> bytes:
+    """One block that is sealed once, or opened: its pad is used for nothing else."""
+    return (int.from_bytes(pad, "big") ^ int.from_bytes(body, "big")).to_bytes(len(body), "big")
+
+
+def _answer_tag(key: bytes, head: bytes, sealed: bytes) -> bytes:
+    return blake2s(head + sealed, key=key, digest_size=TAG_SIZE, person=_ANSWERED).digest()
 
 
 def _secrets(keys: TransportKeys) -> _Secrets:
@@ -116,7 +104,7 @@ def _secrets(keys: TransportKeys) -> _Secrets:
     prk = hmac.digest(keys.handshake_hash, keys.session, "sha512")
     first = hmac.digest(prk, _SECRETS + b"\x01", "sha512")
     second = hmac.digest(prk, first + _SECRETS + b"\x02", "sha512")
-    return _Secrets(first[:ID_SIZE], Mac(first[32:], hashlib.sha256), Mac(second, hashlib.sha512))
+    return _Secrets(first[:ID_SIZE], first[32:], second)
 
 
 class Held:
@@ -169,8 +157,8 @@ class Held:
         )
         return Attempt(self, head + self._secrets.vouch(head, protocol))
 
-    def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
-        """Of the connection whose SYN payload and responder's nonce these are."""
+    def keys(self, syn: bytes, nonce: bytes) -> tuple[TransportKeys, bytes]:
+        """Of the connection whose SYN payload and responder's nonce these are; and what seals its answer."""
         return self._secrets.keys(syn, nonce)
 
 
@@ -197,12 +185,11 @@ class Attempt:
         if not self.session.alive(now_us):
             raise HandshakeError(DropReason.SESSION_UNKNOWN, "the session has ended meanwhile")
         head = payload[:_ANSWER_HEAD]
-        keys = self.session.keys(self.payload, head[_HEADER.size :])
-        try:
-            inner = AESGCM(keys.responder_to_initiator).decrypt(_NONCE_ANSWER, payload[_ANSWER_HEAD:], head)
-        except InvalidTag as e:
-            raise HandshakeError(DropReason.SESSION_FORGED, "answer does not authenticate") from e
-        decision, suite, reason, revision, rule = _ANSWER.unpack(inner)
+        keys, seal = self.session.keys(self.payload, head[_HEADER.size :])
+        sealed, tag = payload[_ANSWER_HEAD:-TAG_SIZE], payload[-TAG_SIZE:]
+        if not hmac.compare_digest(_answer_tag(seal[16:], head, sealed), tag):
+            raise HandshakeError(DropReason.SESSION_FORGED, "answer does not authenticate")
+        decision, suite, reason, revision, rule = _ANSWER.unpack(_sealed(seal[:16], sealed))
         decision, reason = decided(decision, suite, reason, self.payload[3])
         return Answer(self.session.peer, decision, suite, reason, revision, rule, keys)
 
@@ -243,8 +230,8 @@ class Issued:
         """Whether the tag of a SYN payload is this session's, for this IP protocol."""
         return hmac.compare_digest(self._secrets.vouch(syn[:-TAG_SIZE], protocol), syn[-TAG_SIZE:])
 
-    def keys(self, syn: bytes, nonce: bytes) -> TransportKeys:
-        """Of the connection whose SYN payload and responder's nonce these are."""
+    def keys(self, syn: bytes, nonce: bytes) -> tuple[TransportKeys, bytes]:
+        """Of the connection whose SYN payload and responder's nonce these are; and what seals its answer."""
         return self._secrets.keys(syn, nonce)
 
 
@@ -301,9 +288,9 @@ class Resume:
     ) -> tuple[bytes, TransportKeys]:
         """SYN-ACK or RST payload, and the connection's keys. Fresh ones each time."""
         head = _HEADER.pack(VERSION, SessionMessage.RESUMED) + os.urandom(_NONCE_SIZE)
-        keys = self.session.keys(self.payload, head[_HEADER.size :])
-        inner = _ANSWER.pack(decision, suite, reason, revision, rule)
-        return head + AESGCM(keys.responder_to_initiator).encrypt(_NONCE_ANSWER, inner, head), keys
+        keys, seal = self.session.keys(self.payload, head[_HEADER.size :])
+        sealed = _sealed(seal[:16], _ANSWER.pack(decision, suite, reason, revision, rule))
+        return head + sealed + _answer_tag(seal[16:], head, sealed), keys
 
 
 def is_resume(payload: bytes) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq.handshake import Answer, Decision, Grant, HandshakeError
+from nfq.handshake import Answer, Decision, Grant, HandshakeError, check_proof, proof_option
 from nfq.noise import KeyPair, TransportKeys
 from nfq.replay import WINDOW
 from nfq.session import (
@@ -25,7 +25,6 @@ from nfq.session import (
     Attempt,
     Held,
     Issued,
-    Mac,
     is_resume,
     is_unknown,
     lifetime_s,
@@ -413,14 +412,54 @@ def test_tables_are_bounded() -> None:
     assert server.counts == (0, 6)
 
 
-# -- keys -------------------------------------------------------------------------------------------------------------
+# -- what the protocol document says ----------------------------------------------------------------------------
 
 
-@settings(deadline=None)
-@given(key=st.binary(max_size=64), message=st.binary(max_size=200))
-def test_tags_are_hmacs(key: bytes, message: bytes) -> None:
-    assert Mac(key, hashlib.sha256)(message) == hmac.digest(key, message, "sha256")
-    assert Mac(key, hashlib.sha512)(message) == hmac.digest(key, message, "sha512")
+def test_bytes_are_as_documented(ends: Ends) -> None:
+    """docs/protocol.md, "Sessions", written out a second time."""
+    keys = handshake_keys()
+    held = Held(CLIENT, identity(SERVER), keys, LIFETIME_S, NOW_US)
+    issued = Issued(SERVER, identity(CLIENT), keys, LIFETIME_S, NOW_US)
+    prk = hmac.digest(keys.handshake_hash, keys.session, "sha512")
+    first = hmac.digest(prk, b"sectool session 1\x01", "sha512")
+    second = hmac.digest(prk, first + b"sectool session 1\x02", "sha512")
+    session_id, tag_key, flow_key = first[:16], first[32:], second
+    assert issued.id == session_id
+    syn = held.attempt(0b10).payload
+    head = b"\x01\x04\x01\x02" + session_id + (1).to_bytes(8, "big") + syn[28:36]
+    tag = hashlib.blake2s(b"\x06" + head, key=tag_key, digest_size=16, person=b"st tag").digest()
+    assert syn == head + tag
+    ends.server.issue(issued)
+    answer, made = ends.server.open(syn, NOW_US).answer(
+        Decision.ENCRYPT, suite=2, reason=DropReason.NONE, revision=7, rule=-9
+    )
+    nonce = answer[2:18]
+    flow = hashlib.blake2b(syn + nonce, key=flow_key, person=b"st flow keys").digest()
+    more = hashlib.blake2b(syn + nonce, key=flow_key, person=b"st answer, proof").digest()
+    body = bytes((1, 2, 0, 0)) + (7).to_bytes(4, "big") + (-9).to_bytes(8, "big", signed=True)
+    sealed = bytes(a ^ b for a, b in zip(body, more[:16], strict=True))
+    answered = hashlib.blake2s(
+        answer[:18] + sealed, key=more[16:32], digest_size=16, person=b"st answr"
+    ).digest()
+    assert answer == b"\x01\x05" + nonce + sealed + answered
+    assert (made.initiator_to_responder, made.responder_to_initiator) == (flow[:32], flow[32:])
+    option = proof_option(made, 2)
+    assert option[:12] == b"\xfd\x1c\x5e\xc7\0\0\0\0\0\x02\0\0"
+    assert (
+        option[12:]
+        == hashlib.blake2s(option[:12], key=more[32:], digest_size=16, person=b"st proof").digest()
+    )
+    assert check_proof(made, option) == 2
+
+
+@pytest.mark.parametrize("where", range(28))
+def test_every_changed_byte_of_a_proof_is_refused(ends: Ends, where: int) -> None:
+    _, keys = ends.server.open(ends.attempt(1).payload, NOW_US).answer(Decision.ENCRYPT, suite=1)
+    for bit in range(8):
+        option = bytearray(proof_option(keys, 1))
+        option[where] ^= 1 << bit
+        # Kind, length and ExID are what makes it an option of ours at all: they are checked as well.
+        assert check_proof(keys, bytes(option)) is None
 
 
 def test_a_number_too_far_behind_is_refused(ends: Ends) -> None:
