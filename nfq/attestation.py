@@ -16,8 +16,8 @@ import pwd
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import asdict, dataclass
-from typing import Any, Final, TypeAlias
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from nfq.background import Background, Steps
 from nfq.cgroup import Cgroups
@@ -37,8 +37,7 @@ _Stamp: TypeAlias = tuple[int, int, int, int, int]
 Done: TypeAlias = Callable[[Facts | None], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Attributed:
+class Attributed(NamedTuple):
     """A socket's owner. `pid` is 0 where several processes of one executable may be it; uid is the socket's."""
 
     key: Key

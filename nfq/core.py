@@ -22,7 +22,7 @@ from nfq.handshake import CLOCK_WINDOW_S, Verifier
 from nfq.limits import SeenHandshakes, TokenBuckets
 from nfq.names import NameTable
 from nfq.noise import EphemeralPool
-from nfq.packet import Segment, mss_of, rebuild, syn_options
+from nfq.packet import URG, Segment, mss_of, rebuild, syn_options
 from nfq.pathmtu import Paths, most
 from nfq.reassembly import POOL
 from nfq.record import Records
@@ -32,6 +32,7 @@ from nfq.steering import worker_of
 from nfq.suites import Suite, by_number, mask
 from nfq.udpflow import UdpTables
 from sectool.events import Action, ConnState, DropReason, Point
+from sectool.identity.verify import PeerIdentity
 from sectool.policy import Decision, Engine, Party, Request
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -43,6 +44,7 @@ DENIAL_MEMORY_US = 130_000_000
 REFUSAL_MEMORY_US = 15_000_000  # how long the agent's "cannot identify" is believed
 CLOSING_US = 60_000_000  # how long Linux waits for the peer's FIN when the program is gone (tcp_fin_timeout)
 CLOSED_US = 7_000_000  # outlasts the first five repetitions of a FIN whose ACK was lost
+ASKED_LIMIT = 16_384
 CUT_MEMORY_US = 130_000_000  # how long packets of a cut flow are answered with a RST
 
 DEFAULT_ENFORCED = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
@@ -267,6 +269,7 @@ class Core:
         self.uncut: list[Flow] = []  # cut, but the kernel has not taken note yet
         self.reassembly = POOL
         self.suites = mask(config.suites)  # as offered on the wire
+        self._asked: dict[tuple[int, int, bytes, int, int, bytes, int, bool], Request] = {}
         self._enforced = [(n.version == 6, int(n.netmask), int(n.network_address)) for n in config.enforced]
 
     def enforced(self, raw: bytes) -> bool:
@@ -300,6 +303,25 @@ class Core:
     def lane(self, key: bytes) -> Lane:
         """Which of n packet workers of the other host gets a flow of this key."""
         return partial(worker_of, key)
+
+    def ask(
+        self,
+        caller: tuple[PeerIdentity, bytes],
+        called: tuple[PeerIdentity, bytes],
+        port: int,
+        can_encrypt: bool,
+    ) -> Request:
+        """The request of a TCP connection between two identities at their addresses: made once, and shared."""
+        (one, at), (other, to) = caller, called
+        key = one.id, one.labels.id, at, other.id, other.labels.id, to, port, can_encrypt
+        known = self._asked.get(key)
+        if known is None:
+            if len(self._asked) >= ASKED_LIMIT:
+                self._asked.clear()
+            source = Party(one.labels, one.spiffe_id, address(at))
+            destination = Party(other.labels, other.spiffe_id, address(to))
+            known = self._asked[key] = request(source, destination, port, can_encrypt=can_encrypt)
+        return known
 
     def drop(self, reason: DropReason) -> Result:
         """Drop and count a packet that makes no event of its own."""
@@ -428,7 +450,8 @@ def stripped(core: Core, seg: Segment, flow: Flow, *, encrypted: bool) -> Result
         seg.options, lower_mss=False, most=most(core.paths, seg.source), timestamps=not encrypted
     )
     flow.mss = mss_of(options)
-    return Result(Verdict.ACCEPT, rebuild(seg, options, b""))
+    # An urgent pointer on a SYN-ACK counts, too, and nobody has signed it.
+    return Result(Verdict.ACCEPT, rebuild(seg, options, b"", flags=seg.data[seg.tcp_off + 13] & ~URG))
 
 
 def stranger(core: Core, raw: bytes, now_us: int) -> Party:

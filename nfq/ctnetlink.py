@@ -42,6 +42,9 @@ _V6_HEADERS = (_header.pack(44, 0x8001) + _header.pack(20, 3), _header.pack(20, 
 _PAIR = struct.Struct(">4sQ4sQ")
 _PAIR_HEADERS = (_header.pack(12, 1), _header.pack(12, 2))
 _STATE = struct.Struct("=HHHHB")
+# The same for asking: a tuple with all its headers.
+_V4_ATTR = struct.Struct("=HHHHHH4sHH4sHHHHB3xHH2s2xHH2s2x")
+_V6_ATTR = struct.Struct("=HHHHHH16sHH16sHHHHB3xHH2s2xHH2s2x")
 
 # enum tcp_conntrack; index is the kernel's number
 TCP_STATES: Final = (
@@ -270,16 +273,16 @@ def nest(kind: int, *contents: bytes) -> bytes:
 
 def tuple_attr(kind: int, t: FlowTuple) -> bytes:
     """CTA_TUPLE_ORIG or CTA_TUPLE_REPLY."""
-    v4 = len(t.src) == 4
-    return nest(
-        kind,
-        nest(_TUPLE_IP, attr(_V4_SRC if v4 else _V6_SRC, t.src), attr(_V4_DST if v4 else _V6_DST, t.dst)),
-        nest(
-            _TUPLE_PROTO,
-            attr(_PROTO_NUM, bytes((t.proto,))),
-            attr(_SPORT, t.sport.to_bytes(2, "big")),
-            attr(_DPORT, t.dport.to_bytes(2, "big")),
-        ),
+    if len(t.src) == 4:
+        shape, length, src, dst = _V4_ATTR, 8, _V4_SRC, _V4_DST
+    else:
+        shape, length, src, dst = _V6_ATTR, 20, _V6_SRC, _V6_DST
+    addresses = 4 + 2 * length
+    return shape.pack(
+        *(4 + addresses + 28, kind | _NESTED),
+        *(addresses, _TUPLE_IP | _NESTED, length, src, t.src, length, dst, t.dst),
+        *(28, _TUPLE_PROTO | _NESTED, 5, _PROTO_NUM, t.proto),
+        *(6, _SPORT, t.sport.to_bytes(2, "big"), 6, _DPORT, t.dport.to_bytes(2, "big")),
     )
 
 

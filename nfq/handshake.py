@@ -125,8 +125,7 @@ class Grant(NamedTuple):
 NO_SESSION = Grant(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The responder's answer, authenticated: its identity and what it decided."""
 
     peer: PeerIdentity

@@ -11,7 +11,6 @@ from nfq.core import (
     Core,
     Result,
     Verdict,
-    address,
     carried,
     party,
     request,
@@ -39,7 +38,6 @@ from nfq.packet import (
 from nfq.pathmtu import pieces
 from nfq.session import Held, is_resumed, is_unknown, lifetime_s
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
-from sectool.policy import Party
 
 PLAUSIBLE = 1 << 24  # bytes either side can have sent before the first packet is seen
 
@@ -155,11 +153,12 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     flow.auth_result, flow.peer = AuthResult.PROVEN, answer.peer
     if answer.decision is Decision.REFUSE:
         return _deny_answer(core, seg, flow, DropReason.HANDSHAKE_MALFORMED, now_us)
-    flow.request = request(
-        party(flow.local, flow.local_address),
-        Party(answer.peer.labels, answer.peer.spiffe_id, address(flow.remote_address)),
+    assert flow.local is not None
+    flow.request = core.ask(
+        (flow.local.identity, flow.local_address),
+        (answer.peer, flow.remote_address),
         flow.remote_port,
-        can_encrypt=answer.suite != 0,
+        answer.suite != 0,
     )
     decision = core.decide(flow, now_us)
     flow.peer_rule = answer.rule

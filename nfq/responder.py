@@ -11,7 +11,6 @@ from nfq.core import (
     Core,
     Result,
     Verdict,
-    address,
     carried,
     party,
     request,
@@ -47,7 +46,6 @@ from nfq.packet import (
 from nfq.session import Issued, is_resume, lifetime_s, unknown
 from nfq.suites import choose
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
-from sectool.policy import Party
 
 # Whoever is on the path can make a SYN fail so; its next, true transmission must not be taken for a repetition.
 _ANYBODYS_DOING = frozenset(
@@ -168,12 +166,13 @@ def _hint(core: Core, seg: Segment, now_us: int) -> Result:
 def _judge(core: Core, seg: Segment, flow: Flow, offered: int, now_us: int) -> Result:
     """Ingress policy on who claims to connect; `offered`: its cipher suites as a mask."""
     assert flow.peer is not None
+    assert flow.local is not None
     suite = choose(offered, core.config.suites)
-    flow.request = request(
-        Party(flow.peer.labels, flow.peer.spiffe_id, address(flow.remote_address)),
-        party(flow.local, flow.local_address),
+    flow.request = core.ask(
+        (flow.peer, flow.remote_address),
+        (flow.local.identity, flow.local_address),
         flow.local_port,
-        can_encrypt=suite is not None,
+        suite is not None,
     )
     decision = core.decide(flow, now_us)
     flow.suite = suite.cipher if suite is not None else 0
@@ -335,8 +334,9 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
         return core.drop(DropReason.TABLE_FULL)
     flow.suite = suite
     _proven(core, flow, now_us)
-    verdict = Verdict.ENCRYPT if suite else Verdict.RELEASE
-    return Result(verdict, rebuild(seg, without_ours(seg.options), seg.payload))
+    if suite:
+        return encrypted.incoming(core, seg, flow, now_us)
+    return Result(Verdict.RELEASE, rebuild(seg, without_ours(seg.options), seg.payload))
 
 
 def _first_record(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:

@@ -18,9 +18,8 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from sectool.errors import PrivilegeError, SectoolError
 
@@ -63,8 +62,7 @@ class TcpState(IntEnum):
     NEW_SYN_RECV = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Socket:
+class Socket(NamedTuple):
     """What the kernel says of a socket. Addresses are 4 or 16 bytes as in its packets; cgroup_id 0: not told.
 
     Half-open and TIME_WAIT connections are no full sockets: their inode and cgroup_id are 0.
