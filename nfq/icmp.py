@@ -93,8 +93,8 @@ def _own_error(core: Core, message: Message, now_us: int) -> Result:
 
 
 def _learn(core: Core, flow: Flow, message: Message, about: Quote, now_us: int) -> None:
-    """What carries our options is cut to what the path lets through (nfq.pathmtu); the rest is the stack's business."""
-    ours = flow.records is not None or flow.state is State.PROVING
+    """What we make longer is cut to what the path lets through (nfq.pathmtu); the rest is the stack's business."""
+    ours = flow.suite != 0 or flow.state is State.PROVING
     if ours and 0 < message.mtu < about.length:
         core.paths.learn(flow.remote_address, message.mtu, now_us)
 
