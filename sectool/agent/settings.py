@@ -17,7 +17,7 @@ class Settings:
     """What an operator may change about one daemon. Times in seconds, rates per second."""
 
     enforced_networks: tuple[str, ...] | None = None  # None: what enrolment declared
-    queue: int = 5300  # first NFQUEUE number; workers take queue, queue+1, …
+    queue: int = 5300  # first NFQUEUE number; worker n takes queue + 2n and the one after it
     workers: int = 1
     mask: int | None = None  # three bits of packet and connection marks; None: the packet path's own
     reject: bool = False  # answer denied connections with RST instead of silence

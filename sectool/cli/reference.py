@@ -30,13 +30,13 @@ EXITS = {
 
 SETTINGS = {
     "enforced_networks": "networks inside which a peer must have an identity (default: what enrolment declared)",
-    "queue": "first NFQUEUE number; workers take this one and those after it",
-    "workers": "packet workers, one queue each",
+    "queue": "first NFQUEUE number; each worker takes two from here on",
+    "workers": "packet workers, among which connections are spread; as many as there are processors at most",
     "mask": "which bits of packet and connection marks are sectool's; three or more",
     "reject": "answer denied connections with a RST instead of silence",
     "svid_lifetime_s": "lifetime of an identity in seconds; renewed at half of it",
     "clock_skew_s": "how far a peer's clock may be off, in seconds",
-    "resolvers": "networks whose answers to DNS questions count for `fqdn:` rules (default: the resolvers of resolv.conf)",
+    "resolvers": "networks whose DNS answers count for `fqdn:` rules (default: the resolvers of resolv.conf)",
     "syn_rate": "inbound handshakes per second and source prefix",
     "activation_timeout_s": "how long a worker may take to switch the policy, in seconds",
     "suites": "cipher suites for encrypted flows, best first (default: by what the processor is good at)",

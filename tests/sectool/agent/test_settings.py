@@ -26,17 +26,29 @@ def test_everything_can_be_set() -> None:
         "enforced_networks: [10.0.0.0/8, 'fd00::/8']\nqueue: 7\nworkers: 2\nmask: 0xff00\n"
         "reject: true\nsvid_lifetime_s: 600\n"
         "clock_skew_s: 0\nsyn_rate: 50\nactivation_timeout_s: 2\nsocket_group: adm\n"
-        "suites: [chacha20-poly1305, aes-256-gcm]\n"
+        "suites: [chacha20-poly1305, aes-256-gcm]\nresolvers: [10.0.0.53/32]\n"
     )
-    suites = ("chacha20-poly1305", "aes-256-gcm")
-    networks = ("10.0.0.0/8", "fd00::/8")
-    assert settings == Settings(networks, 7, 2, 0xFF00, True, 600, 0, 50, 2, suites, "adm")
+    assert settings == Settings(
+        enforced_networks=("10.0.0.0/8", "fd00::/8"),
+        queue=7,
+        workers=2,
+        mask=0xFF00,
+        reject=True,
+        svid_lifetime_s=600,
+        clock_skew_s=0,
+        resolvers=("10.0.0.53/32",),
+        syn_rate=50,
+        activation_timeout_s=2,
+        suites=("chacha20-poly1305", "aes-256-gcm"),
+        socket_group="adm",
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "where", "says"),
     [
         ("rejct: true", "1:1", "unknown setting 'rejct'"),
+        ("resolvers: [dns.example]", "1:12", "not a network"),
         ("reject: true\nreject: false", "2:1", "given twice"),
         ("reject: 1", "1:9", "true or false"),
         ("queue: true", "1:8", "whole number"),
