@@ -272,6 +272,13 @@ class Core:
         self._asked: dict[tuple[int, int, bytes, int, int, bytes, int, bool], Request] = {}
         self._enforced = [(n.version == 6, int(n.netmask), int(n.network_address)) for n in config.enforced]
 
+    def reconfigure(self, config: Config) -> None:
+        """Take settings that have changed; flows that are there already go on."""
+        self.config = config
+        self.syn_limit = TokenBuckets(config.syn_rate, config.syn_burst)
+        self.suites = mask(config.suites)
+        self._enforced = [(n.version == 6, int(n.netmask), int(n.network_address)) for n in config.enforced]
+
     def enforced(self, raw: bytes) -> bool:
         """Whether an address (4 or 16 bytes) lies in an enforced network."""
         value, v6 = int.from_bytes(raw, "big"), len(raw) == 16

@@ -78,33 +78,28 @@ class Worker:
 
     # -- start ---------------------------------------------------------------------------------------------
 
+    def stand_by(self) -> bool:
+        """Wait until the worker before has let go of everything; False when the agent has closed the line."""
+        self._send({"t": "standing_by"})
+        while not any(frame.header.get("t") == "go" for frame in self.early):
+            data = self.control.recv(1 << 20)
+            if not data:
+                return False
+            self.early += self.inbox.feed(data)
+        return True
+
     def configure(self, header: dict[str, Any], bundle: bytes) -> None:
         """Open everything the configuration names; raises SectoolError with what is missing."""
-        networks: list[Network] = [ipaddress.ip_network(n) for n in header["enforced_networks"]]
-        config = Config(
-            enforced=tuple(networks),
-            reject=bool(header["reject"]),
-            syn_rate=float(header["syn_rate"]),
-            syn_burst=2 * float(header["syn_rate"]),
-            worker=int(header["number"]),
-            workers=int(header["workers"]),
-            suites=preference(header.get("suites") or None),
-        )
-        verifier = Verifier(
+        config = _config(header)
+        verifier = self.verifier = Verifier(
             TrustBundle.from_pem(bundle.decode("ascii")), clock_skew_s=int(header["clock_skew_s"])
         )
-        self.verifier = verifier
         self.ring = RingWriter.open_or_create(Path(header["ring"]))
         self.journal = Journal(Path(header["journal"]))
         self.ports = KernelPorts(self.journal, int(header["mask"]))
-        resolvers, run = header.get("resolvers"), Path(header["run_dir"])
-        numbers, number = range(int(header["workers"])), int(header["number"])
-        self.names = NameTable(NameFile.create(path_of(run, number), TOTAL))
-        self.name_sources = NameSources(
-            self.names,
-            None if resolvers is None else [ipaddress.ip_network(n) for n in resolvers],
-            [path_of(run, other) for other in numbers if other != number],
-        )
+        number = int(header["number"])
+        self.names = NameTable(NameFile.create(path_of(Path(header["run_dir"]), number), TOTAL))
+        self.name_sources = _name_sources(self.names, header)
         self.core = Core(config, Engine(parse("")), verifier, Recorder(self.ring), self.ports, self.names)
         self.mask = int(header["mask"])
         marks = Marks(self.mask)
@@ -263,6 +258,10 @@ class Worker:
                 self._credential(header, payload)
             case "flush_workloads":
                 self.core.credentials.clear()
+            case "settings":
+                self.core.reconfigure(_config(header))
+                self.verifier.set_clock_skew(int(header["clock_skew_s"]))
+                self.name_sources = _name_sources(self.names, header)
             case "bundle":
                 self.verifier.set_bundle(TrustBundle.from_pem(payload.decode("ascii")))
                 self.core.sessions.clear()  # whoever is trusted no more must not go on without its credential
@@ -439,6 +438,28 @@ class Worker:
         self.ring.close()
 
 
+def _config(header: dict[str, Any]) -> Config:
+    networks: list[Network] = [ipaddress.ip_network(n) for n in header["enforced_networks"]]
+    return Config(
+        enforced=tuple(networks),
+        reject=bool(header["reject"]),
+        syn_rate=float(header["syn_rate"]),
+        syn_burst=2 * float(header["syn_rate"]),
+        worker=int(header["number"]),
+        workers=int(header["workers"]),
+        suites=preference(header.get("suites") or None),
+    )
+
+
+def _name_sources(names: NameTable, header: dict[str, Any]) -> NameSources:
+    resolvers, run, number = header.get("resolvers"), Path(header["run_dir"]), int(header["number"])
+    return NameSources(
+        names,
+        None if resolvers is None else [ipaddress.ip_network(n) for n in resolvers],
+        [path_of(run, other) for other in range(int(header["workers"])) if other != number],
+    )
+
+
 def _no_core_dump() -> None:
     """The process holds keys: no core dump, and no other process of the same user may look into it (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -452,6 +473,8 @@ def serve(fd: int) -> int:
     worker = Worker(control)
     try:
         frame = _first(control, worker)
+        if frame.header.get("standby") and not worker.stand_by():
+            return 0
         worker.configure(frame.header, frame.payload)
         worker.restore(frame.header)
     except SectoolError as e:
@@ -463,6 +486,7 @@ def serve(fd: int) -> int:
         return 0  # the agent is gone; so are we
     finally:
         worker.close()
+        control.close()  # all that a successor waits for has been let go
     return 0
 
 

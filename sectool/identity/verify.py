@@ -133,6 +133,10 @@ class Verifier:
         self._refused.clear()
         self._hosts.clear()
 
+    def set_clock_skew(self, seconds: int) -> None:
+        """How long before its beginning a credential is accepted from now on."""
+        self._skew_us = seconds * SECOND
+
     def set_bundle(self, bundle: TrustBundle) -> None:
         """Trust `bundle` from now on, and nothing that only the old one vouched for."""
         self._bundle = bundle
