@@ -6,9 +6,10 @@ on both ends recorded. `labs.incidents` has the cases that are more than one con
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
-from labs.topology import SHOP
+from labs.topology import ADS, API, DB_NAME, SHOP
 
 CURL = ("curl", "-sS", "--connect-timeout", "2", "--max-time", "5")
 TIMED_OUT = {"curl": 28, "psql": 2}  # exit codes of a client whose SYN nobody answered
@@ -59,6 +60,16 @@ def _psql(address: str) -> tuple[str, ...]:
     return ("psql", "-X", "-At", where, "-c", QUERY)
 
 
+def _by_name(name: str, port: int) -> tuple[str, ...]:
+    """curl by a name that the system's resolver asks the partner's name server for."""
+    ask = f"mount -t tmpfs none /mnt && echo nameserver {_OUT4} > /mnt/resolv.conf"
+    fetch = shlex.join((*CURL, f"http://{name}:{port}/"))
+    return (
+        "unshare", "--mount", "sh", "-c",
+        f"{ask} && mount --bind /mnt/resolv.conf /etc/resolv.conf && exec {fetch}",
+    )  # fmt: skip
+
+
 def _refused(host: str, reason: str) -> Seen:
     """At the calling side: the other side refused, and said why."""
     return Seen(host, "deny", "peer_denied", peer_reason=reason)
@@ -75,6 +86,7 @@ HTTP = "allow zone=back to call app=web on tcp/80"
 SQL = "allow app=web to call app=db on tcp/5432 encrypted"
 GUARD = "deny env=dev to call env=prod"
 CRAWLER = "deny app=crawler to call app=web"
+DNS = "allow app=web to call app=resolver on udp/53 encrypted"
 REPORT = "audit app=report to call app=db on tcp/5432"
 
 CASES: tuple[Case, ...] = (
@@ -143,6 +155,31 @@ CASES: tuple[Case, ...] = (
         "the web application calls the partner, who has no enforcer; the SYN leaves bare",
         "web", ("app=web",), _curl(_OUT4, port=8080), 0, "hello from outside", 8080,
         (Seen("web", "allow", rule="allow app=web to call net:partner on tcp/8080"),),
+    ),
+    Case(
+        "UDP, encrypted",
+        "the web application asks the shop's name server; question and answer are encrypted datagrams",
+        "web", ("app=web",), ("dig", "+short", "+time=2", "+tries=1", f"@{_batch.ip4}", DB_NAME), 0, _db.ip4, 53,
+        (Seen("web", "allow", rule=DNS, cipher=AES), Seen("batch", "allow", rule=DNS, cipher=AES)),
+    ),
+    Case(
+        "UDP, denied",
+        "a report asks it, too; no rule says so",
+        "web", ("app=report",), ("dig", "+short", "+time=1", "+tries=1", f"@{_batch.ip4}", DB_NAME), 9,
+        "no servers could be reached", 53,
+        (Seen("batch", "deny", "default_deny"), _refused("web", "default_deny")),
+    ),
+    Case(
+        "by name",
+        "the mailer may call the partner's API, known by its name: the enforcer has seen the answer of the name server",
+        "web", ("app=mailer",), _by_name(API, 8080), 0, "hello from outside", 8080,
+        (Seen("web", "allow", rule=f"allow app=mailer to call fqdn:{API} on tcp/8080"),),
+    ),
+    Case(
+        "by another name",
+        "the same server on the same port under a name that no rule allows",
+        "web", ("app=mailer",), _by_name(ADS, 8080), REFUSED["curl"], "Failed to connect", 8080,
+        (Seen("web", "deny", "default_deny"),),
     ),
     Case(
         "audited",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from labs import netns, place, services
-from labs.topology import ENFORCED, SHOP, Host, Topology
+from labs.topology import ADS, API, DB_NAME, ENFORCED, OUTSIDE, SHOP, Host, Topology
 from sectool.errors import SectoolError, UsageError
 
 ROOT = place.in_memory() / "sectool-lab"
@@ -152,10 +152,25 @@ def _postgres(node: Node) -> services.Service:
     return services.postgres(node.lab.name, node.host, node.folder / "postgres", ENFORCED)
 
 
+def _names(node: Node) -> services.Service:
+    """The name server of the world outside: two names of the partner's, one for each of its addresses."""
+    v4, v6 = str(node.host.v4[1].ip), str(node.host.v6[1].ip)
+    folder = node.folder / "dnsmasq"
+    return services.dnsmasq(node.lab.name, node.host, folder, {API: v4, ADS: v6}, (v4, v6))
+
+
+def _inside_names(node: Node) -> services.Service:
+    """The shop's own name server."""
+    db = node.lab["db"].host.ip4
+    return services.dnsmasq(node.lab.name, node.host, node.folder / "dnsmasq", {DB_NAME: db})
+
+
 SERVICES: dict[str, Callable[[Node], services.Service]] = {
     "nginx": _nginx,
     "partner": _partner,
     "postgres": _postgres,
+    "names": _names,
+    "inside-names": _inside_names,
 }
 
 
@@ -266,8 +281,10 @@ class Lab:
             options += [part for label in allowed for part in ("--allow", label)]
             options += [part for network in ENFORCED for part in ("--network", network)]
             node.sectool("host", "enroll", *options)
-            if enforcer.reject:
-                (node.state / "sectool.yaml").write_text("reject: true\n")
+            # The machine's resolv.conf is not the lab's: answers of the lab's name servers count.
+            settings = f"resolvers: [{', '.join(f'{net!r}' for net in (*ENFORCED, *OUTSIDE))}]\n"
+            settings += "reject: true\n" if enforcer.reject else ""
+            (node.state / "sectool.yaml").write_text(settings)
 
     def everywhere(self, nodes: Sequence[Node], *args: str) -> None:
         """`sectool ARGS` on these hosts, all at once. SectoolError names the first host where it fails."""

@@ -1,4 +1,4 @@
-"""The real programs of the lab: nginx, PostgreSQL, iperf3. Each in its own cgroup and as its own user.
+"""The real programs of the lab: nginx, PostgreSQL, iperf3, dnsmasq. Each in its own cgroup and as its own user.
 
 Nothing of the machine's own nginx or PostgreSQL is touched: configuration, data and logs live in the lab's
 folder.
@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +111,22 @@ def nginx(lab: str, host: Host, folder: Path, port: int = 80, hello: str = HELLO
     place = Place(lab, host.name, "nginx", user="www-data")
     command = ["nginx", "-e", f"{folder}/error.log", "-p", str(folder), "-c", str(config)]
     return start(place, command, folder / "out.log", lambda: listening(path(lab, host.name), port))
+
+
+def dnsmasq(
+    lab: str, host: Host, folder: Path, names: Mapping[str, str], addresses: Sequence[str] = ()
+) -> Service:
+    """dnsmasq that knows these names (and none else), on all addresses of a host or on some, over UDP and TCP."""
+    folder.mkdir(parents=True)
+    where = [f"--listen-address={address}" for address in addresses]
+    command = [
+        *("dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--pid-file=", "--bind-interfaces"),
+        *("--conf-file=/dev/null", "--log-facility=-", "--user=root", "--local-ttl=30", "--local=/#/"),
+        *where,
+        *(f"--host-record={name},{address}" for name, address in names.items()),
+    ]
+    place = Place(lab, host.name, "dnsmasq")
+    return start(place, command, folder / "out.log", lambda: listening(path(lab, host.name), 53))
 
 
 def _postgres_program(name: str) -> str:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 POLICIES = Path(__file__).with_name("policies")
 ENFORCED = ("10.77.0.0/24", "fd77::/64")
+API, ADS = "api.partner.example", "ads.partner.example"  # names the partner's name server has
+DB_NAME = "db.shop.example"  # and the shop's own
 OUTSIDE = ("192.0.2.0/24", "2001:db8:f::/64")  # documentation ranges (RFC 5737, RFC 3849)
 
 
@@ -90,9 +92,9 @@ SHOP = Topology(
         host("web", 10, _lab(("env=prod", "zone=front"), ("app=*",), reject=True), "nginx"),
         host("db", 20, _lab(("env=prod", "zone=back"), ("app=*",)), "postgres"),
         # A shared machine: jobs say themselves whether they are dev or prod; its CA vouches for no third.
-        host("batch", 30, _lab(("zone=back",), ("app=*", "env=dev", "env=prod"))),
+        host("batch", 30, _lab(("zone=back",), ("app=*", "env=dev", "env=prod")), "inside-names"),
         host("rogue", 66, Enforcer("rogue.example", ("env=prod", "zone=front"), ("app=*",))),
-        host("plain", 99, None, "partner", outside=True),
+        host("plain", 99, None, "partner", "names", outside=True),
     ),
     policies=(("lab.example", POLICIES / "shop.yaml"), ("rogue.example", POLICIES / "rogue.yaml")),
 )
