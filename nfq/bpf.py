@@ -53,7 +53,7 @@ def assemble(program: list[_Op]) -> str:
 
 
 def carries(v6: bool) -> str:
-    """Matches TCP segments with payload or FIN, and whatever cannot be told (IPv6 extension headers)."""
+    """Matches TCP segments with payload, FIN or URG, and whatever cannot be told (IPv6 extension headers)."""
     head = [_Op(_LDX_MSH, 0)]
     if v6:
         head = [_Op(_LD_B_ABS, 6), _Op(_JEQ_K, _TCP, "", "yes"), _Op(_LDX_IMM, 40)]
@@ -61,7 +61,7 @@ def carries(v6: bool) -> str:
         [
             *head,
             _Op(_LD_B_IND, 13),
-            _Op(_JSET_K, 1, "yes", ""),
+            _Op(_JSET_K, 0x21, "yes", ""),
             _Op(_LD_B_IND, 12),
             _Op(_AND_K, 0xF0),
             _Op(_RSH_K, 2),

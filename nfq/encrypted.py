@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from nfq.core import ACCEPT, REQUEUE, Core, Result, Verdict
 from nfq.flow import Flow, State
+from nfq.handshake import is_proof
 from nfq.packet import (
     FIN,
     RECORD_OPTION_LEN,
     RST,
     SYN,
     TCP,
+    URG,
     Segment,
     carries,
     rebuild,
@@ -132,8 +134,14 @@ def incoming(core: Core, seg: Segment, flow: Flow, now_us: int, *, bulk: bool = 
     """Open what the peer sent. Pieces of a record are kept until it is whole."""
     if seg.flags & RST:
         return Result(Verdict.ACCEPT, rebuild(seg, without_ours(seg.options), b"")) if seg.payload else ACCEPT
-    if not carries(seg) and record_option(seg) is None:
-        return ACCEPT
+    if not carries(seg):
+        option = record_option(seg)
+        if option is None and not seg.flags & URG:
+            return ACCEPT
+        if option is None or is_proof(option):
+            # The stack would take the byte that an urgent pointer names out of the stream: only a record may have one.
+            bare = rebuild(seg, without_ours(seg.options), b"", flags=seg.data[seg.tcp_off + 13] & ~URG)
+            return Result(_passing(flow, now_us, bulk), bare)
     assert flow.records is not None
     opened = flow.records.open(seg.data, seg.tcp_off, seg.data_off, seg.v6, now_us)
     if opened.packet is None:

@@ -17,7 +17,20 @@ MAX_AGE_US = 2_000_000  # the pieces of a record leave in one burst; what is old
 class Partial:
     """One record under way. `view`: its ciphertext, then its tag."""
 
-    __slots__ = ("born_us", "ce", "counter", "flags", "flow", "have", "key", "length", "mask", "seq", "view")
+    __slots__ = (
+        "born_us",
+        "ce",
+        "counter",
+        "flags",
+        "flow",
+        "have",
+        "key",
+        "length",
+        "mask",
+        "seq",
+        "urgent",
+        "view",
+    )
 
     def __init__(self, flow: Pieces, key: bytes, counter: int, seq: int, length: int, now_us: int) -> None:
         self.flow = flow
@@ -28,7 +41,10 @@ class Partial:
         self.born_us = now_us
         self.have = 0  # bytes 0 to have are here
         self.mask = 0  # and beyond those, bit i for byte i
-        self.flags = 0  # TCP flags that belong to the whole: FIN and PSH of its end, CWR of its beginning
+        self.flags = (
+            0  # TCP flags that belong to the whole: FIN and PSH of its end, CWR and URG of its beginning
+        )
+        self.urgent = b"\0\0"  # the beginning's urgent pointer
         self.ce = False  # some piece met congestion
         self.view = memoryview(bytearray(length + TAG_LEN))
         self.view[length:] = key[-TAG_LEN:]

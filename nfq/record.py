@@ -26,7 +26,7 @@ from nfq.frame import (
     set_length,
     split_options,
 )
-from nfq.packet import FIN, MAX_OPTIONS, PSH, RECORD_OPTION_LEN, RST, SYN, PacketError
+from nfq.packet import FIN, MAX_OPTIONS, PSH, RECORD_OPTION_LEN, RST, SYN, URG, PacketError
 from nfq.ratchet import EPOCH_BITS, Ratchet, first_secret
 from nfq.reassembly import POOL, Partial, Pieces, Pool
 from nfq.recordstate import (
@@ -55,6 +55,7 @@ __all__ = ("LEAP", "STATE_SIZE", "Opened", "OversizedError", "Records", "Sealed"
 
 LEAP: Final = 1 << 16  # counters skipped after a restart
 
+_BOUND: Final = FIN | URG  # flags that change what a program reads
 _M32: Final = 0xFFFFFFFF
 _M64: Final = 0xFFFFFFFFFFFFFFFF
 _HALF: Final = 1 << 31
@@ -67,7 +68,7 @@ _sent = struct.Struct(">4xI5xB2xH")
 _with_timestamps = struct.Struct(">4xI5xB2xH2xI8xIIHH")
 _without = struct.Struct(">4xI5xB2xH2xIIHH")
 _counter_start_length = struct.Struct(">IHH")
-_aad = struct.Struct(">IIHHQB")  # the option's first 12 bytes, unwrapped offset, FIN
+_aad = struct.Struct(">IIHHQB")  # the option's first 12 bytes, unwrapped offset, FIN and URG
 _u32 = struct.Struct(">I")
 _u64 = struct.Struct(">Q")
 
@@ -300,10 +301,13 @@ class Records:
                 state[SEND_HIGH] = end
 
         body = head + RECORD_OPTION_LEN
-        _aad.pack_into(_AAD, 0, RECORD_HEAD, counter & _M32, seq & 0xFFFF, length, offset & _M64, fin)
+        _aad.pack_into(
+            _AAD, 0, RECORD_HEAD, counter & _M32, seq & 0xFFFF, length, offset & _M64, flags & _BOUND
+        )
         _u64.pack_into(_NONCE, 4, counter)
+        bound = _AAD + data[tcp_off + 18 : tcp_off + 20] if flags & URG else _AAD
         plain = (data if type(data) is memoryview else memoryview(data))[data_off:]
-        self._send.aead.encrypt_into(_NONCE, plain, _AAD, OUT[body : total + TAG_LEN])
+        self._send.aead.encrypt_into(_NONCE, plain, bound, OUT[body : total + TAG_LEN])
         if kept is None:
             OUT[:head] = data[:head]
         else:
@@ -411,6 +415,9 @@ class Records:
                 part.ce = True
             if at + size == length:
                 part.flags |= flags & (FIN | PSH)
+            if not at:
+                part.flags |= flags & URG  # a stack that splits leaves flag and pointer as they are
+                part.urgent = bytes(view[tcp_off + 18 : tcp_off + 20])
             part.flags |= flags & CWR
             if not part.add(at, view[data_off:], size):
                 return _KEPT
@@ -420,13 +427,16 @@ class Records:
                 return _REPLAYED
             high = self._recv_high
             offset = high + ((seq - self._first_in - high + _HALF & _M32) - _HALF)
-            flags = flags & ~(FIN | PSH | CWR) | part.flags
+            flags = flags & ~(FIN | PSH | CWR | URG) | part.flags
             fin = flags & FIN
             sealed = part.view
 
-        _aad.pack_into(_AAD, 0, RECORD_HEAD, low, start, length, offset & _M64, fin)
+        _aad.pack_into(_AAD, 0, RECORD_HEAD, low, start, length, offset & _M64, flags & _BOUND)
         _u64.pack_into(_NONCE, 4, counter)
-        if not self._verified(counter, sealed, OUT[option : option + length]):
+        bound = _AAD
+        if flags & URG:
+            bound = _AAD + (view[tcp_off + 18 : tcp_off + 20] if part is None else part.urgent)
+        if not self._verified(counter, sealed, bound, OUT[option : option + length]):
             return _INVALID
         end = offset + length + fin
         if end > high:
@@ -463,13 +473,14 @@ class Records:
         if part is not None:
             _u32.pack_into(OUT, tcp_off + 4, part.seq)
             OUT[tcp_off + 13] = flags
+            OUT[tcp_off + 18 : tcp_off + 20] = part.urgent
             if part.ce:
                 set_congestion(v6)
         set_length(total, v6)
         set_checksum(tcp_off, total, v6, tcp_off == (40 if v6 else 20), checksum)
         return Opened(OUT[:total], _NONE)
 
-    def _verified(self, counter: int, sealed: memoryview, into: memoryview) -> bool:
+    def _verified(self, counter: int, sealed: memoryview, bound: bytearray, into: memoryview) -> bool:
         """Decrypt under the counter's epoch; only if the tag holds move the window, and the key if it is the next."""
         recv: Ratchet | None = self._recv
         ahead = (counter >> self._bits) - self._recv.epoch
@@ -480,7 +491,7 @@ class Records:
         if recv is None:
             return False
         try:
-            recv.aead.decrypt_into(_NONCE, sealed, _AAD, into)
+            recv.aead.decrypt_into(_NONCE, sealed, bound, into)
         except InvalidTag:
             return False
         window, state = self._window, self._state

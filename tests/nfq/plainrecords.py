@@ -22,8 +22,9 @@ def seal(plain: Wire, key: bytes, suite: int, counter: int, offset: int, epoch_b
     """`plain` as the record with this counter whose first byte is at this offset of its stream."""
     option = b"\xfd\x1c\x5e\xc7" + (counter % 2**32).to_bytes(4, "big")
     option += (plain.seq % 2**16).to_bytes(2, "big") + len(plain.payload).to_bytes(2, "big")
-    fin = b"\x01" if plain.flags & 1 else b"\x00"
-    aad = option + (offset % 2**64).to_bytes(8, "big") + fin
+    aad = option + (offset % 2**64).to_bytes(8, "big") + bytes([plain.flags & 33])
+    if plain.flags & 32:
+        aad += plain.urgent.to_bytes(2, "big")
     nonce = bytes(4) + counter.to_bytes(8, "big")
     aead_key = record_key(key, suite, counter >> epoch_bits)
     aead = AESGCM(aead_key) if suite == 1 else ChaCha20Poly1305(aead_key)

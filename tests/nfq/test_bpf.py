@@ -94,6 +94,7 @@ SEGMENTS = [
     pytest.param(tcp(flags=0x14, options=12), False, id="RST with an ACK"),
     pytest.param(tcp(flags=0x11), True, id="FIN"),
     pytest.param(tcp(flags=0x11, options=40), True, id="FIN with options"),
+    pytest.param(tcp(flags=0x30), True, id="urgent pointer alone"),
     pytest.param(tcp(payload=b"x"), True, id="keepalive or one byte"),
     pytest.param(tcp(payload=b"x", options=12), True, id="one byte with timestamps"),
     pytest.param(tcp(payload=b"x" * 1448, options=12), True, id="full segment"),
@@ -129,7 +130,7 @@ def test_packets_too_large_for_their_length_field_carry_something() -> None:
 @given(six=st.booleans(), options=st.integers(0, 10), flags=st.integers(0, 255), payload=st.integers(0, 40))
 def test_any_segment(six: bool, options: int, flags: int, payload: int) -> None:
     segment = tcp(options=4 * options, flags=flags, payload=bytes(payload))
-    assert carrying(six).matches(v6(segment) if six else v4(segment)) is (bool(flags & 1) or payload > 0)
+    assert carrying(six).matches(v6(segment) if six else v4(segment)) is (bool(flags & 0x21) or payload > 0)
 
 
 # -- which worker ---------------------------------------------------------------------------------------------------

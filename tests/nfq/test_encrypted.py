@@ -10,7 +10,7 @@ from scapy.layers.inet import IP, TCP
 from nfq import datapath
 from nfq.core import Config, Result, Verdict
 from nfq.encrypted import LOSS_US
-from nfq.packet import parse, record_option
+from nfq.packet import URG, parse, rebuild, record_option
 from nfq.recorder import Counts
 from nfq.suites import ALL
 from sectool.events import Action, Cipher, ConnState, DropReason, Encryption
@@ -88,6 +88,16 @@ def test_encrypted_stacks_do_without_timestamps(
     synack = sent(pair.a.into(sent(pair.b.out(pair.synack()))))
     assert ("Timestamp" in dict(IP(synack)[TCP].options)) == with_timestamps[1]
     assert dict(IP(synack)[TCP].options)["MSS"] == 1460 - 28
+
+
+def urgent(packet: bytes) -> bytes:
+    """The packet with an urgent pointer, its checksum made right."""
+    seg = parse(packet, False)
+    changed = rebuild(seg, seg.options, seg.payload, flags=seg.data[seg.tcp_off + 13] | URG)
+    pointed = bytearray(changed)
+    pointed[seg.tcp_off + 19] = 2
+    seg = parse(bytes(pointed), False)
+    return rebuild(seg, seg.options, seg.payload)
 
 
 @pytest.mark.parametrize("v6", [False, True])
@@ -186,6 +196,27 @@ def test_fin_is_authenticated(talking: MakePair) -> None:
     wire = sent(pair.a.out(fin))
     assert record_option(parse(wire, False)) is not None
     assert parse(sent(pair.b.into(wire)), False).flags & 1
+
+
+def test_no_urgent_pointer_arrives_that_is_in_no_record(talking: MakePair) -> None:
+    """A stack takes the byte it points at out of the stream, whatever segment it came with."""
+    pair = talking(ENCRYPTED)
+    syn = pair.syn_on_wire()
+    assert not parse(sent(pair.b.into(urgent(syn))), False).flags & URG
+    answer = pair.b.out(pair.synack()).packet
+    assert answer is not None
+    assert not parse(sent(pair.a.into(urgent(answer))), False).flags & URG
+    proof = sent(pair.a.out(pair.ack()))
+    for expected in (Verdict.ENCRYPT, Verdict.ENCRYPT):  # it proves, and is repeated
+        got = pair.b.into(urgent(proof))
+        assert got.verdict is expected
+        assert not parse(sent(got), False).flags & URG
+    bare = bytes(pair.packet(True, "A", pair.isn + 1, pair.peer_isn + 1))
+    got = pair.b.into(urgent(bare))
+    assert not parse(sent(got), False).flags & URG
+    data = sent(pair.a.out(pair.ack(MARKER)))
+    assert pair.b.into(urgent(data)).verdict is Verdict.DROP
+    assert parse(sent(pair.b.into(data)), False).payload == MARKER
 
 
 def test_bulk_packets_take_the_short_way(talking: MakePair) -> None:

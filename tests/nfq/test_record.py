@@ -221,6 +221,33 @@ def test_urgent_data_survives(flow: Flow) -> None:
     assert (got.payload, got.urgent, got.flags & URG) == (again.payload, 4, URG)
 
 
+def test_an_urgent_pointer_is_authenticated(flow: Flow) -> None:
+    """A stack takes the byte it points at out of the stream."""
+    wire = flow.a.out(flow.data(0, b"pay 1000 to"))
+    urgent = flow.data(11, b" the urgent", URG | ACK, urgent=3)
+    assert flow.b.into(wire.changed(flags=wire.flags | URG)) is INVALID
+    assert flow.b.into(wire) == flow.data(0, b"pay 1000 to")
+    wire = flow.a.out(urgent)
+    assert flow.b.into(wire.changed(flags=wire.flags & ~URG)) is INVALID
+    moved = bytearray(wire.data)
+    moved[wire.tcp_off + 19] ^= 7
+    assert flow.b.opened(Wire.unchecked(bytes(moved))).reason is INVALID
+    assert flow.b.into(wire) == urgent
+
+
+def test_an_urgent_pointer_put_on_a_piece_spoils_nothing_but_the_record(flow: Flow) -> None:
+    plain = flow.data(0, bytes(range(200)))
+    first, *others = split(flow.a.out(plain), 50)
+    got: Wire | DropReason = NONE
+    for piece in (*(p.changed(flags=p.flags | URG) for p in others), first):
+        got = flow.b.into(piece)
+    assert got == plain
+    first, *others = split(flow.a.out(plain), 50)
+    for piece in (*others, first.changed(flags=first.flags | URG)):
+        got = flow.b.into(piece)
+    assert got is INVALID
+
+
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
