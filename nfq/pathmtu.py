@@ -12,14 +12,13 @@ from collections import OrderedDict
 from typing import Final
 
 from nfq.flow import Flow
-from nfq.packet import FIN, PSH, RECORD_OPTION_LEN, PacketError, checksum
+from nfq.packet import FIN, PSH, RECORD_OPTION_LEN, URG, PacketError, checksum
 from sectool.clock import SECOND
 
 LIFE_US: Final = 600 * SECOND  # as long as Linux remembers a path's MTU (net.ipv4.route.mtu_expires)
 _LEAST: Final = {4: 552, 16: 1280}  # net.ipv4.route.min_pmtu; RFC 8200, 5
 _LIMIT: Final = 4096
 _CWR: Final = 0x80
-_URG: Final = 0x20
 
 
 class Paths:
@@ -71,15 +70,14 @@ def pieces(data: bytes | memoryview, tcp_off: int, data_off: int, v6: bool, mtu:
     """A TCP segment cut so that each piece, with a record option, has at most `mtu` octets.
 
     Together they say what the segment says. Lengths, sequence numbers and IPv4 header checksums are right; TCP
-    checksums are left to who seals them. Urgent data has no place in a piece: raises PacketError.
+    checksums are left to who seals them. Raises PacketError when a piece would have no room for any payload.
     """
     room = mtu - data_off - RECORD_OPTION_LEN
     size = len(data) - data_off
     if room < 8:
         raise PacketError("path too narrow for a record")
     flags = data[tcp_off + 13]
-    if flags & _URG:
-        raise PacketError("urgent data on a path that is too narrow")
+    urgent = int.from_bytes(data[tcp_off + 18 : tcp_off + 20], "big") if flags & URG else 0
     count = -(-size // room)
     seq = int.from_bytes(data[tcp_off + 4 : tcp_off + 8], "big")
     number = int.from_bytes(data[4:6], "big")
@@ -102,6 +100,9 @@ def pieces(data: bytes | memoryview, tcp_off: int, data_off: int, v6: bool, mtu:
             mine &= ~(FIN | PSH)
         if n:
             mine &= ~_CWR
+        if urgent:  # the pointer counts from the piece's own beginning; behind what it names there is none
+            mine = mine | URG if urgent > at else mine & ~URG
+            piece[tcp_off + 18 : tcp_off + 20] = max(urgent - at, 0).to_bytes(2, "big")
         piece[tcp_off + 13] = mine
         out.append(bytes(piece))
     return out

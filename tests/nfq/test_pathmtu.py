@@ -9,7 +9,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.packet import Raw
 
-from nfq.packet import FIN, PSH, RECORD_OPTION_LEN, PacketError, checksum, parse
+from nfq.packet import FIN, PSH, RECORD_OPTION_LEN, URG, PacketError, checksum, parse
 from nfq.pathmtu import LIFE_US, Paths, pieces
 
 TIMES = [("NOP", None), ("NOP", None), ("Timestamp", (3, 2))]
@@ -53,11 +53,21 @@ def test_pieces(
         at = (at + len(part.payload)) & 0xFFFFFFFF
 
 
-@pytest.mark.parametrize("mtu, flags", [(60, "PA"), (1280, "PAU")])
-def test_what_cannot_be_cut(mtu: int, flags: str) -> None:
-    whole = parse(bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP(flags=flags) / Raw(bytes(2000))), True)
+def test_a_path_too_narrow_for_anything() -> None:
+    whole = parse(bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP(flags="PA") / Raw(bytes(2000))), True)
     with pytest.raises(PacketError):
-        pieces(whole.data, whole.tcp_off, whole.data_off, False, mtu)
+        pieces(whole.data, whole.tcp_off, whole.data_off, False, 60)
+
+
+@given(st.integers(1, 4000), st.integers(1, 5000))
+def test_the_urgent_octet_stays_where_it_is(size: int, pointer: int) -> None:
+    """Invariant: in every piece that says so, the pointer names the same place of the stream; some piece does."""
+    head = IP(src="10.0.0.1", dst="10.0.0.2") / TCP(flags="PAU", seq=1000, urgptr=pointer)
+    whole = parse(bytes(head / Raw(bytes(size))), True)
+    parts = [parse(part, True) for part in pieces(whole.data, whole.tcp_off, whole.data_off, False, 600)]
+    named = {p.seq + int.from_bytes(p.data[38:40], "big") for p in parts if p.data[33] & URG}
+    assert named == {1000 + pointer}
+    assert all(p.data[38:40] == b"\0\0" for p in parts if not p.data[33] & URG)
 
 
 def test_paths_are_bounded_in_number_time_and_value() -> None:
