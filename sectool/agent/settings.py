@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from nfq.suites import ALL
 from sectool.errors import DocumentError, UsageError
+from sectool.policy.service import PROTOCOL_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Settings:
     suites: tuple[
         str, ...
     ] = ()  # cipher suites for encrypted flows, best first; none: by what the CPU is good at
+    other_protocols: tuple[int, ...] = ()  # IP protocols beside TCP, UDP, ICMP that pass; all others are dropped
     socket_group: str | None = None  # group that may read over the local API; None: root only
 
 
@@ -69,6 +72,22 @@ def _mask(value: Any) -> int:
     return mask
 
 
+def _protocols(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError("expected a list of IP protocols, such as [esp, 47]")
+    return tuple(sorted({_protocol(entry) for entry in value}))
+
+
+def _protocol(value: Any) -> int:
+    try:
+        number = socket.getprotobyname(value.lower()) if isinstance(value, str) else _number(0, 255)(value)
+    except (OSError, ValueError):
+        raise ValueError(f"{value!r} is neither an IP protocol's name nor a number from 0 to 255") from None
+    if number in PROTOCOL_NAMES:
+        raise ValueError(f"{value!r} is judged by policy: say who may use it there")
+    return int(number)
+
+
 def _suites(value: Any) -> tuple[str, ...]:
     known = [suite.name for suite in ALL]
     if not isinstance(value, list) or not value or any(v not in known for v in value):
@@ -90,6 +109,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "syn_rate": _number(1, 1_000_000),
     "activation_timeout_s": _number(1, 60),
     "suites": _suites,
+    "other_protocols": _protocols,
     "socket_group": _name,
 }
 
