@@ -40,6 +40,7 @@ SETTINGS = {
     "syn_rate": "inbound handshakes per second and source prefix",
     "activation_timeout_s": "how long a worker may take to switch the policy, in seconds",
     "suites": "cipher suites for encrypted flows, best first (default: by what the processor is good at)",
+    "other_protocols": "IP protocols beside TCP, UDP and ICMP that pass, by name or number; all others are dropped",
     "socket_group": "group that may read over the local API (default: root only)",
 }
 
