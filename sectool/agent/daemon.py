@@ -106,7 +106,9 @@ class Daemon:
         self.host = load_host(paths.state)
         self.started_us = now_us()
         self.mask = MASK if self.settings.mask is None else self.settings.mask
-        self.rules_config = rules.RulesConfig(self.settings.queue, self.settings.workers, self.mask)
+        self.rules_config = rules.RulesConfig(
+            self.settings.queue, self.settings.workers, self.mask, others=self.settings.other_protocols
+        )
         self.state = "starting"
         self._first_policy = draft(load(policy).text) if policy else None
         self._adopt = False  # until the first start is through: connections that exist already are let live
