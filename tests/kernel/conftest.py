@@ -235,7 +235,7 @@ class Enforcer:
     ) -> None:
         self.space = space
         self.decide = decide
-        self.config = config or rules.RulesConfig()
+        self.config = config or rules.RulesConfig(beyond_tcp=False)
         self.run = Path(tempfile.mkdtemp(prefix="sectool-test-"))
         self.seen: list[tuple[int, Segment, int]] = []  # hook, segment, mark
         self.failures: list[BaseException] = []
