@@ -385,10 +385,10 @@ class Core:
 
     def release(self, flow: Flow, now_us: int) -> None:
         """Both ends are proven and policy allows: from here on the kernel carries the flow, or its records do."""
-        self.settle(flow, now_us)
-        flow.state = State.AUTHORISED
         if flow.suite and flow.records is None:
             flow.records = self.records(flow)
+        self.settle(flow, now_us)
+        flow.state = State.AUTHORISED
         flow.forget_handshake()
         if flow.journal_slot < 0:
             self.journal(flow)

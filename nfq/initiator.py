@@ -172,17 +172,17 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
             reply_reset(seg, options=HANDSHAKE_OPTION, payload=seal_refusal(answer.keys, refusal))
         )
         return _deny_answer(core, seg, flow, decision.reason, now_us)
-    flow.held = _granted(flow, answer, now_us)
     flow.keys = answer.keys
-    flow.proof = proof_option(answer.keys, flow.suite)
     flow.peer_isn = seg.seq
+    if flow.suite:
+        flow.records = core.records(flow)  # before anything may leave: what fails must not leave it plain
+    flow.held = _granted(flow, answer, now_us)
+    flow.proof = proof_option(answer.keys, flow.suite)
     flow.state = State.PROVING
     # A refusal of an earlier transmission, if any, was an event of its own.
     flow.event_id, flow.decider, flow.peer_reason = b"", Decider.LOCAL, DropReason.NONE
     core.recorder.allowed(flow, now_us)
     core.settle(flow, now_us)
-    if flow.suite:
-        flow.records = core.records(flow)
     core.journal(flow)  # if we die now, the successor takes the proof as seen: most likely it was
     return stripped(core, seg, flow, encrypted=flow.suite != 0)
 

@@ -153,6 +153,8 @@ def seal_with(flow: UdpFlow) -> Datagrams:
 
 def plain(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     """A datagram of an authorised plain flow. Name servers are listened to; any other flow the kernel carries."""
+    if flow.suite:
+        return core.drop(DropReason.RECORD_MISSING)  # it was to be encrypted: never plain, whatever has failed
     if d.key[-2:] == DNS:
         core.names.datagram(d.payload, d.outbound, d.key, now_us)
         return ACCEPT

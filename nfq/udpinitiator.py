@@ -143,9 +143,9 @@ def _answered(core: Core, flow: UdpFlow, now_us: int) -> None:
     flow.state, flow.hello, flow.tries = State.PROVING, None, 0
     flow.event_id, flow.decider, flow.peer_reason = b"", Decider.LOCAL, DropReason.NONE
     core.recorder.allowed(flow, now_us)
-    settle(core, flow, now_us)
     if flow.suite:
         flow.sealed = seal_with(flow)
+    settle(core, flow, now_us)
     journal(core, flow)
     core.udp.arm(flow, now_us + WAITS_US[0])
     core.udp.settled.append(Settled(flow.key))

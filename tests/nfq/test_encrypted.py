@@ -307,3 +307,35 @@ def test_loopback_meets_a_demand_for_encryption_and_says_plain(make_host: MakeHo
     assert host.out(syn, local=True).verdict is Verdict.RELEASE
     assert host.records[0]["encryption"] == Encryption.PLAIN
     assert datapath.activate(host.core, Engine(parse_policy(GUARDED)), 2, 0, host.now_us) == 0
+
+
+def test_an_encrypted_flow_whose_keys_are_gone_never_goes_on_in_plain(talking: MakePair) -> None:
+    pair = connected(talking(ENCRYPTED))
+    for host, packet in ((pair.a, pair.ack(MARKER)), (pair.b, pair.reply(MARKER))):
+        flow = next(iter(host.core.live))
+        flow.forget_keys()
+        assert host.out(packet).verdict is Verdict.DROP
+        assert datapath.bulk(host.core, bytes(packet), True, True, host.now_us).verdict is Verdict.DROP
+    assert pair.b.into(pair.ack(MARKER)).verdict is Verdict.DROP
+
+
+def test_what_fails_on_the_way_to_an_encrypted_flow_opens_no_plain_one(
+    talking: MakePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = talking(ENCRYPTED)
+    answer = pair.synack_on_wire()
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "no room")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr(pair.a.core, "records", fails)
+        pair.a.into(answer)
+    assert pair.a.out(pair.ack(MARKER)).verdict is Verdict.DROP
+    assert pair.a.into(answer).verdict is Verdict.ACCEPT, "the next transmission tries again"
+    proof = sent(pair.a.out(pair.ack()))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr(pair.b.core, "records", fails)
+        pair.b.into(proof)
+    assert pair.b.out(pair.reply(MARKER)).verdict is Verdict.DROP
+    assert pair.b.into(pair.ack(MARKER)).verdict is Verdict.DROP
