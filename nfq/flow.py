@@ -99,6 +99,7 @@ class Flow:
         "peer_rule",
         "point",
         "proof",
+        "proofs",
         "protocol",
         "reason",
         "recorded",
@@ -156,7 +157,8 @@ class Flow:
         self.issued: Issued | None = None  # the session that this handshake makes
         self.answer_wire = b""  # message 2, kept for retransmitted SYN-ACKs
         self.keys: TransportKeys | None = None
-        self.proof = b""
+        self.proof = b""  # the initiator's, as it goes over the wire
+        self.proofs = 0  # segments that have carried it
         self.auth = Auth.NONE
         self.auth_result = AuthResult.NONE
         self.conn_state = ConnState.NONE
@@ -174,7 +176,6 @@ class Flow:
         self.syn = b""
         self.greeting = self.resume = self.issued = None
         self.keys = None
-        self.proof = b""
         self.answer_wire = b""
 
     def forget_keys(self) -> None:

@@ -29,6 +29,7 @@ from nfq.packet import (
     has_handshake,
     parse,
     rebuild,
+    reply_ack,
     reply_reset,
     require_checksum,
     syn_options,
@@ -195,8 +196,8 @@ def _granted(flow: Flow, answer: Answer, now_us: int) -> tuple[Held, Grant] | No
     return (Held(mine.id, answer.peer, answer.keys, life, now_us), answer.grant) if life else None
 
 
-def _heard(core: Core, flow: Flow, now_us: int) -> None:
-    """The responder has seen our proof."""
+def _proven(core: Core, flow: Flow, now_us: int) -> None:
+    """The responder has seen our proof, or will most likely."""
     if flow.held is not None:
         session, grant = flow.held
         core.sessions.learn(session, _where(flow), grant, core.lane(flow.key))
@@ -215,6 +216,10 @@ def _again(core: Core, seg: Segment) -> Result:
         return RELEASE
     if seg.seq != flow.peer_isn or seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.HANDSHAKE_FORGED)
+    if flow.state is State.AUTHORISED and flow.proof and has_handshake(seg):
+        core.ports.inject(
+            reply_ack(seg, flow.proof)
+        )  # none of our proofs has arrived, and the kernel makes no more
     bare = stripped(core, seg, flow, encrypted=flow.suite != 0)
     return bare if flow.state is State.PROVING else bare._replace(verdict=carried(flow).verdict)
 
@@ -319,8 +324,16 @@ def out_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if flow.state is not State.PROVING:
         # The stack answers something odd with a RST; nothing else can leave before the peer is known.
         return ACCEPT if seg.flags & RST and not seg.payload else core.drop(DropReason.PROOF_MISSING)
+    # What follows the proving ACK at once need not wait for the responder: two segments have the proof then. Should
+    # both be lost, the responder's next SYN-ACK makes us prove again (_again).
+    enough = flow.proofs > 0 and carries(seg)
+    flow.proofs += 1
     if flow.records is not None and carries(seg):
-        return encrypted.outgoing(core, seg, flow, now_us)._replace(verdict=Verdict.ACCEPT)
+        sealed = encrypted.outgoing(core, seg, flow, now_us)
+        if not enough or sealed.verdict is Verdict.DROP:
+            return sealed if sealed.verdict is Verdict.DROP else sealed._replace(verdict=Verdict.ACCEPT)
+        _proven(core, flow, now_us)
+        return sealed
     parts = [seg]
     if seg.payload and encrypted.too_large(core, seg, flow):
         cut = pieces(seg.data, seg.tcp_off, seg.data_off, seg.v6, flow.path_mtu)
@@ -332,11 +345,14 @@ def out_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
         proven = rebuild(part, options, part.payload)
         if part is not parts[-1]:
             core.ports.inject(proven)
-    return Result(Verdict.ACCEPT, proven)
+    if not enough:
+        return Result(Verdict.ACCEPT, proven)
+    _proven(core, flow, now_us)
+    return Result(carried(flow).verdict, proven)
 
 
 def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
-    """The responder's first packet after the handshake says that it has seen the proof."""
+    """The responder's first packet after the handshake says that it has seen the proof, if it comes before our data."""
     if seg.flags & RST and flow.state is State.SYN_SENT:
         return in_reset(core, seg, flow, now_us)
     if flow.state is State.SYN_SENT:
@@ -348,9 +364,9 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if behind >= PLAUSIBLE or acked >= PLAUSIBLE:
         return core.drop(DropReason.HANDSHAKE_FORGED)
     if flow.records is None:
-        _heard(core, flow, now_us)
+        _proven(core, flow, now_us)
         return RELEASE
     result = encrypted.incoming(core, seg, flow, now_us)
     if result.verdict is not Verdict.DROP:
-        _heard(core, flow, now_us)
+        _proven(core, flow, now_us)
     return result

@@ -401,13 +401,30 @@ def as_reset(seg: Segment) -> bytes:
 
 def reply_reset(seg: Segment, *, options: bytes = b"", payload: bytes = b"") -> bytes:
     """A RST answering `seg` from its destination (RFC 9293 3.5.3), optionally carrying options and payload."""
-    data, off = bytes(seg.data), seg.tcp_off
     # Data on a SYN does not count: it is the handshake, or was never accepted (no TFO here).
-    length = 1 if seg.flags & SYN else len(data) - seg.data_off + bool(seg.flags & FIN)
+    length = 1 if seg.flags & SYN else len(seg.data) - seg.data_off + bool(seg.flags & FIN)
     if seg.flags & ACK:
         seq, ack, flags = seg.ack, 0, RST
     else:
         seq, ack, flags = 0, (seg.seq + length) & 0xFFFFFFFF, RST | ACK
+    return _reply(seg, seq, ack, flags, 0, options, payload)
+
+
+def reply_ack(seg: Segment, option: bytes) -> bytes:
+    """An ACK that answers a SYN-ACK, with a record option: what the stack would send, and has sent, with a proof."""
+    stamps = b""
+    for kind, opt in iter_options(seg.options):
+        if kind == OPT_TIMESTAMPS and len(opt) == 10:
+            stamps = b"\x01\x01" + opt[:2] + opt[6:] + opt[2:6]
+    # The window is in units of the scale agreed on: about what Linux begins with.
+    return _reply(seg, seg.ack, (seg.seq + 1) & 0xFFFFFFFF, ACK, 500, stamps + option, b"")
+
+
+def _reply(
+    seg: Segment, seq: int, ack: int, flags: int, window: int, options: bytes, payload: bytes
+) -> bytes:
+    """A segment back to where `seg` comes from."""
+    data, off = bytes(seg.data), seg.tcp_off
     options += b"\0" * (-len(options) % 4)
     tcp = struct.pack(
         ">HHIIBBH",
@@ -417,7 +434,7 @@ def reply_reset(seg: Segment, *, options: bytes = b"", payload: bytes = b"") -> 
         ack,
         (5 + len(options) // 4) << 4,
         flags,
-        0,
+        window,
     )
     if seg.v6:
         ip = b"\x60\0\0\0\0\0" + bytes((TCP, 64)) + data[24:40] + data[8:24]

@@ -132,13 +132,41 @@ def test_nothing_reaches_the_server_before_the_proof(pair: Pair) -> None:
 def test_client_keeps_proving_until_it_hears_from_the_server(pair: Pair) -> None:
     assert pair.b.into(pair.proof_on_wire()).verdict is Verdict.RELEASE
     for _ in range(3):
-        sent = pair.a.out(pair.ack(b"x" * 1000))
+        sent = pair.a.out(pair.ack())
         assert sent.verdict is Verdict.ACCEPT
         assert 253 in option_kinds(sent.packet)
     pair.a.now_us += 3600 * 1_000_000
     datapath.tick(pair.a.core, pair.a.now_us)
-    assert pair.a.out(pair.ack(b"late")).verdict is Verdict.ACCEPT, "an idle connection is not given up"
+    assert pair.a.out(pair.ack()).verdict is Verdict.ACCEPT, "an idle connection is not given up"
     assert pair.a.into(pair.reply()).verdict is Verdict.RELEASE
+
+
+def test_client_that_has_proven_itself_twice_does_not_wait(pair: Pair) -> None:
+    pair.a.into(pair.synack_on_wire())
+    first, second = pair.a.out(pair.ack()), pair.a.out(pair.ack(b"x" * 1000))
+    assert (first.verdict, second.verdict) == (Verdict.ACCEPT, Verdict.RELEASE)
+    assert 253 in option_kinds(second.packet)
+    assert payload(pair.b.into(second.packet or b"").packet) == b"x" * 1000
+    assert pair.a.into(pair.reply()).verdict is Verdict.RELEASE
+
+
+def test_proofs_that_were_all_lost_are_made_again(pair: Pair) -> None:
+    answer = pair.synack_on_wire()
+    pair.a.into(answer)
+    for body in (b"", b"lost"):
+        pair.a.out(pair.ack(body))
+    assert pair.b.into(pair.ack(b"lost")).verdict is Verdict.DROP, "the kernel sends it again without a proof"
+    again = pair.a.into(pair.b.out(pair.synack()).packet or b"")
+    assert (again.verdict, payload(again.packet)) == (Verdict.RELEASE, b"")
+    (proof,) = pair.a.ports.injected
+    inside = pair.b.into(proof)
+    assert inside.verdict is Verdict.RELEASE
+    ack = tcp(inside.packet)
+    assert (ack.flags, ack.seq, ack.ack) == ("A", pair.isn + 1, pair.peer_isn + 1)
+    assert ("Timestamp", (1, 2)) in ack.options
+    assert pair.b.into(pair.ack(b"lost")).verdict is Verdict.RELEASE
+    assert pair.a.into(pair.synack()).verdict is Verdict.RELEASE
+    assert len(pair.a.ports.injected) == 1, "a bare SYN-ACK comes from a responder that is content"
 
 
 def test_default_deny_is_recorded_on_both_ends(pair: Pair) -> None:
