@@ -66,8 +66,6 @@ QUEUE: Final = 5300
 # Above 2^31, where no allocator of group ids gives any (systemd's and subordinate ranges end below).
 RAW_GROUP: Final = 0xDEC70001
 
-BEYOND_TCP: Final = False  # until their handlers are in
-
 CLEAR, SENT, TOLD = "SECTOOL-CLEAR", "SECTOOL-SENT", "SECTOOL-TOLD"
 OUT, IN, VERDICT = "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
 RECORD, REST = "SECTOOL-RECORD", "SECTOOL-REST"
@@ -97,7 +95,7 @@ class RulesConfig:
     queue: int = QUEUE
     workers: int = 1
     mask: int = MASK
-    beyond_tcp: bool = BEYOND_TCP
+    beyond_tcp: bool = True
     others: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
