@@ -9,9 +9,10 @@ from hashlib import sha256
 from nfq.core import DROP, Core, Result, Verdict, address, party, stranger
 from nfq.datagram import Datagram, craft, rebuild, require_checksum
 from nfq.flow import LocalWorkload, State
-from nfq.handshake import Decision, Greeting, HandshakeError, Refusal, check_proof, open_refusal
+from nfq.handshake import Decision, Grant, Greeting, HandshakeError, Refusal, check_proof, open_refusal
 from nfq.ip import UDP
 from nfq.responder import must_encrypt
+from nfq.session import Issued, lifetime_s
 from nfq.suites import choose
 from nfq.udpcontrol import UNKNOWN_SIZE, Control, Kind, ack, unknown, write
 from nfq.udpcore import deny, plain, release, request, seal_with, sealed_in, workload
@@ -73,12 +74,12 @@ def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
     flow.suite = suite.cipher if suite is not None else 0
     if not core.permitted(decision):
         if core.refusal_limit.take(d.source, now_us):
-            _answer(core, flow, greeting, local, Decision.REFUSE)
+            _answer(core, flow, greeting, local, Decision.REFUSE, now_us)
             flow.conn_state = ConnState.REJ
         return _deny(core, flow, decision.reason, now_us)
     flow.greeting = greeting
     wanted = Decision.ENCRYPT if must_encrypt(flow) else Decision.PLAIN
-    if not _answer(core, flow, greeting, local, wanted):
+    if not _answer(core, flow, greeting, local, wanted, now_us):
         return _deny(core, flow, DropReason.HANDSHAKE_FORGED, now_us)
     if core.udp.accepting.full:
         core.udp.accepting.evict()
@@ -98,11 +99,16 @@ def rivals(core: Core, key: bytes) -> list[UdpFlow]:
     return [] if latest is None else [latest, *latest.rivals]
 
 
-def _answer(core: Core, flow: UdpFlow, greeting: Greeting, local: LocalWorkload, decision: Decision) -> bool:
+def _answer(
+    core: Core, flow: UdpFlow, greeting: Greeting, local: LocalWorkload, decision: Decision, now_us: int
+) -> bool:
     """Send message 2; False when the Hello's keys are of a kind that gives no secret."""
     assert flow.decision is not None
     rule = flow.decision.rule
     refused = decision is Decision.REFUSE
+    mine, peer = local.identity, flow.peer
+    assert peer is not None
+    life = 0 if refused else lifetime_s(now_us, mine.not_after_us, peer.not_after_us)
     try:
         body, keys = greeting.answer(
             local.static,
@@ -112,6 +118,7 @@ def _answer(core: Core, flow: UdpFlow, greeting: Greeting, local: LocalWorkload,
             reason=flow.decision.reason if refused else DropReason.NONE,
             revision=core.revision,
             rule=rule.id if rule is not None else 0,
+            grant=Grant(life, core.config.worker, core.config.workers),
             ephemeral=None if refused else core.ephemerals.take(),
         )
     except HandshakeError:
@@ -119,6 +126,7 @@ def _answer(core: Core, flow: UdpFlow, greeting: Greeting, local: LocalWorkload,
     flow.answer_wire = write(Kind.ANSWER, body)
     if not refused:
         flow.keys = keys
+        flow.issued = Issued(mine.id, peer, keys, life, now_us) if life else None
     core.ports.inject(craft(flow.key, flow.answer_wire))
     return True
 
@@ -134,6 +142,8 @@ def _deny(core: Core, flow: UdpFlow, reason: DropReason, now_us: int) -> Result:
 def in_proof(core: Core, d: Datagram, control: Control, now_us: int) -> Result | None:
     """A proof, perhaps with a datagram behind it. None: of no flow known here."""
     live = core.udp.find(core.udp.live, d.key)
+    if live is not None and live.point is not Point.RESPONDER:
+        live = None  # a proof of ours that somebody sends back
     if live is not None and live.proof and hmac.compare_digest(live.proof, control.body):
         if core.hint_limit.take(d.source, now_us):
             core.ports.inject(craft(live.key, live.ack))  # ours was lost, or this is late
@@ -193,6 +203,8 @@ def proven(core: Core, flow: UdpFlow, now_us: int) -> None:
     if mine is not None:  # we had begun, too: what was held for that goes under this flow
         core.udp.arm(mine, 0)
         core.udp.settled.append(Settled(flow.key, anew=True))
+    if flow.issued is not None:
+        core.sessions.issue(flow.issued)
     release(core, flow, now_us)
     flow.answer_wire = b""
     core.ports.inject(craft(flow.key, flow.ack))
@@ -212,7 +224,8 @@ def in_sealed(core: Core, d: Datagram, now_us: int) -> Result:
                 return result
     if result is DROP:
         core.recorder.count(DropReason.PROOF_MISSING)
-    tell_unknown(core, d, now_us)  # an initiator that was restarted takes its proof as seen
+    if core.udp.live.get(d.key) is None:
+        tell_unknown(core, d, now_us)  # an initiator that was restarted takes its proof as seen
     return result
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from nfq.core import Verdict
+from nfq.datagram import parse
+from nfq.flow import State
 from nfq.udpcontrol import HELLO_SIZE, Kind, read
 from sectool.events import Action, Auth, AuthResult, DropReason, Encryption, Phase, Point
 from sectool.identity.authority import RootAuthority
@@ -99,3 +101,33 @@ def test_default_is_deny_on_either_side_and_told(make: MakePair) -> None:
     assert pair.a.records[0]["peer_reason"] == DropReason.DEFAULT_DENY
     assert pair.call(b"again") is Verdict.DROP, "remembered"
     assert len(pair.a.records) == 1
+
+
+def test_a_proof_sent_back_to_who_made_it_gives_no_ack(make: MakePair) -> None:
+    """The Ack that nobody but the responder may say must not be had from the initiator."""
+    pair = make()
+    pair.call(b"first")
+    pair.b.receive(pair.a.sent.popleft())
+    pair.a.receive(pair.b.sent.popleft())
+    proof = parse(pair.a.sent.popleft(), True)  # never arrives
+    pair.a.receive(pair.datagram(proof.payload, to_b=False))
+    assert not pair.a.sent
+    assert pair.a.delivered == []
+    assert next(iter(pair.a.core.udp.live)).state is State.PROVING
+
+
+def test_a_replay_beside_a_half_open_flow_does_not_make_a_live_one_unknown(
+    make: MakePair, root: RootAuthority
+) -> None:
+    pair = make(app="vault")
+    pair.establish()
+    pair.call(b"once")
+    copy = pair.a.sent[-1]
+    pair.carry()
+    thief = make(app="vault")
+    thief.call(b"hello")
+    pair.b.receive(thief.a.sent.popleft())
+    pair.b.sent.clear()
+    for _ in range(8):
+        assert pair.b.receive(copy) is Verdict.DROP
+    assert not pair.b.sent
