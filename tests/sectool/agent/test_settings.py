@@ -27,6 +27,7 @@ def test_everything_can_be_set() -> None:
         "reject: true\nsvid_lifetime_s: 600\n"
         "clock_skew_s: 0\nsyn_rate: 50\nactivation_timeout_s: 2\nsocket_group: adm\n"
         "suites: [chacha20-poly1305, aes-256-gcm]\nresolvers: [10.0.0.53/32]\n"
+        "other_protocols: [51, esp]\n"
     )
     assert settings == Settings(
         enforced_networks=("10.0.0.0/8", "fd00::/8"),
@@ -40,6 +41,7 @@ def test_everything_can_be_set() -> None:
         syn_rate=50,
         activation_timeout_s=2,
         suites=("chacha20-poly1305", "aes-256-gcm"),
+        other_protocols=(50, 51),
         socket_group="adm",
     )
 
@@ -48,6 +50,9 @@ def test_everything_can_be_set() -> None:
     ("text", "where", "says"),
     [
         ("rejct: true", "1:1", "unknown setting 'rejct'"),
+        ("other_protocols: [50, 17]", "1:18", "17 is judged by policy"),
+        ("other_protocols: [nonsense]", "1:18", "neither an IP protocol's name nor a number"),
+        ("other_protocols: 50", "1:18", "a list of IP protocols"),
         ("resolvers: [dns.example]", "1:12", "not a network"),
         ("reject: true\nreject: false", "2:1", "given twice"),
         ("reject: 1", "1:9", "true or false"),
