@@ -49,6 +49,10 @@ class TransportKeys(NamedTuple):
     session: bytes = b""
     proof: bytes = b""
 
+    def __repr__(self) -> str:
+        """Nothing: it may end up in a message or a log."""
+        return "TransportKeys(...)"
+
 
 class KeyPair(NamedTuple):
     """An X25519 key with its 32-byte public value, computed once."""

@@ -46,6 +46,10 @@ class Saved(NamedTuple):
     recv_secret: bytes
     unused: bool = True  # nothing was sealed since the slot was taken over
 
+    def __repr__(self) -> str:
+        """Counters without secrets: it may end up in a message or a log."""
+        return f"Saved(suite={self.suite.name}, sent={self.sent}, accepted={self.accepted})"
+
 
 def words_of(slot: memoryview) -> memoryview:
     """The slot as its 64-bit words. Raises StateError when its size is not STATE_SIZE."""

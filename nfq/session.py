@@ -78,6 +78,10 @@ class _Secrets(NamedTuple):
     tag: bytes
     flow: bytes
 
+    def __repr__(self) -> str:
+        """Nothing: it may end up in a message or a log."""
+        return "_Secrets(...)"
+
     def vouch(self, head: bytes, protocol: int) -> bytes:
         """The tag of a SYN payload. A SYN made for one IP protocol is worth nothing in another."""
         return blake2s(bytes((protocol,)) + head, key=self.tag, digest_size=TAG_SIZE, person=_TAG).digest()

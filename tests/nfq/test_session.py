@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from nfq.handshake import Answer, Decision, Grant, HandshakeError, check_proof, proof_option
 from nfq.noise import KeyPair, TransportKeys
+from nfq.record import STATE_SIZE, Records
+from nfq.recordstate import read, words_of
 from nfq.replay import WINDOW
 from nfq.session import (
     ANSWER_SIZE,
@@ -31,6 +33,7 @@ from nfq.session import (
     unknown,
 )
 from nfq.sessions import SWEEP_US, Sessions
+from nfq.suites import AES_256_GCM
 from sectool.events import DropReason
 from sectool.identity.verify import PeerIdentity
 from sectool.labels import LabelSet
@@ -474,3 +477,18 @@ def test_identities_differ_in_the_credential_not_in_the_name(ends: Ends) -> None
     renewed = replace(ends.held.peer, id=99, fingerprint=bytes(32))
     assert renewed.spiffe_id == ends.held.peer.spiffe_id
     assert ends.server.revoke(lambda s: s.peer.id == renewed.id) == 0
+
+
+def test_no_key_is_shown() -> None:
+    """What a connection or a session is made of may end up in a message or a log."""
+    keys = handshake_keys()
+    client = Held(CLIENT, identity(SERVER), keys, 120, NOW_US)
+    attempt = client.attempt(1)
+    flow, _ = client.keys(attempt.payload, bytes(16))
+    shown = f"{keys!r}{flow!r}{client._secrets!r}".encode()
+    for secret in (*keys, *flow, *client._secrets):
+        assert not secret or repr(secret).encode() not in shown
+    state = memoryview(bytearray(STATE_SIZE))
+    Records(AES_256_GCM, *keys[:2], initiator=True, isn_out=1, isn_in=2, state=state)
+    saved = read(words_of(state))
+    assert repr(saved) == "Saved(suite=aes-256-gcm, sent=0, accepted=0)"
