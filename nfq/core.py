@@ -119,6 +119,9 @@ class Ports(Protocol):
     def host(self) -> Attribution:
         """The host itself: who answers where no socket does."""
 
+    def proven(self, raw: bytes, now_us: int) -> None:
+        """Somebody at this remote address has proven an identity: it is no stranger for a while. Best effort."""
+
     def inject(self, packet: bytes) -> None:
         """Send a crafted packet to a remote peer, past our own queue. Best effort."""
 

@@ -20,6 +20,7 @@ from nfq.packet import TCP, Segment, reply_reset
 from nfq.raw import RawSender
 from nfq.recorder import Counts
 from nfq.routes import Routes
+from nfq.shed import Shed
 from nfq.sockdiag import SockDiag, UnavailableError
 from nfq.udpdiag import DatagramDiag
 from nfq.udpowner import DatagramOwners
@@ -49,6 +50,7 @@ class KernelPorts:
         self.datagrams = DatagramDiag()
         self._datagrams = DatagramOwners(self.attributor, self.datagrams)
         self._routes = Routes()
+        self.shed = Shed()
         self.raw = RawSender()
         self.own = RawSender(group=os.getegid())
         self._journal = journal
@@ -116,6 +118,11 @@ class KernelPorts:
             done(None)
         else:
             self.attributor.facts_later(found, done)
+
+    def proven(self, raw: bytes, now_us: int) -> None:
+        """See nfq.core.Ports."""
+        with contextlib.suppress(OSError):
+            self.shed.known(raw, now_us)
 
     def inject(self, packet: bytes) -> None:
         """See nfq.core.Ports."""

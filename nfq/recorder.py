@@ -28,6 +28,8 @@ from sectool.labels import LabelSet
 _MAPPED = bytes(10) + b"\xff\xff"
 _DIRECTION = {Point.INITIATOR: 1, Point.RESPONDER: 2, Point.LOCAL: 3}
 _KNOWN_LIMIT = 100_000
+_BURSTS = 256  # kinds of coalesced denials told apart in one second
+_FLOOD_SHARE = 20  # of the budget of rows of their own that is left for the second after one that used all
 
 
 class EventSink(Protocol):
@@ -246,23 +248,40 @@ class Recorder:
         source, destination = flow.local_address, flow.remote_address
         if inward:
             source, destination = destination, source
-        burst = _Burst(
-            reason,
-            rule,
-            source,
-            destination,
-            flow.local_port if inward else flow.remote_port,
-            flow.point,
-            action,
-            flow.protocol,
+        self._coalesce(
+            _Burst(
+                reason,
+                rule,
+                source,
+                destination,
+                flow.local_port if inward else flow.remote_port,
+                flow.point,
+                action,
+                flow.protocol,
+            ),
+            now_us,
         )
-        if len(self._bursts) >= 4096 and burst not in self._bursts:
-            burst = burst._replace(
-                source=bytes(len(source)), rule=0
-            )  # a spoofed flood: one row for all sources
+
+    def _coalesce(self, burst: _Burst, now_us: int, n: int = 1) -> None:
+        if len(self._bursts) >= _BURSTS and burst not in self._bursts:
+            # A spoofed flood: one row for all sources
+            burst = burst._replace(source=bytes(len(burst.source)), rule=0)
         if not self._bursts:
             self._burst_start_us = now_us
-        self._bursts[burst] += 1
+        self._bursts[burst] += n
+
+    def turned_away(self, n: int, now_us: int) -> None:
+        """The kernel rules have dropped `n` attempts to connect to this host, without a look at who and where."""
+        if not n:
+            return
+        self.reasons[DropReason.RATE_LIMITED.name.lower()] += n
+        self.verdicts[Action.DENY.name.lower()] += n
+        everybody = bytes(4)
+        self._coalesce(
+            _Burst(DropReason.RATE_LIMITED, 0, everybody, everybody, 0, Point.RESPONDER, Action.DENY, 6),
+            now_us,
+            n,
+        )
 
     def ended(self, flow: Flow, action: Action, counts: Counts, now_us: int) -> None:
         """The END record of a flow that had been authorised."""
@@ -276,7 +295,11 @@ class Recorder:
 
     def tick(self, now_us: int) -> None:
         """Once a second: new budget, and one record for each kind of denial that was over the old one."""
-        self._budget = [self.denials_per_s, self.denials_per_s]
+        # While a flood lasts a few rows a second tell enough of it beside what is coalesced.
+        self._budget = [
+            self.denials_per_s if left else max(1, self.denials_per_s // _FLOOD_SHARE)
+            for left in self._budget
+        ]
         for burst, n in self._bursts.items():
             inward = burst.point is Point.RESPONDER
             local, remote = burst.source, burst.destination

@@ -369,6 +369,7 @@ def _proven(core: Core, flow: Flow, now_us: int) -> None:
     flow.reason = flow.decision.reason
     if flow.issued is not None:
         core.sessions.issue(flow.issued)
+    core.ports.proven(flow.remote_address, now_us)
     core.recorder.allowed(flow, now_us)
     core.release(flow, now_us)
 

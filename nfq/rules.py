@@ -15,7 +15,11 @@
               5 connection marked ENCRYPTED or SMALL, not SYN ─► SECTOOL-RECORD
               6 what is not TCP ─► SECTOOL-REST, or on
               7 SYN or SYN-ACK: the connection's mark is cleared; queue                   (OUTPUT only)
-              8 any other TCP ─► queue
+              8 TCP of no connection yet ─► SECTOOL-NEW                   (INPUT only)
+              9 any other TCP ─► queue
+            SECTOOL-NEW (unless `strangers` is 0)
+              from an address where somebody has proven an identity lately (nfq.shed), within the rate for one ─► queue
+              others, within the rates for a prefix and for all of them ─► queue; what is left is counted and dropped
             SECTOOL-RECORD
               with payload or FIN: ENCRYPTED ─► bulk queue, SMALL ─► queue; others (ACK, RST) ─► on
             SECTOOL-REST
@@ -48,6 +52,7 @@ before it is cleared.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -59,6 +64,7 @@ from typing import Any, Final
 
 from nfq import bpf
 from nfq.marks import MASK, Marks
+from nfq.shed import COUNTER, Shed, set_name
 from sectool.errors import PrivilegeError, SectoolError, UsageError
 
 QUEUE: Final = 5300
@@ -69,12 +75,20 @@ RAW_GROUP: Final = 0xDEC70001
 CLEAR, SENT, TOLD = "SECTOOL-CLEAR", "SECTOOL-SENT", "SECTOOL-TOLD"
 OUT, IN, VERDICT = "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
 RECORD, REST = "SECTOOL-RECORD", "SECTOOL-REST"
-NORMAL, BULK = "SECTOOL-QUEUE", "SECTOOL-BULK"
+NORMAL, BULK, NEW = "SECTOOL-QUEUE", "SECTOOL-BULK", "SECTOOL-NEW"
+# Shares of the rate for strangers: a source prefix gets a quarter; what shows no identity costs no public-key work and
+# gets more, a prefix of that as much as one host that is known.
+_PREFIX_SHARE: Final = 4
+_CHEAP: Final = 30
+_LIMIT_MOST: Final = 10_000  # as fast as xt_limit counts
+_PREFIXES: Final = (
+    65_536  # a table's bound: with all in use, packets of further prefixes are dropped, not counted
+)
 _HOOKS: Final = {
     "raw": (("PREROUTING", CLEAR), ("OUTPUT", CLEAR), ("OUTPUT", SENT), ("OUTPUT", TOLD)),
     "mangle": (("INPUT", IN), ("OUTPUT", OUT)),
 }
-_CHAINS: Final = {"raw": (CLEAR, SENT, TOLD), "mangle": (OUT, IN, VERDICT, RECORD, REST, NORMAL, BULK)}
+_CHAINS: Final = {"raw": (CLEAR, SENT, TOLD), "mangle": (OUT, IN, VERDICT, RECORD, REST, NEW, NORMAL, BULK)}
 _ALWAYS: Final = {"raw": (CLEAR, SENT, TOLD), "mangle": (OUT, IN, VERDICT, RECORD)}  # never empty
 # Without these a host loses its network: neighbour, router and multicast listener discovery (RFC 4861, 2710, 3810)
 _NEIGHBOURHOOD: Final = (130, 131, 132, 133, 134, 135, 136, 143)
@@ -90,6 +104,8 @@ class RulesConfig:
     """First queue number, number of workers (two queues each: normal, bulk), and the mask of the bits that are ours.
 
     `beyond_tcp`: UDP and ICMP are judged too, and other IP protocols dropped unless `others` names their number.
+    `strangers`: connection attempts a second and worker from hosts that have proven no identity lately; 0: no bound.
+    `known`: attempts a second from one host that has.
     """
 
     queue: int = QUEUE
@@ -97,6 +113,8 @@ class RulesConfig:
     mask: int = MASK
     beyond_tcp: bool = True
     others: tuple[int, ...] = ()
+    strangers: int = 0
+    known: int = 2000
 
     def __post_init__(self) -> None:
         last = self.queue + 2 * self.workers - 1
@@ -177,7 +195,9 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
             f"-A {OUT} {opening} {normal}",
             f"-A {OUT} {normal}",
             *(f"-A {IN} {rule}" for rule in (first, "-i lo -j RETURN", verdict, *judged)),
+            *([f"-A {IN} -p tcp -m conntrack --ctstate INVALID,NEW -g {NEW}"] if config.strangers else []),
             f"-A {IN} {normal}",
+            *([f"-A {NEW} {rule}" for rule in _new(config, v6, normal)] if config.strangers else []),
             f"-A {RECORD} {carrying} -m connmark --mark {marks.encrypted:#x}/{mask} {bulk}",
             f"-A {RECORD} {carrying} {normal}",
             *(
@@ -193,6 +213,32 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
             *_queues(config, BULK, 1, v6),
         ],
     }
+
+
+def _new(config: RulesConfig, v6: bool, normal: str) -> list[str]:
+    """What becomes of packets that may open a connection, before any of them costs the worker something."""
+    end, prefix = ("6", 48) if v6 else ("4", 24)
+
+    def each(rate: int, name: str, mask: str = "") -> str:
+        """At most `rate` a second of each source."""
+        return (
+            f"-m hashlimit --hashlimit-upto {rate}/sec --hashlimit-burst {2 * rate} --hashlimit-mode srcip"
+            f" --hashlimit-name sectool-{name}{end} --hashlimit-htable-max {_PREFIXES}"
+            f" --hashlimit-htable-expire 10000{mask}"
+        )
+
+    def strangers(rate: int, of_one: int, name: str) -> str:
+        most = min(rate, _LIMIT_MOST)
+        in_all = f"-m limit --limit {most}/sec --limit-burst {2 * most}"
+        return f"{each(of_one, name, f' --hashlimit-srcmask {prefix}')} {in_all} {normal}"
+
+    rate = config.strangers * config.workers
+    return [
+        f"-m set --match-set {set_name(v6)} src {each(config.known, 'known')} {normal}",
+        f"-p tcp -m tcp --tcp-option 253 {strangers(rate, max(1, rate // _PREFIX_SHARE), 'shown')}",
+        f"-p tcp -m tcp ! --tcp-option 253 {strangers(_CHEAP * rate, config.known, 'bare')}",
+        f"-m nfacct --nfacct-name {COUNTER} -j DROP",
+    ]
 
 
 def _rest(config: RulesConfig, v6: bool, normal: str, released: str) -> list[str]:
@@ -278,6 +324,9 @@ def install(config: RulesConfig, run: Path) -> None:
     `run` is the daemon's run folder: what was there before is remembered in it. Raises SectoolError.
     """
     prepare(run)
+    if config.strangers:
+        with contextlib.closing(Shed()) as shed:
+            shed.prepare()
     for family in families():
         for table in ("raw", "mangle"):
             _transact(family, lambda text, t=table, f=family: _install_table(t, config, text, f))
@@ -298,6 +347,8 @@ def remove(run: Path) -> None:
         for table in ("mangle", "raw"):
             _transact(family, lambda text, t=table: _remove_table(t, text))
         _drop_empty_tables(family, before.get("tables", {}).get(family.name))
+    with contextlib.suppress(OSError), contextlib.closing(Shed()) as shed:
+        shed.remove()
     for name, value in before.get("sysctls", {}).items():
         if name in _SYSCTLS and _get_sysctl(name) == _SYSCTLS[name]:
             _set_sysctl(name, str(value))
@@ -311,6 +362,11 @@ def installed() -> bool:
     asked, IPv6 is not enforced there.
     """
     return all(_complete(_save(family)) for family in families())
+
+
+def present() -> bool:
+    """Whether anything of ours is there, be it of an older version or incomplete."""
+    return any(re.search(r"^:SECTOOL-", _save(family), re.MULTILINE) for family in families())
 
 
 def _complete(saved: str) -> bool:

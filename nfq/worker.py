@@ -353,6 +353,8 @@ class Worker:
         self._settled()
 
     def _tick(self, now: int) -> None:
+        if not self.number:  # one counter for all workers
+            self.core.recorder.turned_away(self.ports.shed.turned_away(), now)
         datapath.tick(self.core, now)
         self.name_sources.refresh()
         self.holding.expire(now)

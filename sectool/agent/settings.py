@@ -27,11 +27,14 @@ class Settings:
     clock_skew_s: int = 60
     resolvers: tuple[str, ...] | None = None  # networks whose DNS answers count; None: those of resolv.conf
     syn_rate: int = 2000  # inbound handshakes per second and source prefix
+    stranger_rate: int = 150  # the same per second and worker, of hosts not proven lately; 0: no bound
     activation_timeout_s: int = 5  # how long a worker may take to switch the policy revision
     suites: tuple[
         str, ...
     ] = ()  # cipher suites for encrypted flows, best first; none: by what the CPU is good at
-    other_protocols: tuple[int, ...] = ()  # IP protocols beside TCP, UDP, ICMP that pass; all others are dropped
+    other_protocols: tuple[
+        int, ...
+    ] = ()  # IP protocols beside TCP, UDP, ICMP that pass; all others are dropped
     socket_group: str | None = None  # group that may read over the local API; None: root only
 
 
@@ -107,6 +110,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "clock_skew_s": _number(0, 600),
     "resolvers": _networks,
     "syn_rate": _number(1, 1_000_000),
+    "stranger_rate": _number(0, 1_000_000),
     "activation_timeout_s": _number(1, 60),
     "suites": _suites,
     "other_protocols": _protocols,

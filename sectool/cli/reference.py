@@ -38,6 +38,9 @@ SETTINGS = {
     "clock_skew_s": "how far a peer's clock may be off, in seconds",
     "resolvers": "networks whose DNS answers count for `fqdn:` rules (default: the resolvers of resolv.conf)",
     "syn_rate": "inbound handshakes per second and source prefix",
+    "stranger_rate": "inbound handshakes per second and worker, all sources together, from hosts that have proven no "
+    "identity within the last hour; a quarter of it from one prefix; 30 times as many connections without a "
+    "handshake; what is more is dropped by kernel rules and counted as rate_limited; 0: no bound",
     "activation_timeout_s": "how long a worker may take to switch the policy, in seconds",
     "suites": "cipher suites for encrypted flows, best first (default: by what the processor is good at)",
     "other_protocols": "IP protocols beside TCP, UDP and ICMP that pass, by name or number; all others are dropped",

@@ -66,6 +66,7 @@ class MemoryPorts:
     resets: list[Segment] = field(default_factory=list)
     cuts: list[Flow] = field(default_factory=list)
     journaled: list[Flow] = field(default_factory=list)
+    known: set[bytes] = field(default_factory=set)
 
     def attribute(self, seg: Segment, *, listener: bool) -> Attribution | None:
         return self.listening.get(seg.destination_port) if listener else self.connecting
@@ -89,6 +90,9 @@ class MemoryPorts:
 
     def path_mtu(self, raw: bytes, device: int) -> int:
         return self.mtu
+
+    def proven(self, raw: bytes, now_us: int) -> None:
+        self.known.add(raw)
 
     def inject(self, packet: bytes) -> None:
         self.injected.append(packet)
