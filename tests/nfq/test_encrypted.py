@@ -270,6 +270,23 @@ def test_a_flow_that_lingers_vouches_for_nobody(talking: MakePair, closed: bool)
     assert pair.b.out(thief.reply(MARKER)).verdict is Verdict.DROP, "a server that speaks first"
 
 
+def test_a_forged_record_does_not_settle_where_the_stream_begins(talking: MakePair) -> None:
+    """A stack that has forgotten its first answer (SYN cookies, a full backlog) picks another number."""
+    pair = talking(ENCRYPTED)
+    assert pair.b.into(pair.syn_on_wire()).verdict is Verdict.ACCEPT
+    assert pair.b.out(pair.synack()).verdict is Verdict.ACCEPT  # lost
+    forged = b"\x5e\xc7" + bytes((0, 0, 0, 1, 0, 0, 0, 1)) + bytes(16)
+    record = pair.packet(True, "PA", pair.isn + 1, pair.peer_isn + 1, b"x", options=[(253, forged)])
+    assert pair.b.into(record).verdict is Verdict.DROP
+    pair.peer_isn += 500
+    answer = pair.b.out(pair.synack()).packet
+    assert answer is not None
+    assert pair.a.into(answer).verdict is Verdict.ACCEPT
+    assert pair.b.into(sent(pair.a.out(pair.ack(MARKER)))).verdict is Verdict.ENCRYPT
+    got = pair.a.into(sent(pair.b.out(pair.reply(MARKER))))
+    assert parse(sent(got), False).payload == MARKER
+
+
 def test_policy_that_now_requires_encryption_cuts_plain_flows(talking: MakePair) -> None:
     pair = talking()
     pair.establish()
