@@ -264,7 +264,8 @@ def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
             core.recorder.denied(flow, e.reason, now_us, Action.ERROR)
             core.accepting.remove(flow)
             return DROP
-    if seg.seq != flow.peer_isn:  # the last one counts: a stack that has forgotten its first answer picks another
+    if seg.seq != flow.peer_isn:
+        # The last one counts: a stack that has forgotten its first answer picks another.
         flow.peer_isn = seg.seq
         flow.forget_keys()  # of records that count from the one before; nothing has been sealed
     options = syn_options(seg.options, lower_mss=True, add=HANDSHAKE_OPTION)
