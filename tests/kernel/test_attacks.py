@@ -592,7 +592,7 @@ def test_a_forged_answer_before_the_true_one(lan: Lan, v6: bool) -> None:
 
 
 def test_an_answer_of_another_connection(lan: Lan) -> None:
-    """A true answer of the same peer to the same workload, recorded a moment ago."""
+    """A true answer of the same peer to the same workload, recorded a moment ago: no answer to a session's SYN."""
     listener = lan.b.listen()
     port = port_of(listener)
     tap = lan.wire.tap("b", port)
@@ -602,7 +602,7 @@ def test_an_answer_of_another_connection(lan: Lan) -> None:
         client = lan.a.dial(lan.b.address(), port)
         true = tap.flags("SA")
         lan.wire.send("a", again(true, recorded))
-        lan.a.denial(port, DropReason.HANDSHAKE_FORGED, source_port=port_of(client))
+        lan.a.denial(port, DropReason.HANDSHAKE_MALFORMED, source_port=port_of(client))
         with pytest.raises(TimeoutError):
             finish(client, 0.02)
 
