@@ -1,4 +1,4 @@
-"""Answers of the kernel about sockets: `nfq.sockdiag.parse`, `nfq.endings.parse`, and routes' attributes.
+"""Answers of the kernel about sockets, routes and counters: `nfq.sockdiag`, `nfq.endings`, `nfq.routes`, `nfq.shed`.
 
 Any bytes give sockets or none and never raise; addresses have 4 or 16 bytes, keys of ended sockets are flow keys.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from nfq import endings, routes, sockdiag
+from nfq import endings, routes, shed, sockdiag
 
 
 def one(data: bytes) -> None:
@@ -23,6 +23,7 @@ def one(data: bytes) -> None:
     for key in endings.parse(data):
         assert len(key) in (12, 36)
         assert key[-2:] != b"\0\0"
+    assert 0 <= shed.packets_of(data) < 1 << 64
     for off in (0, 16, 28):
         for _, start, stop in routes._walk(data, off):
             assert off <= start <= stop <= len(data)
@@ -46,6 +47,11 @@ def seeds() -> dict[str, bytes]:
         "v6": _answer(socket.AF_INET6, bytes(range(16)), bytes(range(16, 32)), only, cgroup),
         "mapped": _answer(socket.AF_INET6, mapped + four[0], mapped + four[1]),
         "several": _answer(socket.AF_INET, *four) + _answer(socket.AF_INET, *four),
+        "counter": struct.pack("=IHHIIBBH", 44, 0x0702, 0, 1, 0, 0, 0, 0)
+        + struct.pack("=HH8s", 12, 1, b"shed\0")
+        + struct.pack("=HH", 12, 2)
+        + bytes(7)
+        + b"\7",
         "route": struct.pack("=IHHII", 44, 24, 0, 1, 0)
         + bytes(12)
         + struct.pack("=HHIHHHHI", 8, 4, 2, 12, 8, 8, 2, 1400),
