@@ -124,6 +124,15 @@ class NamespaceLock:
             raise self._taken(lock_holder()) from None
         self._sock = sock
 
+    def give_away(self) -> int:
+        """A file descriptor that holds the namespace until whoever inherits it says `inherit`."""
+        assert self._sock is not None
+        return self._sock.detach()
+
+    def inherit(self, fd: int) -> None:
+        """Hold the namespace that this process held before it became another program."""
+        self._sock = socket.socket(fileno=fd)
+
     def release(self) -> None:
         """Give it back; safe to repeat."""
         if self._sock is not None:

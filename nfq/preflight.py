@@ -31,8 +31,11 @@ class Finding:
     hint: str = ""
 
 
-def preflight(config: rules.RulesConfig | None = None) -> list[Finding]:
-    """All checks, good and bad. Without root there is one finding only. Takes some tenths of a second."""
+def preflight(config: rules.RulesConfig | None = None, *, bound: bool = False) -> list[Finding]:
+    """All checks, good and bad. Without root there is one finding only. Takes some tenths of a second.
+
+    `bound`: the queues may be taken, by workers of our own that go on or are about to end.
+    """
     config = rules.RulesConfig() if config is None else config
     if os.geteuid() != 0:
         return [Finding("root", False, "not run as root", "enforcing needs root: use sudo")]
@@ -40,7 +43,8 @@ def preflight(config: rules.RulesConfig | None = None) -> list[Finding]:
         _try("cgroup v2", lambda: f"mounted at {cgroup.mount()}"),
         _try("packet marks", lambda: _marks(config)),
     ]
-    findings += [_queue_free(config.queue + n) for n in range(2 * config.workers)]
+    if not bound:
+        findings += [_queue_free(config.queue + n) for n in range(2 * config.workers)]
     try:
         with netns.throwaway():
             findings += [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from sectool.agent.daemon import serve
+from sectool.agent.handover import trial
 from sectool.api.paths import Paths
 
 
@@ -18,7 +20,11 @@ def main() -> int:
     parser.add_argument("--announce-fd", type=int)
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--policy", action="append", type=Path, default=[])
+    parser.add_argument("--try", dest="trial", action="store_true", help="only see whether it could start")
     options = parser.parse_args()
+    if options.trial:
+        sys.stdout.write(json.dumps(trial(Paths.resolve(options.state, options.run))) + "\n")
+        return 0
     return serve(
         Paths.resolve(options.state, options.run),
         verbose=options.verbose,

@@ -96,6 +96,14 @@ class Child:
                 log.error("%s does not start: %s", self.name, error)
                 self._died(f"does not start: {error}")
 
+    async def let_go(self) -> None:
+        """Neither keep it alive nor end it any more."""
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, then SIGKILL after `grace_s` seconds. Returns when it is gone."""
         self._stopping = True
@@ -110,10 +118,7 @@ class Child:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self.let_go()
 
 
 def describe(status: int) -> str:

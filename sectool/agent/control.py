@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sectool import __version__
 from sectool.agent.apply import apply, check, rollback
+from sectool.agent.handover import try_installed
 from sectool.agent.names import known
+from sectool.agent.reload import reload
 from sectool.agent.revisions import Revision
 from sectool.api.server import Operation, Reply, Request
 from sectool.errors import SectoolError, UsageError
@@ -39,6 +41,7 @@ def operations(daemon: Daemon) -> Mapping[str, Operation]:
         "names.list": bind(_names),
         "run.register": bind(_register, writes=True),
         "reload": bind(_reload, writes=True),
+        "restart": bind(_restart, writes=True),
         "down": bind(_down, writes=True),
     }
 
@@ -54,6 +57,7 @@ async def _status(daemon: Daemon, request: Request) -> Reply:
                 "restarts": worker.child.restarts,
                 "enforcing": worker.enforcing,
                 "revision": worker.revision,
+                "gap_ms": worker.gap_ms,
                 "stats": stats,
             }
         )
@@ -198,9 +202,23 @@ async def _register(daemon: Daemon, request: Request) -> Reply:
 
 
 async def _reload(daemon: Daemon, request: Request) -> Reply:
-    """Read the trust bundle anew and hand it to the workers."""
-    await daemon.reload_trust()
-    return Reply({"trusted_domains": list(daemon.host.bundle.trust_domains)})
+    """Read settings and trust bundle anew and hand them to the workers."""
+    done = reload(daemon)
+    return Reply(
+        {
+            "applied": list(done.applied),
+            "waiting": list(done.waiting),
+            "trusted_domains": list(daemon.host.bundle.trust_domains),
+        }
+    )
+
+
+async def _restart(daemon: Daemon, request: Request) -> Reply:
+    """Become the installed program; packet workers go on until their successors stand by."""
+    version = await try_installed(daemon.paths)
+    daemon.restarting = True
+    daemon.stopping.set()
+    return Reply({"pid": os.getpid(), "started": daemon.started_us, "version": __version__, "next": version})
 
 
 async def _down(daemon: Daemon, request: Request) -> Reply:

@@ -29,16 +29,19 @@ from nfq import cgroup, rules
 from nfq.marks import MASK
 from nfq.netns import NamespaceLock
 from nfq.preflight import preflight
+from sectool import __version__
 from sectool.agent import control, keyfolder
 from sectool.agent.apply import policy_problem
 from sectool.agent.background import prepare_run_folder
 from sectool.agent.cleanup import remove_run_files
 from sectool.agent.eventlog import EventLog
+from sectool.agent.handover import Given, Handover, Predecessor, taken
 from sectool.agent.health import Health
 from sectool.agent.identities import Identities, Issued
 from sectool.agent.logs import Announcer, start_logging
 from sectool.agent.programs import Program, Programs, forget_programs
 from sectool.agent.records import Records
+from sectool.agent.reload import reload
 from sectool.agent.revisions import Revisions, draft
 from sectool.agent.settings import load_settings
 from sectool.agent.storeproc import StoreProcess
@@ -48,7 +51,7 @@ from sectool.api.server import Server
 from sectool.errors import Exit, SectoolError
 from sectool.events import Type, now_us
 from sectool.identity.credential import Credential
-from sectool.identity.enrolment import load_host
+from sectool.identity.enrolment import HostIdentity, load_host
 from sectool.identity.workload import Facts, Workload, resolve
 from sectool.policy import load
 from store.control import Actor
@@ -77,17 +80,22 @@ def serve(
     when somebody waits at `announce_fd`, tells them.
     """
     start_logging(verbose)
+    handover = taken()
+    if (
+        handover is not None
+    ):  # whoever waited for the program before was told then, and its policy is in force
+        announce_fd, policy = None, ()
     announcer = Announcer(announce_fd)
     try:
-        asyncio.run(Daemon(paths, announcer, policy).run())
+        asyncio.run(Daemon(paths, announcer, policy, handover).run())
     except SectoolError as error:
-        if announce_fd is None:
+        if announce_fd is None and handover is None:
             raise
         log.error("not started: %s", error.message)
         announcer.failed(error.message, error.hint, int(error.exit_code))
         return int(error.exit_code)
     except Exception as error:
-        if announce_fd is None:
+        if announce_fd is None and handover is None:
             raise
         log.exception("not started, because of a defect")
         announcer.failed(
@@ -100,20 +108,35 @@ def serve(
 class Daemon:
     """All parts of one daemon. Control operations (sectool.agent.control) work on it."""
 
-    def __init__(self, paths: Paths, announcer: Announcer, policy: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        announcer: Announcer,
+        policy: Sequence[Path] = (),
+        handover: Handover | None = None,
+    ) -> None:
         self.paths = paths
         self.settings = load_settings(paths.settings)
         self.host = load_host(paths.state)
         self.started_us = now_us()
         self.mask = MASK if self.settings.mask is None else self.settings.mask
         self.rules_config = rules.RulesConfig(
-            self.settings.queue, self.settings.workers, self.mask, others=self.settings.other_protocols
+            self.settings.queue,
+            self.settings.workers,
+            self.mask,
+            others=self.settings.other_protocols,
+            strangers=self.settings.stranger_rate,
+            known=self.settings.syn_rate,
         )
         self.state = "starting"
         self._first_policy = draft(load(policy).text) if policy else None
         self._adopt = False  # until the first start is through: connections that exist already are let live
         self.rules_installed = False
         self.remove_rules = False  # set by `down`, with who asked for it
+        self.restarting = False  # set by `restart`: the workers go on
+        self.handover = handover
+        self._given: list[Given] = []
+        self._lock = NamespaceLock(paths.run)
         self.stopped_by = ""
         self.stopping = asyncio.Event()
         self.workers: list[Worker] = []
@@ -134,6 +157,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
         try:
             await self._bring_up()
             self._announcer.enforcing(
@@ -148,10 +172,24 @@ class Daemon:
         finally:
             self.state = "stopping"
             await self._stack.aclose()
+        if self.restarting:
+            Handover(__version__, tuple(self._given), self._steering, self._lock.give_away()).become()
         if not self.remove_rules and self.rules_installed:
             log.warning(
                 "stopped; the kernel rules stay and no new connection passes (`sectool down` removes them)"
             )
+
+    @property
+    def _steering(self) -> tuple[int, int, int]:
+        """What leads a packet to its worker."""
+        return self.rules_config.queue, self.rules_config.workers, self.rules_config.mask
+
+    def _told_to_reload(self) -> None:
+        if self.state == "enforcing":
+            try:
+                reload(self)
+            except SectoolError as error:
+                log.error("not reloaded: %s", error.message)
 
     def _told_to_stop(self, number: int) -> None:
         log.info("stopping: %s", signal.Signals(number).name)
@@ -161,9 +199,11 @@ class Daemon:
         push = self._stack
         prepare_run_folder(self.paths)
         self._keys = keyfolder.key_folder(self.paths.run)
-        lock = NamespaceLock(self.paths.run)
-        lock.acquire()
-        push.callback(lock.release)
+        if self.handover is not None:
+            self._lock.inherit(self.handover.lock)
+        else:
+            self._lock.acquire()
+        push.callback(self._unlock)
         push.callback(self._remove_traces)
         after_crash = self.paths.pid_file.exists()  # an orderly end removes it
         self.paths.pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
@@ -177,10 +217,11 @@ class Daemon:
                 await self.revisions.add(self._first_policy, Actor.me(), "given to sectool up")
         self.events = EventLog(self.paths.agent_ring())
         push.callback(self.events.close)
-        for finding in await asyncio.to_thread(preflight, self.rules_config):
+        bound = after_crash or self.handover is not None
+        for finding in await asyncio.to_thread(preflight, self.rules_config, bound=bound):
             if not finding.ok:
                 raise SectoolError(finding.message, finding.hint)
-        self._adopt = not rules.installed()
+        self._adopt = self.handover is None and not rules.present()
         output = sys.stderr.fileno()
         self.store = StoreProcess(
             self.paths, self.settings.socket_group, output, lambda why: self.health.raise_("event store", why)
@@ -213,8 +254,22 @@ class Daemon:
             await self.revisions.activated(active.revision)
         self.records.trusted(self._trusted())
         log.info("enforcing as %s in %s", self.host.name, self.host.trust_domain)
+        if self.handover is not None:
+            gaps = ", ".join(
+                f"{worker.gap_ms:.0f} ms" for worker in self.workers if worker.gap_ms is not None
+            )
+            log.info(
+                "took over from version %s; packets waited for %s", self.handover.version, gaps or "a start"
+            )
 
     async def _start_workers(self, output: int, patience_s: float) -> None:
+        before = (
+            {given.number: Predecessor(given) for given in self.handover.workers} if self.handover else {}
+        )
+        if self.handover is not None and self.handover.steering != self._steering:
+            for predecessor in before.values():  # packets are led differently now
+                await predecessor.stop(WORKER_GRACE_S)
+            before = {}
         for number in range(self.settings.workers):
             worker = Worker(
                 number,
@@ -224,8 +279,19 @@ class Daemon:
                 output=output,
             )
             self.workers.append(worker)
-            self._stack.push_async_callback(worker.stop, WORKER_GRACE_S)
-            await worker.begin(WORKER_START_S, patience_s)
+            self._stack.push_async_callback(self._end, worker)
+            await worker.begin(WORKER_START_S, patience_s, before.get(number))
+
+    async def _end(self, worker: Worker) -> None:
+        given = await worker.give_away() if self.restarting else None
+        if given is not None:
+            self._given.append(given)
+        else:
+            await worker.stop(WORKER_GRACE_S)
+
+    def _unlock(self) -> None:
+        if not self.restarting:
+            self._lock.release()
 
     def _worker_config(self, number: int) -> dict[str, Any]:
         settings = self.settings
@@ -273,6 +339,8 @@ class Daemon:
         remove_run_files(self.paths, everything=self.remove_rules)
 
     def _say_stopped(self) -> None:
+        if self.restarting:
+            return
         self.events.emit(
             Type.ENFORCER_STOP,
             host=self.host.name,
@@ -353,9 +421,9 @@ class Daemon:
                 revision=active.revision if active else 0,
             )
 
-    async def reload_trust(self) -> None:
-        """Read the trust bundle anew and hand it to the workers."""
-        self.host = load_host(self.paths.state)
+    def trust(self, host: HostIdentity) -> None:
+        """Take this enrolment, and hand its trust bundle to the workers."""
+        self.host = host
         self.records.trusted(self._trusted())
         for worker in self.workers:
             worker.send({"t": "bundle"}, self._bundle())

@@ -2,8 +2,8 @@
 
 Frames of sectool.api.wire over a socketpair, each with `t`:
 
-    to the worker    config, policy, credential, flush_workloads, bundle, stats, stop
-    from the worker  ready, identify, stats, policy_active, fatal
+    to the worker    config, go, policy, credential, flush_workloads, bundle, settings, stats, stop
+    from the worker  standing_by, ready, identify, stats, policy_active, fatal
 
 A worker is configured from scratch at every start, so one that died comes back with the present policy revision
 and an empty memory of workloads; what it has to remember of flows is in its journal, not here.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sectool.agent.children import Child, bound_to_parent
+from sectool.agent.handover import Given, Predecessor
 from sectool.api import wire
 from sectool.errors import SectoolError
 
@@ -29,6 +31,8 @@ log = logging.getLogger("sectool.agent")
 
 Key = Hashable  # a socket's workload key: the worker's own, opaque here
 READ_BYTES = 65_536
+PREDECESSOR_GRACE_S = 3.0
+FLUSH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,9 @@ class Worker:
         self._pump: asyncio.Task[None] | None = None
         self._activations: dict[int, asyncio.Future[Activation]] = {}
         self._became_ready: asyncio.Event = asyncio.Event()
+        self._predecessor: Predecessor | None = None  # still at work; it is to stop when we stand by
+        self._stands_by: asyncio.Event = asyncio.Event()
+        self.gap_ms: float | None = None  # between a predecessor's last packet and our first, at most
         self._heard_stats: asyncio.Event = asyncio.Event()
 
     @property
@@ -93,16 +100,21 @@ class Worker:
         """Whether it takes packets under a policy revision."""
         return self.ready and self.revision is not None
 
-    async def begin(self, timeout_s: float, patience_s: float = 0.0) -> None:
+    async def begin(
+        self, timeout_s: float, patience_s: float = 0.0, predecessor: Predecessor | None = None
+    ) -> None:
         """Start it and wait until it enforces. Raises SectoolError when it cannot.
 
         For `patience_s` seconds a refusal is not taken for final: what a predecessor that was killed still holds
-        (its queue, its ring) comes free a moment after.
+        (its queue, its ring) comes free a moment after. A `predecessor` goes on until this one stands by.
         """
         deadline = time.monotonic() + patience_s
+        self._predecessor = predecessor
         await self.child.begin()
         try:
             async with asyncio.timeout(timeout_s):
+                if predecessor is not None:
+                    await self._take_over(predecessor)
                 await self._became_ready.wait()
                 while self.fatal is not None and time.monotonic() < deadline:
                     self._became_ready.clear()
@@ -114,6 +126,15 @@ class Worker:
             ) from None
         if self.fatal is not None:
             raise self.fatal
+
+    async def _take_over(self, predecessor: Predecessor) -> None:
+        await self._stands_by.wait()
+        began = time.monotonic()
+        await predecessor.stop(PREDECESSOR_GRACE_S)
+        self._predecessor = None
+        self.send({"t": "go"})
+        await self._became_ready.wait()
+        self.gap_ms = 1000 * (time.monotonic() - began)
 
     async def _start(self) -> asyncio.subprocess.Process:
         ours, theirs = socket.socketpair()
@@ -133,7 +154,8 @@ class Worker:
         reader, writer = await asyncio.open_connection(sock=ours)
         self._writer = writer
         self._pump = asyncio.create_task(self._listen(reader), name=f"listen to worker {self.number}")
-        self.send({"t": "config", **self._setup.config()}, self._setup.bundle())
+        standby = self._predecessor is not None
+        self.send({"t": "config", "standby": standby, **self._setup.config()}, self._setup.bundle())
         self._send_policy(self._setup.policy())
         return process
 
@@ -149,6 +171,10 @@ class Worker:
         self._activations.clear()
         said = f": {self.fatal.message}" if self.fatal is not None else ""
         self._changed(f"packet worker {self.number} {why}{said}")
+
+    def resettle(self) -> None:
+        """Tell it the settings as they are now."""
+        self.send({"t": "settings", **self._setup.config()})
 
     def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
         """Queue one frame; nothing happens while the worker is down (it is configured anew when it comes back)."""
@@ -202,6 +228,22 @@ class Worker:
         if self._writer is not None:
             self._writer.close()
 
+    async def give_away(self) -> Given | None:
+        """Let it go on without us: what a successor of ours needs to end it. None when it does not run."""
+        pid, writer = self.child.pid, self._writer
+        if pid is None or writer is None:
+            return None
+        await self.child.let_go()
+        if self._pump is not None:
+            self._pump.cancel()
+        try:
+            async with asyncio.timeout(FLUSH_S):
+                while writer.transport.get_write_buffer_size():
+                    await asyncio.sleep(0.001)
+        except TimeoutError:  # a successor's word would come in the middle of a message: it will kill it
+            log.warning("worker %d does not listen", self.number)
+        return Given(self.number, pid, os.dup(writer.get_extra_info("socket").fileno()))
+
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
             decoder = wire.Decoder()
@@ -217,6 +259,8 @@ class Worker:
 
     def _hear(self, header: Mapping[str, Any]) -> None:
         match header.get("t"):
+            case "standing_by":
+                self._stands_by.set()
             case "ready":
                 self.ready = True
                 self._maybe_enforcing()

@@ -1,4 +1,4 @@
-"""`sectool up` and `sectool down`."""
+"""`sectool up`, `down`, `reload` and `restart`."""
 
 from __future__ import annotations
 
@@ -58,6 +58,54 @@ def up(
         at.say(f"policy revision {told['revision']} is active")
     else:
         at.warn("no policy has been applied yet: every connection is denied (sectool policy apply FILE)")
+
+
+@app.command()
+def reload(ctx: typer.Context) -> None:
+    """Have the daemon read its settings and trust bundle again. No connection notices.
+
+    A setting that cannot change while packets flow is named, and waits for `sectool restart`. With a mistake in
+    the file nothing changes. SIGHUP does the same (systemctl reload).
+
+    \b
+    Example:
+      sectool reload
+    """
+    require_root("reloading", WITHOUT_ROOT)
+    at = session(ctx)
+    with at.control() as control:
+        done = control.call("reload")
+    applied, waiting = done["applied"], done["waiting"]
+    at.say(f"in force now: {', '.join(applied)}" if applied else "no setting has changed that can change now")
+    at.say(f"trusted: {', '.join(done['trusted_domains'])}")
+    if waiting:
+        at.warn(f"wait for `sectool restart`: {', '.join(waiting)}")
+
+
+@app.command()
+def restart(ctx: typer.Context) -> None:
+    """Replace the running daemon by the program that is installed now. All connections go on.
+
+    For upgrades, and for settings that `sectool reload` cannot apply. The kernel rules stay. The packet workers go on
+    until their successors stand by; these take over connections and keys of encrypted ones. If the installed
+    program cannot start, nothing changes.
+
+    \b
+    Example:
+      pip install --upgrade sectool && sectool restart
+    """
+    require_root("restarting", WITHOUT_ROOT)
+    at = session(ctx)
+    from sectool.agent.succession import wait_succeeded
+
+    with at.control(timeout=60.0) as control:
+        said = control.call("restart")
+    status = wait_succeeded(at.paths, int(said["pid"]), int(said["started"]), timeout_s=60.0)
+    gaps = [w["gap_ms"] for w in status["workers"] if w["gap_ms"] is not None]
+    waited = f"; packets waited for {max(gaps):.0f} ms" if gaps else ""
+    at.say(
+        f"version {status['version']} (before: {said['version']}) enforces, daemon pid {status['pid']}{waited}"
+    )
 
 
 @app.command()

@@ -22,6 +22,10 @@ COMMANDS: dict[str, Place] = {
     "host": Place("sectool.cli.host", "Enrol this host in a trust domain."),
     "up": Place("sectool.cli.daemon", "Start enforcing in this network namespace.", "up"),
     "down": Place("sectool.cli.daemon", "Stop enforcing and leave no trace in the kernel.", "down"),
+    "reload": Place("sectool.cli.daemon", "Have the daemon read its settings and trust again.", "reload"),
+    "restart": Place(
+        "sectool.cli.daemon", "Replace the daemon by the installed program, losing nothing.", "restart"
+    ),
     "status": Place("sectool.cli.status", "Show what is enforced right now, and how well.", "status"),
     "run": Place("sectool.cli.run", "Run a program as a workload with labels of its own.", "run"),
     "policy": Place("sectool.cli.policy", "Apply, test, explain, compare and roll back policy."),
