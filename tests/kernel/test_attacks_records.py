@@ -239,6 +239,28 @@ def test_fin_put_on_a_true_record(encrypting: Lan) -> None:
     assert read_exactly(t.server, len(SECRET)) == SECRET
 
 
+@FAMILIES
+def test_an_urgent_pointer_takes_no_octet_out_of_the_stream(encrypting: Lan, v6: bool) -> None:
+    """Without SO_OOBINLINE a stack leaves out the octet that any segment of the connection points at."""
+    lan = encrypting
+    t = talk(lan, v6)
+    t.client.sendall(SECRET)
+    true = t.next("a", True)
+    assert read_exactly(t.server, len(SECRET)) == SECRET
+    after = true[TCP].seq + len(body(true))
+    bare = with_record(true, None)
+    passed = t.legs["b"]
+    lan.wire.send("b", again(true, b"", seq=after, flags="AU", urgptr=3, options=bare))
+    passed.next("the forged ACK", lambda p: "U" in flags(p))
+    with lan.wire.losing(f"tcp dport {t.port} tcp flags & psh == psh"):
+        t.client.sendall(SECRET)
+        true = t.next("a", True)
+        with counted(lan.b, DropReason.RECORD_INVALID):
+            lan.wire.send("b", again(true, flags="PAU", urgptr=5))
+    assert read_exactly(t.server, len(SECRET)) == SECRET
+    echo(t.client, t.server)
+
+
 def test_a_record_of_another_connection(encrypting: Lan) -> None:
     lan = encrypting
     one, other = talk(lan), talk(lan)
