@@ -152,10 +152,12 @@ class Held:
         self._rotating_until_us = now_us + ROTATION_PATIENCE_US
         return True
 
-    def attempt(self, suites: int, protocol: int = TCP) -> Attempt:
+    def attempt(self, suites: int, protocol: int = TCP, *, required: bool = False) -> Attempt:
         """A connection under this session, with a number never used before. `suites`: offered ones as a mask."""
         self._number += 1
         wish = EncryptWish.ALLOWED if suites else EncryptWish.NEVER
+        if required:
+            wish = EncryptWish.REQUIRED
         head = _SYN.pack(
             VERSION, SessionMessage.RESUME, wish, suites, self._secrets.id, self._number, os.urandom(8)
         )

@@ -7,8 +7,9 @@ then whose socket it is and what policy says.
 from __future__ import annotations
 
 import heapq
+from hashlib import sha256
 
-from nfq import udpgroup, udpinitiator, udploopback, udpresponder
+from nfq import udpgroup, udpinitiator, udploopback, udpresponder, udpresume
 from nfq.core import Core, Result, Verdict
 from nfq.datagram import Datagram, parse
 from nfq.flow import State
@@ -40,7 +41,7 @@ def _outgoing(core: Core, d: Datagram, now_us: int) -> Result:
     tables = core.udp
     begun = tables.find(tables.connecting, d.key)
     if begun is not None:
-        return wait(begun)
+        return wait(begun) if begun.attempt is None else udpresume.early(core, d, begun)
     live = tables.find(tables.live, d.key)
     if live is not None and not live.doubted:
         return _out_live(core, d, live, now_us)
@@ -49,8 +50,12 @@ def _outgoing(core: Core, d: Datagram, now_us: int) -> Result:
             reject(core, d, now_us)
         return core.drop(DropReason.DENIED_BEFORE)
     flow = UdpFlow(d.key, d.v6, Point.INITIATOR, State.SYN_SENT, now_us)
-    begin = udpgroup.out_new if udpgroup.is_group(core, d) else udpinitiator.begin
-    return begin(core, d, flow, now_us)
+    if udpgroup.is_group(core, d):
+        return udpgroup.out_new(core, d, flow, now_us)
+    local = udpinitiator.sender(core, d, flow, now_us)
+    if isinstance(local, Result):
+        return local
+    return udpresume.begin(core, d, flow, local, now_us) or udpinitiator.begin(core, flow, now_us)
 
 
 def _out_live(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
@@ -107,11 +112,21 @@ def _in_live(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
 
 def _control(core: Core, d: Datagram, control: Control, now_us: int) -> Result | None:
     """What the other enforcer says; None: it proves nothing to any flow."""
+    if control.kind in (Kind.HELLO, Kind.RESUME):
+        mine = core.udp.find(core.udp.connecting, d.key)
+        if mine is not None and sha256(control.body).digest() <= _opening(mine):
+            return core.drop(DropReason.UNKNOWN_FLOW)  # both began at once, and ours goes on
     match control.kind:
         case Kind.HELLO:
             return udpresponder.in_hello(core, d, control.body, now_us)
         case Kind.ANSWER:
             return udpinitiator.in_answer(core, d, control.body, now_us)
+        case Kind.RESUME:
+            return udpresume.in_resume(core, d, control, now_us)
+        case Kind.RESUMED:
+            return udpresume.in_resumed(core, d, control.body, now_us)
+        case Kind.UNKNOWN_SESSION:
+            return udpresume.in_unknown_session(core, d, control.body, now_us)
         case Kind.REFUSAL:
             return udpresponder.in_refusal(core, d, control.body, now_us)
         case Kind.PROOF | Kind.PROOF_DATA:
@@ -120,6 +135,12 @@ def _control(core: Core, d: Datagram, control: Control, now_us: int) -> Result |
             return udpinitiator.in_ack(core, d, now_us)
         case Kind.UNKNOWN:
             return udpinitiator.in_unknown(core, d, control.body, now_us)
+
+
+def _opening(flow: UdpFlow) -> bytes:
+    """SHA-256 of what a flow of ours began with."""
+    begun = flow.attempt or flow.hello
+    return b"" if begun is None else sha256(begun.payload).digest()
 
 
 # -- time ------------------------------------------------------------------------------------------------------------
@@ -136,7 +157,7 @@ def due_us(core: Core, otherwise: int) -> int:
 def timers(core: Core, now_us: int) -> None:
     """Handshakes that nobody answered, and some of the flows whose sockets were closed."""
     for flow in core.udp.due(now_us):
-        udpinitiator.timer(core, flow, now_us)
+        (udpinitiator if flow.attempt is None else udpresume).timer(core, flow, now_us)
     for _ in range(min(ENDS_AT_ONCE, len(core.udp.ending))):
         ended = core.udp.find(core.udp.live, core.udp.ending.popleft())
         if ended is not None:

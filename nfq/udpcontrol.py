@@ -31,6 +31,9 @@ class Kind(IntEnum):
     HELLO = 1
     ANSWER = 2
     REFUSAL = 3
+    RESUME = 4  # and behind it what a program sent, sealed
+    RESUMED = 5
+    UNKNOWN_SESSION = 6
     PROOF = 7
     PROOF_DATA = 8  # and behind it what a program sent
     ACK = 9
@@ -38,7 +41,7 @@ class Kind(IntEnum):
 
 
 class Control(NamedTuple):
-    """A control datagram taken apart; `rest`: the program's datagram behind a proof."""
+    """A control datagram taken apart; `rest`: the program's datagram behind a proof or RESUME."""
 
     kind: Kind
     body: bytes
@@ -66,7 +69,7 @@ def read(payload: bytes) -> Control | None:
         if len(payload) != HELLO_SIZE or rest.strip(b"\0"):
             return None
         rest = b""
-    elif rest and kind is not Kind.PROOF_DATA:
+    elif rest and kind not in (Kind.PROOF_DATA, Kind.RESUME):
         return None
     return Control(kind, body, rest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from hashlib import sha256
 
 from nfq.core import ACCEPT, DROP, RELEASE, Core, Result, Verdict
 from nfq.datagram import COPIED, Datagram, rebuild, unreachable
@@ -85,6 +86,28 @@ def settle(core: Core, flow: UdpFlow, now_us: int) -> None:
     watch(core, flow)
 
 
+def note_early(flow: UdpFlow, payload: bytes) -> None:
+    """A datagram was delivered that came behind RESUME."""
+    if flow.early_digests is None:
+        flow.early_digests = set()
+    flow.early_digests.add(sha256(payload).digest())
+
+
+def seen_early(flow: UdpFlow, payload: bytes) -> bool:
+    """Whether a datagram was delivered before, behind the RESUME of the flow that this one has replaced; says so once.
+
+    An initiator sends it again when it is told that its session is unknown, and anybody on the path may tell so.
+    """
+    digests = flow.early_digests
+    if digests is None or flow.resume is not None:
+        return False
+    digest = sha256(payload).digest()
+    if digest not in digests:
+        return False
+    digests.remove(digest)
+    return True
+
+
 def watch(core: Core, flow: UdpFlow) -> None:
     """Note when the flow's decision has to be made anew, if ever."""
     until = flow.decision.valid_until_us if flow.decision is not None else None
@@ -104,7 +127,7 @@ def release(core: Core, flow: UdpFlow, now_us: int) -> None:
     """Policy allows it and whoever has to has proven it: from here on the kernel carries it, or `sealed` does."""
     settle(core, flow, now_us)
     flow.state = State.AUTHORISED
-    flow.hello = flow.greeting = flow.keys = None
+    flow.hello = flow.greeting = flow.keys = flow.held = flow.issued = None
     core.udp.arm(flow, 0)
     if flow.journal_slot < 0:
         journal(core, flow)
@@ -154,7 +177,9 @@ def seal_with(flow: UdpFlow) -> Datagrams:
 def plain(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     """A datagram of an authorised plain flow. Name servers are listened to; any other flow the kernel carries."""
     if flow.suite:
-        return core.drop(DropReason.RECORD_MISSING)  # it was to be encrypted: never plain, whatever has failed
+        return core.drop(
+            DropReason.RECORD_MISSING
+        )  # it was to be encrypted: never plain, whatever has failed
     if d.key[-2:] == DNS:
         core.names.datagram(d.payload, d.outbound, d.key, now_us)
         return ACCEPT
@@ -197,6 +222,8 @@ def sealed_in(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     opened = flow.sealed.open(d.payload)
     if isinstance(opened, DropReason):
         return core.drop(opened)
+    if seen_early(flow, opened):
+        return core.drop(DropReason.RECORD_REPLAYED)
     if d.key[-2:] == DNS:
         core.names.datagram(opened, False, d.key, now_us)
     return Result(Verdict.ENCRYPT, rebuild(d, opened, deliver=True))

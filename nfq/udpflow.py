@@ -30,6 +30,9 @@ class UdpFlow(Flow):
         "ack",
         "doubted",
         "due_us",
+        "early",
+        "early_digests",
+        "early_seen",
         "group",
         "judged_us",
         "mtu",
@@ -52,6 +55,9 @@ class UdpFlow(Flow):
         self.due_us = 0  # when the handshake's timer goes off; 0: never
         self.tries = 0
         self.waited = 0  # datagrams kept back so far
+        self.early: list[bytes] = []  # initiator: packets whose datagrams were sent behind RESUME
+        self.early_digests: set[bytes] | None = None  # responder: of them, see nfq.udpcore.seen_early
+        self.early_seen = 0  # responder: which of these were delivered, a bit each
         self.rivals: list[
             UdpFlow
         ] = []  # half open: other Hellos of the same addresses and ports, the latest first
@@ -149,6 +155,7 @@ class UdpTables:
         self.timers: list[tuple[int, int, UdpFlow]] = []  # heap: when, id, flow
         self.expiring: list[tuple[int, int, UdpFlow]] = []  # heap of flows whose decision has an end
         self.ending: deque[bytes] = deque()  # live flows whose socket is closed
+        self.early_bytes = 0  # of all `UdpFlow.early`
         self.uncut: list[UdpFlow] = []  # cut, but the kernel has not taken note yet
 
     def arm(self, flow: UdpFlow, due_us: int) -> None:

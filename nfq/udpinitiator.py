@@ -6,10 +6,20 @@ import hmac
 
 from nfq.core import DROP, Core, Result, Verdict, address, party, stranger
 from nfq.datagram import MIN_MTU, Datagram, craft, rebuild
-from nfq.flow import State
-from nfq.handshake import Answer, Decision, HandshakeError, Hello, Refusal, proof_option, seal_refusal
+from nfq.flow import LocalWorkload, State
+from nfq.handshake import (
+    Answer,
+    Decision,
+    Grant,
+    HandshakeError,
+    Hello,
+    Refusal,
+    proof_option,
+    seal_refusal,
+)
 from nfq.ip import UDP
 from nfq.recorder import Counts
+from nfq.session import Held, lifetime_s
 from nfq.udpcontrol import PROOF_SIZE, Kind, ack, write
 from nfq.udpcore import cut, deny, finish, journal, plain, release, request, seal_with, settle, wait, workload
 from nfq.udpflow import DENIED_US, Settled, UdpFlow
@@ -24,22 +34,38 @@ DOUBT_US = 1_000_000  # how often a peer may say that it does not know a flow
 DOUBT_PLAIN_US = 5_000_000  # the same where it cannot show that it has seen any of its datagrams
 
 
-def begin(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
-    """A program sends the first datagram of a flow."""
+def sender(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> LocalWorkload | Result:
+    """Whose program sends the first datagram of a flow to an enforced network; anything else has its verdict."""
     local = workload(core, d, flow, now_us, receiver=False)
     if isinstance(local, Result):
         return local
     if isinstance(local, DropReason):
         return deny(core, d, flow, local, now_us)
-    if not core.enforced(d.destination):
-        return _outside(core, d, flow, now_us)
+    return local if core.enforced(d.destination) else _outside(core, d, flow, now_us)
+
+
+def begin(core: Core, flow: UdpFlow, now_us: int) -> Result:
+    """A full handshake; the datagram waits for it."""
     if core.udp.connecting.full:
         return core.drop(DropReason.TABLE_FULL)
     core.udp.connecting.add(flow)
+    begin_full(core, flow, now_us)
+    return wait(flow)
+
+
+def begin_full(core: Core, flow: UdpFlow, now_us: int) -> None:
+    """Send the first Hello of a flow that is connecting."""
+    local = flow.local
+    assert local is not None
     flow.hello = Hello(local.static, local.blob, now_us, core.suites, core.ephemerals.take(), protocol=UDP)
+    flow.tries = 0
     _greet(core, flow)
     core.udp.arm(flow, now_us + WAITS_US[0])
-    return wait(flow)
+
+
+def where(flow: UdpFlow) -> tuple[int, bytes, bytes]:
+    """What a session leads to: protocol, address, port."""
+    return UDP, flow.remote_address, flow.key[-2:]
 
 
 def _greet(core: Core, flow: UdpFlow) -> None:
@@ -103,7 +129,7 @@ def timer(core: Core, flow: UdpFlow, now_us: int) -> None:
 def in_answer(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | None:
     """Message 2. None: this is no answer to anything."""
     flow = core.udp.find(core.udp.connecting, d.key)
-    if flow is None:
+    if flow is None or flow.hello is None:
         live = core.udp.find(core.udp.live, d.key)
         repeated = live is not None and body[:34] == live.answer_wire
         return DROP if repeated else None
@@ -112,10 +138,10 @@ def in_answer(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | Non
     try:
         answer = flow.hello.read(body, core.verifier, now_us)
     except HandshakeError as e:
-        return _bad_answer(core, flow, e.reason, now_us)
+        return bad_answer(core, flow, e.reason, now_us)
     flow.auth_result, flow.peer, flow.peer_rule = AuthResult.PROVEN, answer.peer, answer.rule
     if answer.decision is Decision.REFUSE:
-        return _refused(core, flow, answer, now_us)
+        return refused(core, flow, answer, now_us)
     flow.request = request(
         party(flow.local, flow.local_address),
         Party(answer.peer.labels, answer.peer.spiffe_id, address(flow.remote_address)),
@@ -129,10 +155,19 @@ def in_answer(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | Non
     if not core.permitted(decision):
         refusal = Refusal(decision.reason, core.revision, decision.rule.id if decision.rule else 0)
         core.ports.inject(craft(flow.key, write(Kind.REFUSAL, seal_refusal(answer.keys, refusal))))
-        return _over(core, flow, decision.reason, now_us, DENIED_US)
+        return over(core, flow, decision.reason, now_us)
     flow.keys, flow.answer_wire = answer.keys, body[:34]
+    flow.held = _granted(flow, answer, now_us)
     _answered(core, flow, now_us)
     return DROP
+
+
+def _granted(flow: UdpFlow, answer: Answer, now_us: int) -> tuple[Held, Grant] | None:
+    """The session that a full handshake leaves, to be used once the responder is known to have seen our proof."""
+    assert flow.local is not None
+    mine = flow.local.identity
+    life = min(answer.grant.lifetime_s, lifetime_s(now_us, mine.not_after_us))
+    return (Held(mine.id, answer.peer, answer.keys, life, now_us), answer.grant) if life else None
 
 
 def _answered(core: Core, flow: UdpFlow, now_us: int) -> None:
@@ -153,12 +188,13 @@ def _answered(core: Core, flow: UdpFlow, now_us: int) -> None:
         _prove(core, flow)
 
 
-def _bad_answer(core: Core, flow: UdpFlow, reason: DropReason, now_us: int) -> Result:
+def bad_answer(core: Core, flow: UdpFlow, reason: DropReason, now_us: int) -> Result:
     """An answer that does not authenticate may be anybody's, the true one still come. A credential's fault is final."""
     flow.auth_result = AuthResult.FAILED
     if reason in (
         DropReason.HANDSHAKE_FORGED,
         DropReason.HANDSHAKE_MALFORMED,
+        DropReason.SESSION_FORGED,
         DropReason.VERSION_UNSUPPORTED,
     ):
         if flow.recorded:
@@ -166,15 +202,15 @@ def _bad_answer(core: Core, flow: UdpFlow, reason: DropReason, now_us: int) -> R
         flow.revision = core.revision
         core.recorder.denied(flow, reason, now_us, Action.ERROR)
         return DROP
-    return _over(core, flow, reason, now_us, DENIED_US)
+    return over(core, flow, reason, now_us)
 
 
-def _refused(core: Core, flow: UdpFlow, answer: Answer, now_us: int) -> Result:
+def refused(core: Core, flow: UdpFlow, answer: Answer, now_us: int) -> Result:
     flow.decider, flow.peer_reason = Decider.PEER, answer.reason
-    return _over(core, flow, DropReason.PEER_DENIED, now_us, REFUSED_US)
+    return over(core, flow, DropReason.PEER_DENIED, now_us, REFUSED_US)
 
 
-def _over(core: Core, flow: UdpFlow, reason: DropReason, now_us: int, memory_us: int) -> Result:
+def over(core: Core, flow: UdpFlow, reason: DropReason, now_us: int, memory_us: int = DENIED_US) -> Result:
     """The attempt is denied; what was held is judged again, and dropped by the memory of it."""
     flow.state, flow.conn_state, flow.revision = State.DENIED, ConnState.REJ, core.revision
     core.recorder.denied(flow, reason, now_us)
@@ -200,12 +236,17 @@ def in_ack(core: Core, d: Datagram, now_us: int) -> Result | None:
 
 def heard(core: Core, flow: UdpFlow, now_us: int) -> None:
     """The responder has seen the proof."""
+    if flow.held is not None:
+        session, grant = flow.held
+        core.sessions.learn(session, where(flow), grant, core.lane(flow.key))
     release(core, flow, now_us)
     core.udp.settled.append(Settled(flow.key))
 
 
 def in_bare(core: Core, flow: UdpFlow, now_us: int) -> Result:
     """No enforcer answers over there, or somebody wants it to look so: the true Answer may still come."""
+    if flow.attempt is not None:
+        return wait(flow)  # under a session it may have overtaken the answer, or that was lost
     if flow.recorded:
         return core.drop(DropReason.NO_IDENTITY)
     flow.revision = core.revision

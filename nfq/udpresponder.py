@@ -15,23 +15,19 @@ from nfq.responder import must_encrypt
 from nfq.session import Issued, lifetime_s
 from nfq.suites import choose
 from nfq.udpcontrol import UNKNOWN_SIZE, Control, Kind, ack, unknown, write
-from nfq.udpcore import deny, plain, release, request, seal_with, sealed_in, workload
+from nfq.udpcore import deny, plain, release, request, seal_with, sealed_in, seen_early, workload
 from nfq.udpflow import DENIED_US, Settled, UdpFlow
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
 
 HALF_OPEN_US = 10_000_000  # outlasts all transmissions of an initiator
 RIVALS = 4
-_EPHEMERAL = slice(12, 44)  # of a Hello
+EARLY_US = 10_000_000  # how long after RESUME its datagrams may come again behind a handshake
 _HEADERS = {False: 28, True: 48}
 
 
 def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
     """Somebody presents a credential."""
-    ephemeral = body[_EPHEMERAL]
-    mine = core.udp.find(core.udp.connecting, d.key)
-    if mine is not None and mine.hello is not None and ephemeral <= mine.hello.payload[_EPHEMERAL]:
-        return core.drop(DropReason.UNKNOWN_FLOW)  # both began at once, and ours goes on
     # By all of it: a copy that somebody has changed must not make the true one a repetition.
     digest = sha256(body).digest()
     for half_open in rivals(core, d.key):
@@ -45,6 +41,8 @@ def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
         return core.drop(DropReason.SYN_REPLAYED)
     flow = UdpFlow(d.key, d.v6, Point.RESPONDER, State.SYN_RECEIVED, now_us)
     flow.syn = digest
+    if live is not None and now_us - live.start_us < EARLY_US:
+        flow.early_digests = live.early_digests
     if not core.syn_limit.take(d.source, now_us):
         core.recorder.denied(flow, DropReason.RATE_LIMITED, now_us)
         return DROP
@@ -178,6 +176,8 @@ def _behind_proof(core: Core, d: Datagram, flow: UdpFlow, control: Control, now_
     if flow.sealed is not None:
         return core.drop(DropReason.RECORD_MISSING)  # proves who, but not what
     require_checksum(d)
+    if seen_early(flow, control.rest):
+        return core.drop(DropReason.RECORD_REPLAYED)
     return plain(core, d, flow, now_us)._replace(packet=rebuild(d, control.rest))
 
 

@@ -230,6 +230,36 @@ def test_a_flow_does_not_outlive_its_socket(udp: Lan) -> None:
     assert server.got == [b"by web"]
 
 
+@FAMILIES
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+def test_further_flows_need_no_second_round_trip(udp: Lan, v6: bool, encrypted: bool) -> None:
+    udp.policy(ENCRYPTED if encrypted else POLICY)
+    server = Echo(udp.b, v6=v6)
+    ask(connected(udp.a, udp.b.address(v6), server.port), b"first")
+    with tapped(udp, "a", server.port) as tap:
+        for size in (0, 1, 1000, 1400, 65_000):
+            data = secrets.token_bytes(size)
+            client = connected(udp.a, udp.b.address(v6), server.port)
+            assert ask(client, data) == data
+            assert ask(client, data) == data
+        assert tap.kinds().count(Kind.RESUME) == tap.kinds().count(Kind.RESUMED) == 5
+        assert Kind.HELLO not in tap.kinds()
+    for host in udp.hosts:
+        assert host.event(server.port, auth_method=Auth.SESSION)["auth_result"] == AuthResult.PROVEN
+
+
+def test_a_lost_answer_under_a_session_is_sent_again(udp: Lan) -> None:
+    server = Echo(udp.b)
+    ask(connected(udp.a, udp.b.address(), server.port), b"first")
+    client = connected(udp.a, udp.b.address(), server.port)
+    with udp.wire.losing(f"udp sport {server.port}", first=1):
+        client.send(b"once")
+        assert client.recv(100) == b"once"
+        wait_until(lambda: udp.a.status()["half_open"] == 0, "the answer")
+    assert ask(client, b"more") == b"more"
+    assert server.got == [b"first", b"once", b"more"]
+
+
 # -- loss --------------------------------------------------------------------------------------------------------
 
 

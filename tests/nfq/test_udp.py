@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from nfq.core import Verdict
-from nfq.datagram import parse
+from nfq.datagram import craft, parse
 from nfq.flow import State
-from nfq.udpcontrol import HELLO_SIZE, Kind, read
+from nfq.session import unknown
+from nfq.udpcontrol import HELLO_SIZE, Kind, read, write
 from sectool.events import Action, Auth, AuthResult, DropReason, Encryption, Phase, Point
 from sectool.identity.authority import RootAuthority
 from tests.nfq.udpmemory import UdpPair, checked, make_udp_pair
@@ -131,3 +132,118 @@ def test_a_replay_beside_a_half_open_flow_does_not_make_a_live_one_unknown(
     for _ in range(8):
         assert pair.b.receive(copy) is Verdict.DROP
     assert not pair.b.sent
+
+
+@FAMILIES
+@pytest.mark.parametrize("app", ["db", "vault"], ids=["plain", "encrypted"])
+def test_under_a_session_the_first_datagram_waits_for_nothing(make: MakePair, v6: bool, app: str) -> None:
+    pair = make(v6=v6, app=app)
+    pair.establish()
+    for turn in range(1, 4):
+        pair.sport = 41_000 + turn
+        assert pair.call(b"secret question") is Verdict.ACCEPT
+        assert kinds(pair.a.sent) == [Kind.RESUME]
+        assert b"secret" not in pair.a.sent[0], "it is sealed, whatever the flow becomes"
+        pair.call(b"another")
+        pair.b.receive(pair.a.sent.popleft())
+        assert pair.b.delivered[-1:] == [b"secret question"], "before anything else was exchanged"
+        (answer,) = pair.b.sent
+        assert kinds(pair.b.sent) == [Kind.RESUMED]
+        assert len(answer) < len(pair.a.sent[0])
+        pair.answer(b"at once")
+        pair.carry()
+        assert pair.a.delivered[-1:] == [b"at once"]
+        assert pair.b.delivered[-1:] == [b"another"]
+        assert pair.call(b"later") is (Verdict.ENCRYPT if app == "vault" else Verdict.RELEASE)
+        pair.carry()
+    for host in (pair.a, pair.b):
+        assert [Auth(r["auth_method"]) for r in host.records] == [Auth.NOISE_IX] + [Auth.SESSION] * 3
+        states = {Encryption(r["encryption"]) for r in host.records}
+        assert states == {Encryption.ENCRYPTED if app == "vault" else Encryption.PLAIN}
+    assert pair.a.core.udp.early_bytes == 0
+
+
+def test_a_replayed_resume_is_delivered_once_and_elsewhere_never(make: MakePair) -> None:
+    pair = make()
+    pair.establish()
+    pair.sport = 41_000
+    pair.call(b"once")
+    resume = pair.a.sent[0]
+    pair.carry()
+    for _ in range(3):
+        pair.b.receive(resume)
+    elsewhere = bytearray(resume)
+    elsewhere[21] ^= 1  # source port
+    elsewhere[26:28] = b"\0\0"
+    pair.b.receive(bytes(elsewhere))
+    pair.carry()
+    assert pair.b.delivered == [b"once"]
+    assert DropReason.SYN_REPLAYED in pair.b.reasons
+
+
+def test_an_unknown_session_costs_nothing_but_a_full_handshake(make: MakePair) -> None:
+    pair = make(app="vault")
+    pair.establish()
+    pair.b.core.sessions.clear()
+    pair.sport = 41_000
+    pair.call(b"one")
+    pair.call(b"two")
+    pair.carry()
+    assert pair.b.delivered == [b"one", b"two"]
+    assert pair.a.records[-1]["auth_method"] == Auth.NOISE_IX
+
+
+def test_whoever_makes_up_that_a_session_is_unknown_has_nothing_delivered_twice(make: MakePair) -> None:
+    pair = make(app="vault")
+    pair.establish()
+    pair.sport = 41_000
+    pair.call(b"pay 100")
+    resume = pair.a.sent[0]
+    pair.b.receive(pair.a.sent.popleft())
+    pair.b.sent.clear()  # the answer is kept from the initiator
+    control = read(checked(resume).payload)
+    assert control is not None
+    hint = craft(parse(resume, False).key, write(Kind.UNKNOWN_SESSION, unknown(control.body)))
+    pair.a.receive(hint)
+    pair.carry()
+    assert pair.b.delivered == [b"pay 100"]
+    pair.call(b"pay 100")
+    pair.carry()
+    assert pair.b.delivered == [b"pay 100"] * 2, "the program itself may say it again"
+
+
+def test_without_an_answer_a_full_handshake_follows(make: MakePair) -> None:
+    pair = make()
+    pair.establish()
+    pair.sport = 41_000
+    pair.call(b"lost")
+    pair.a.sent.clear()
+    pair.at(0.3)
+    assert kinds(pair.a.sent) == [Kind.RESUME]
+    pair.a.sent.clear()
+    pair.at(0.8)
+    assert kinds(pair.a.sent) == [Kind.HELLO]
+    assert pair.call(b"next") is Verdict.WAIT
+    pair.carry()
+    assert pair.b.delivered == [b"next"]
+
+
+def test_a_session_ends_when_trust_does(make: MakePair) -> None:
+    pair = make()
+    pair.establish()
+    for host in (pair.a, pair.b):
+        host.core.sessions.clear()
+    pair.sport = 41_000
+    assert pair.call(b"x") is Verdict.WAIT
+
+
+def test_a_resume_made_for_tcp_is_worth_nothing_for_datagrams(make: MakePair) -> None:
+    pair = make()
+    pair.establish()
+    core = pair.a.core
+    (lanes,) = core.sessions._held.values()
+    (session,) = lanes.values()
+    data = write(Kind.RESUME, session.attempt(0).payload)
+    pair.sport = 41_000
+    pair.b.receive(pair.datagram(data))
+    assert pair.b.reasons[-1] is DropReason.SESSION_FORGED

@@ -67,12 +67,19 @@ class UdpHost(Host):
         """What the worker does after each packet: held datagrams of settled flows, crafted packets."""
         self.sent.extend(self.ports.injected)
         self.ports.injected.clear()
+        self._repeat()
         settled = self.core.udp.settled
         while settled:
             for packet in self.held.pop(settled.popleft().key, []):
                 self._apply(packet, self.out(packet), self.sent)
             self.sent.extend(self.ports.injected)
             self.ports.injected.clear()
+
+    def _repeat(self) -> None:
+        """What is sent anew meets OUTPUT like any other."""
+        repeated, self.ports.repeated = self.ports.repeated, []
+        for packet in repeated:
+            self.send(packet)
 
     def pass_time(self, now_us: int) -> None:
         """Timers that are due by then."""
