@@ -92,7 +92,8 @@ def test_dig_asks_a_resolver(resolver: Lan, v6: bool, encrypted: bool) -> None:
         assert "y" * 250 in dig(resolver, server, "large.example", "TXT")
         assert dig(resolver, server, "+bufsize=4096", "huge.example", "TXT").count("z" * 250) == 12
         assert tap.kinds()[0] in (Kind.HELLO, Kind.RESUME)
-        assert tap.kinds()[-3:-1] == [Kind.RESUME, Kind.RESUMED], "under a session nothing waits"
+        assert tap.kinds().count(Kind.HELLO) <= 1
+        assert Kind.RESUMED in tap.kinds(), "under a session nothing waits"
         assert any(b"shop" in frame for frame in tap.raw) != encrypted
     record = resolver.a.event(53, phase=Phase.VERDICT)
     assert record["encryption"] == (Encryption.ENCRYPTED if encrypted else Encryption.PLAIN)
