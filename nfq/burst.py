@@ -58,9 +58,11 @@ class Packet:
 class BurstQueue:
     """A bound queue. `callback` gets each packet; verdicts leave with the next `flush`, which `drain` ends with."""
 
-    def __init__(self, number: int, callback: Callable[[Packet], None], mask: int) -> None:
-        """Bind. `mask`: our bits of packet marks. Raises as nfq.queue.PacketQueue does."""
-        self._queue = PacketQueue(number, _never)
+    def __init__(
+        self, number: int, callback: Callable[[Packet], None], mask: int, *, length: int = 8192
+    ) -> None:
+        """Bind. `mask`: our bits of packet marks. Otherwise, and raises, as nfq.queue.PacketQueue."""
+        self._queue = PacketQueue(number, _never, length=length)
         self.fd = self._queue.fd
         self.mask = mask
         self._callback = callback

@@ -28,7 +28,7 @@ from sectool.labels import LabelSet
 _MAPPED = bytes(10) + b"\xff\xff"
 _DIRECTION = {Point.INITIATOR: 1, Point.RESPONDER: 2, Point.LOCAL: 3}
 _KNOWN_LIMIT = 100_000
-_BURSTS = 256  # kinds of coalesced denials told apart in one second
+_BURSTS = 64  # kinds of coalesced denials told apart in one second
 _FLOOD_SHARE = 20  # of the budget of rows of their own that is left for the second after one that used all
 
 

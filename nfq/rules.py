@@ -19,7 +19,8 @@
               9 any other TCP ─► queue
             SECTOOL-NEW (unless `strangers` is 0)
               from an address where somebody has proven an identity lately (nfq.shed), within the rate for one ─► queue
-              others, within the rates for a prefix and for all of them ─► queue; what is left is counted and dropped
+              others, within the rates for a prefix and for all of them ─► the queue for strangers, which the worker
+              looks at when nothing else waits; what is left is counted and dropped
             SECTOOL-RECORD
               with payload or FIN: ENCRYPTED ─► bulk queue, SMALL ─► queue; others (ACK, RST) ─► on
             SECTOOL-REST
@@ -28,7 +29,7 @@
               UDP, ICMP, ICMPv6 ─► queue; other protocols ─► on if the settings name them, or dropped
             SECTOOL-VERDICT
               REQUEUE ─► queue; ALLOWED, ENCRYPTED, SMALL: the mark is saved to the connection; the bits are cleared
-            SECTOOL-QUEUE, SECTOOL-BULK (several workers only)
+            SECTOOL-QUEUE, SECTOOL-BULK, SECTOOL-STRANGE (several workers only)
               the queue of the worker that the flow belongs to (nfq.steering)
 
 A released connection's packets pay for every rule they meet, so raw asks one question before any chain of ours is
@@ -75,12 +76,13 @@ RAW_GROUP: Final = 0xDEC70001
 CLEAR, SENT, TOLD = "SECTOOL-CLEAR", "SECTOOL-SENT", "SECTOOL-TOLD"
 OUT, IN, VERDICT = "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
 RECORD, REST = "SECTOOL-RECORD", "SECTOOL-REST"
-NORMAL, BULK, NEW = "SECTOOL-QUEUE", "SECTOOL-BULK", "SECTOOL-NEW"
+NORMAL, BULK, NEW, STRANGE = "SECTOOL-QUEUE", "SECTOOL-BULK", "SECTOOL-NEW", "SECTOOL-STRANGE"
+STRANGERS_AT: Final = 128  # worker n's queue for strangers is the first queue's number plus this plus n
 # Shares of the rate for strangers: a source prefix gets a quarter; what shows no identity costs no public-key work and
 # gets more, a prefix of that as much as one host that is known.
 _PREFIX_SHARE: Final = 4
 _CHEAP: Final = 30
-_LIMIT_MOST: Final = 10_000  # as fast as xt_limit counts
+_LIMIT_MOST: Final = 10_000  # as fast as xt_limit counts, and its largest burst
 _PREFIXES: Final = (
     65_536  # a table's bound: with all in use, packets of further prefixes are dropped, not counted
 )
@@ -88,7 +90,10 @@ _HOOKS: Final = {
     "raw": (("PREROUTING", CLEAR), ("OUTPUT", CLEAR), ("OUTPUT", SENT), ("OUTPUT", TOLD)),
     "mangle": (("INPUT", IN), ("OUTPUT", OUT)),
 }
-_CHAINS: Final = {"raw": (CLEAR, SENT, TOLD), "mangle": (OUT, IN, VERDICT, RECORD, REST, NEW, NORMAL, BULK)}
+_CHAINS: Final = {
+    "raw": (CLEAR, SENT, TOLD),
+    "mangle": (OUT, IN, VERDICT, RECORD, REST, NEW, NORMAL, BULK, STRANGE),
+}
 _ALWAYS: Final = {"raw": (CLEAR, SENT, TOLD), "mangle": (OUT, IN, VERDICT, RECORD)}  # never empty
 # Without these a host loses its network: neighbour, router and multicast listener discovery (RFC 4861, 2710, 3810)
 _NEIGHBOURHOOD: Final = (130, 131, 132, 133, 134, 135, 136, 143)
@@ -117,7 +122,7 @@ class RulesConfig:
     known: int = 2000
 
     def __post_init__(self) -> None:
-        last = self.queue + 2 * self.workers - 1
+        last = self.queue + max(2 * self.workers, STRANGERS_AT + self.workers if self.strangers else 0) - 1
         if not (self.queue >= 0 and self.workers >= 1 and last <= 65_535):
             raise UsageError(f"queues {self.queue} to {last} are not within 0 to 65535")
         Marks(self.mask)
@@ -151,10 +156,10 @@ def families() -> tuple[Family, ...]:
 # -- what the rules are -----------------------------------------------------------------------------------------
 
 
-def _queues(config: RulesConfig, chain: str, offset: int, v6: bool) -> list[str]:
+def _queues(config: RulesConfig, chain: str, offset: int, v6: bool, each: int = 2) -> list[str]:
     """The chain that picks a worker's queue; empty for one worker."""
     last = config.workers - 1
-    numbers = [config.queue + 2 * worker + offset for worker in range(config.workers)]
+    numbers = [config.queue + each * worker + offset for worker in range(config.workers)]
     if not last:
         return []
     steered = [
@@ -211,6 +216,7 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
             f"-A {VERDICT} -j MARK --set-xmark 0x0/{mask}",
             *_queues(config, NORMAL, 0, v6),
             *_queues(config, BULK, 1, v6),
+            *(_queues(config, STRANGE, STRANGERS_AT, v6, 1) if config.strangers else []),
         ],
     }
 
@@ -218,6 +224,9 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
 def _new(config: RulesConfig, v6: bool, normal: str) -> list[str]:
     """What becomes of packets that may open a connection, before any of them costs the worker something."""
     end, prefix = ("6", 48) if v6 else ("4", 24)
+    strange = (
+        f"-j NFQUEUE --queue-num {config.queue + STRANGERS_AT}" if config.workers == 1 else f"-g {STRANGE}"
+    )
 
     def each(rate: int, name: str, mask: str = "") -> str:
         """At most `rate` a second of each source."""
@@ -229,8 +238,8 @@ def _new(config: RulesConfig, v6: bool, normal: str) -> list[str]:
 
     def strangers(rate: int, of_one: int, name: str) -> str:
         most = min(rate, _LIMIT_MOST)
-        in_all = f"-m limit --limit {most}/sec --limit-burst {2 * most}"
-        return f"{each(of_one, name, f' --hashlimit-srcmask {prefix}')} {in_all} {normal}"
+        in_all = f"-m limit --limit {most}/sec --limit-burst {min(2 * most, _LIMIT_MOST)}"
+        return f"{each(of_one, name, f' --hashlimit-srcmask {prefix}')} {in_all} {strange}"
 
     rate = config.strangers * config.workers
     return [

@@ -38,7 +38,7 @@ from nfq.noise import KeyPair
 from nfq.ports import KernelPorts
 from nfq.reconcile import Reconciler
 from nfq.recorder import Recorder
-from nfq.rules import RulesConfig
+from nfq.rules import STRANGERS_AT, RulesConfig
 from nfq.steering import worker_of
 from nfq.suites import preference
 from nfq.udpflow import UdpFlow
@@ -54,6 +54,9 @@ from sectool.ring import RingWriter
 
 OUTBOX_LIMIT = 4 << 20
 TICK_US = 1_000_000
+STRANGERS_WAITING = 512  # packets in the queue for strangers: those behind them would be answered too late
+STRANGERS_AT_ONCE = 4
+STRANGERS_US = 20_000  # while others are waiting, strangers have a turn that often
 GATHER_US = 50_000
 _ONCE = select.EPOLLIN | select.EPOLLONESHOT
 _PR_SET_DUMPABLE = 4
@@ -124,6 +127,10 @@ class Worker:
         first = int(header["queue"]) + 2 * number
         self.queue = BurstQueue(first, self._packet, self.mask)
         self.bulk = BulkQueue(first + 1, self._bulk, self.mask)
+        self.strangers = BurstQueue(
+            int(header["queue"]) + STRANGERS_AT + number, self._packet, self.mask, length=STRANGERS_WAITING
+        )
+        self.strangers_dropped = 0  # by the kernel because the queue was full, as far as that is recorded
 
     def restore(self, header: dict[str, Any]) -> None:
         """Take back the live flows of a worker before, as far as the kernel still carries them, encrypted ones too.
@@ -353,8 +360,11 @@ class Worker:
         self._settled()
 
     def _tick(self, now: int) -> None:
-        if not self.number:  # one counter for all workers
-            self.core.recorder.turned_away(self.ports.shed.turned_away(), now)
+        dropped = self.strangers.counters()["dropped"]
+        turned_away, self.strangers_dropped = dropped - self.strangers_dropped, dropped
+        if not self.number:  # the rules have one counter for all workers
+            turned_away += self.ports.shed.turned_away()
+        self.core.recorder.turned_away(turned_away, now)
         datapath.tick(self.core, now)
         self.name_sources.refresh()
         self.holding.expire(now)
@@ -364,7 +374,8 @@ class Worker:
     def run(self) -> None:
         """Serve until told to stop."""
         poll = select.epoll()
-        queue, bulk = self.queue.fd, self.bulk.fd
+        queue, bulk, strangers = self.queue.fd, self.bulk.fd, self.strangers.fd
+        next_strange = 0
         chores: dict[int, Callable[[int], object]] = {
             self.accounting.datagrams.fd: lambda _: self.accounting.datagrams.sockets_closed(),
             self.ports.attributor.fd: lambda _: self.ports.attributor.completed(),
@@ -392,6 +403,7 @@ class Worker:
                 # Only now: a packet judged under no policy would be denied for the wrong reason. The kernel keeps it.
                 poll.register(queue, select.EPOLLIN)
                 poll.register(bulk, select.EPOLLIN)
+                poll.register(strangers, select.EPOLLIN)
                 reading = True
             due = udp.due_us(self.core, self.accounting.next_us(min(next_tick, next_news)))
             idle = self.core.ephemerals.full and not self.reconciler.busy
@@ -399,11 +411,16 @@ class Worker:
             now = now_us()
             if not ready and not self.core.ephemerals.full:
                 self.core.ephemerals.add()
+            busy = strange = False
             for fd, _ in ready:
                 if fd == queue:
+                    busy = True
                     self.queue.drain()
                 elif fd == bulk:
+                    busy = True
                     self.bulk.drain()
+                elif fd == strangers:
+                    strange = True
                 elif fd in news:
                     told.append(fd)
                     next_news = min(next_news, now + GATHER_US)
@@ -411,6 +428,10 @@ class Worker:
                     self._guarded(chores[fd])
                 else:
                     self.hear()
+            if strange and (not busy or now >= next_strange):
+                # Not so many that those who are known wait long, and not never.
+                self.strangers.drain(STRANGERS_AT_ONCE)
+                next_strange = now + STRANGERS_US
             if now >= due:
                 self._guarded(self.accounting.settle)
                 self._guarded(self._timers)
@@ -428,12 +449,14 @@ class Worker:
             if self.outbox:
                 self._flush()
             self.queue.flush()  # verdicts given outside of `drain`
+            self.strangers.flush()
         poll.close()
 
     def close(self) -> None:
         """Let go of the queue first: from then on packets are dropped, not held."""
         self.queue.close()
         self.bulk.close()
+        self.strangers.close()
         self.accounting.close()
         self.journal.close()
         self.names.close()

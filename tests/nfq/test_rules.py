@@ -61,6 +61,15 @@ def test_queues_never_let_packets_by_without_a_listener(config: RulesConfig) -> 
     assert text.count("NFQUEUE") >= 6
 
 
+def test_strangers_have_queues_beyond_all_others() -> None:
+    config = RulesConfig(strangers=100, workers=3)
+    text = "\n".join(rules.rules(config)["mangle"])
+    assert "-A SECTOOL-STRANGE -j NFQUEUE --queue-num 5430" in text
+    assert rules.STRANGERS_AT >= 2 * 64
+    with pytest.raises(UsageError):
+        RulesConfig(65_400, strangers=100, workers=9)
+
+
 @pytest.mark.parametrize("chain", [OUT, IN])
 def test_the_connection_mark_lets_no_opening_and_no_verdict_by(chain: str) -> None:
     lines = [line for line in rules.rules(RulesConfig())["mangle"] if line.startswith(f"-A {chain} ")]
