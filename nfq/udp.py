@@ -17,9 +17,9 @@ from nfq.packet import PacketError
 from nfq.recorder import Counts
 from nfq.udpcontrol import Control, Kind, is_candidate, read
 from nfq.udpcore import cut, finish, plain, reject, sealed_in, sealed_out, wait, watch
-from nfq.udpflow import DENIED_US, ENDED_US, Settled, UdpFlow
+from nfq.udpflow import ENDED_US, Settled, UdpFlow
 from sectool.errors import SectoolError
-from sectool.events import Action, ConnState, DropReason, Phase, Point
+from sectool.events import Action, Auth, ConnState, DropReason, Phase, Point
 
 ENDS_AT_ONCE = 64  # flows of closed sockets accounted for between two looks at the packet queue
 
@@ -161,7 +161,7 @@ def timers(core: Core, now_us: int) -> None:
     for _ in range(min(ENDS_AT_ONCE, len(core.udp.ending))):
         ended = core.udp.find(core.udp.live, core.udp.ending.popleft())
         if ended is not None:
-            _over(core, ended, cut(core, ended), now_us)
+            _over(core, ended, now_us)
 
 
 def tick(core: Core, now_us: int) -> None:
@@ -244,6 +244,10 @@ def socket_ended(core: Core, cookie: int) -> None:
     core.udp.ending.extend(core.udp.by_socket.get(cookie, ()))
 
 
-def _over(core: Core, flow: UdpFlow, counts: Counts, now_us: int) -> None:
-    finish(core, flow, counts, now_us)
-    core.udp.denied.add(False, flow.key, now_us + min(DENIED_US, ENDED_US))
+def _over(core: Core, flow: UdpFlow, now_us: int) -> None:
+    pushed_out = (
+        flow.point is Point.RESPONDER and flow.auth is Auth.NONE and flow.key not in core.udp.strangers
+    )
+    finish(core, flow, cut(core, flow), now_us)
+    if not pushed_out:  # that is no end: its next datagram is judged
+        core.udp.denied.add(False, flow.key, now_us + ENDED_US)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from hashlib import sha256
 
 from nfq.core import ACCEPT, DROP, RELEASE, Core, Result, Verdict
@@ -12,7 +13,7 @@ from nfq.ip import UDP
 from nfq.names import PORT as DNS
 from nfq.recorder import Counts
 from nfq.suites import by_number
-from nfq.udpflow import DENIED_US, UdpFlow
+from nfq.udpflow import DENIED_US, TAILS, UdpFlow
 from nfq.udprecord import OVERHEAD, Datagrams
 from sectool.errors import SectoolError
 from sectool.events import Action, Auth, ConnState, DropReason, Point
@@ -196,7 +197,10 @@ def sealed_out(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     if d.key[-2:] == DNS:
         core.names.datagram(payload, True, d.key, now_us)
     sealed = flow.sealed.seal(payload)
-    flow.tails.append(sealed[-8:])
+    if flow.point is Point.INITIATOR:
+        if flow.tails is None:
+            flow.tails = deque(maxlen=TAILS)
+        flow.tails.append(sealed[-8:])
     if size <= _SMALL:
         return Result(Verdict.ENCRYPT, rebuild(d, sealed))
     mtu = _path_mtu(core, d, flow, now_us)

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from nfq.flow import Flow, FlowTable, State
 from nfq.ip import UDP
 from nfq.udprecord import Datagrams
-from sectool.events import Point
+from sectool.events import Auth, Point
 
 DENIED_US: Final = 10_000_000  # how long the datagrams of a denied flow are dropped unasked
 DENIED_LIMIT: Final = 65_536
 ENDED_US: Final = 10_000_000  # how long after its end what still comes is no event
+STRANGERS: Final = 65_536  # live flows from outside the enforced networks
 TAILS: Final = 64  # ends of datagrams sent lately that a peer may say it does not know
 
 
@@ -55,12 +57,10 @@ class UdpFlow(Flow):
         self.due_us = 0  # when the handshake's timer goes off; 0: never
         self.tries = 0
         self.waited = 0  # datagrams kept back so far
-        self.early: list[bytes] = []  # initiator: packets whose datagrams were sent behind RESUME
+        self.early: Sequence[bytes] = ()  # initiator: packets whose datagrams were sent behind RESUME
         self.early_digests: set[bytes] | None = None  # responder: of them, see nfq.udpcore.seen_early
         self.early_seen = 0  # responder: which of these were delivered, a bit each
-        self.rivals: list[
-            UdpFlow
-        ] = []  # half open: other Hellos of the same addresses and ports, the latest first
+        self.rivals: Sequence[UdpFlow] = ()  # half open: other Hellos of the same key, the latest first
         self.proved = False  # a proof was sent alone
         self.group = False  # to a multicast or broadcast address
         self.judged_us = 0  # of a group: when it was judged last
@@ -69,7 +69,7 @@ class UdpFlow(Flow):
         self.sealed: Datagrams | None = None  # its datagrams are encrypted
         self.socket = 0  # the kernel's cookie of the local socket; 0: not known
         self.peer_socket = 0  # loopback: of the socket that is called
-        self.tails: deque[bytes] = deque(maxlen=TAILS)
+        self.tails: deque[bytes] | None = None  # initiator, sealed: ends of datagrams sent lately
         self.told_us = 0  # when the peer last said that it does not know the flow
         self.doubted = False  # it did: the next datagram makes a new handshake
 
@@ -152,6 +152,7 @@ class UdpTables:
         self.denied = Denials()
         self.settled: deque[Settled] = deque()
         self.by_socket: dict[int, dict[bytes, UdpFlow]] = {}
+        self.strangers: OrderedDict[bytes, UdpFlow] = OrderedDict()  # let in from outside, the oldest first
         self.timers: list[tuple[int, int, UdpFlow]] = []  # heap: when, id, flow
         self.expiring: list[tuple[int, int, UdpFlow]] = []  # heap of flows whose decision has an end
         self.ending: deque[bytes] = deque()  # live flows whose socket is closed
@@ -192,8 +193,14 @@ class UdpTables:
             before = half_open.get(flow.key)
             if before is not None:
                 half_open.remove(before)
-        flow.rivals = []
+        flow.rivals = ()
         self.live.add(flow)
+        if flow.point is Point.RESPONDER and flow.auth is Auth.NONE:
+            self.strangers[flow.key] = flow
+            self.strangers.move_to_end(flow.key)
+            if len(self.strangers) > STRANGERS:
+                # Source addresses out there can be made up. Whoever is still there is judged anew.
+                self.ending.append(self.strangers.popitem(last=False)[0])
         for cookie in (flow.socket, flow.peer_socket):
             if cookie:
                 self.by_socket.setdefault(cookie, {})[flow.key] = flow
@@ -202,6 +209,8 @@ class UdpTables:
         """A live flow is over."""
         self.live.remove(flow)
         self.arm(flow, 0)
+        if self.strangers.get(flow.key) is flow:
+            del self.strangers[flow.key]
         for cookie in (flow.socket, flow.peer_socket):
             mine = self.by_socket.get(cookie)
             if mine is not None and mine.get(flow.key) is flow:

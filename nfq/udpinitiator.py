@@ -261,7 +261,7 @@ def in_unknown(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | No
         return None
     if flow.doubted or now_us - flow.told_us < (DOUBT_US if flow.sealed is not None else DOUBT_PLAIN_US):
         return core.drop(DropReason.RATE_LIMITED)
-    if flow.sealed is not None and body not in flow.tails:
+    if flow.sealed is not None and body not in (flow.tails or ()):
         return core.drop(DropReason.HANDSHAKE_FORGED)
     flow.told_us, flow.doubted = now_us, True
     if flow.sealed is None:

@@ -85,7 +85,7 @@ def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
     # Nobody knows yet which of several is the true one.
     flow.rivals = rivals(core, d.key)[: RIVALS - 1]
     for other in flow.rivals:
-        other.rivals = []
+        other.rivals = ()
     core.udp.accepting.add(flow)
     core.udp.accepting.expire_after(flow, now_us, HALF_OPEN_US)
     return DROP

@@ -13,6 +13,7 @@ whether the initiator's policy asks for it. Without an answer RESUME is sent aga
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -96,7 +97,7 @@ def early(core: Core, d: Datagram, flow: UdpFlow) -> Result:
         if not number and not flow.waited:
             _ask(core, flow)
         return wait(flow)
-    flow.early.append(d.data)
+    flow.early = (*flow.early, d.data)
     core.udp.early_bytes += size
     return Result(Verdict.ACCEPT, rebuild(d, _resume(flow, number, d.payload)))
 
@@ -113,8 +114,8 @@ def _ask(core: Core, flow: UdpFlow) -> None:
     core.ports.inject(craft(flow.key, write(Kind.RESUME, flow.attempt.payload)))
 
 
-def _forget_early(core: Core, flow: UdpFlow) -> list[bytes]:
-    sent, flow.early = flow.early, []
+def _forget_early(core: Core, flow: UdpFlow) -> Sequence[bytes]:
+    sent, flow.early = flow.early, ()
     core.udp.early_bytes -= sum(map(len, sent))
     return sent
 

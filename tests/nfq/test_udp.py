@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from nfq import udp, udpflow
 from nfq.core import Verdict
 from nfq.datagram import craft, parse
 from nfq.flow import State
@@ -13,7 +14,7 @@ from nfq.session import unknown
 from nfq.udpcontrol import HELLO_SIZE, Kind, read, write
 from sectool.events import Action, Auth, AuthResult, DropReason, Encryption, Phase, Point
 from sectool.identity.authority import RootAuthority
-from tests.nfq.udpmemory import UdpPair, checked, make_udp_pair
+from tests.nfq.udpmemory import POLICY, UdpPair, checked, made, make_udp_pair
 
 MakePair = Callable[..., UdpPair]
 FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
@@ -247,3 +248,62 @@ def test_a_resume_made_for_tcp_is_worth_nothing_for_datagrams(make: MakePair) ->
     pair.sport = 41_000
     pair.b.receive(pair.datagram(data))
     assert pair.b.reasons[-1] is DropReason.SESSION_FORGED
+
+
+def test_made_up_sources_from_outside_push_out_the_oldest_who_are_judged_anew(
+    make: MakePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udpflow, "STRANGERS", 3)
+    pair = make()
+    packets = [made(f"192.0.2.{n}", "10.0.0.2", 1000, 5432, b"x") for n in range(10)]
+    for packet in packets:
+        assert pair.b.receive(packet) is Verdict.RELEASE
+        pair.b.pass_time(pair.b.now_us + 1)
+    assert len(pair.b.core.udp.live) == 3
+    assert len(pair.b.ports.cuts) == 7, "the kernel carries them no more"
+    assert pair.b.receive(packets[0]) is Verdict.RELEASE, "who is still there is let in again"
+
+
+@FAMILIES
+def test_a_rule_with_an_end_ends_the_flow(make: MakePair, v6: bool) -> None:
+    until = POLICY.replace("on udp/5432\n", "on udp/5432 until 2026-09-22T00:00:00Z\n", 1)
+    pair = make(v6=v6, policy=until)
+    pair.establish()
+    ends_us = pair.a.core.udp.expiring[0][0]
+    for host in (pair.a, pair.b):
+        udp.tick(host.core, ends_us - 1)
+        assert len(host.core.udp.live) == 1
+        udp.tick(host.core, ends_us)
+        assert len(host.core.udp.live) == 0
+        assert host.records[-1]["drop_reason"] == DropReason.POLICY_CHANGED
+
+
+def test_a_half_open_flow_that_nobody_proves_is_given_up_and_recorded(make: MakePair) -> None:
+    pair = make()
+    pair.call(b"x")
+    pair.b.receive(pair.a.sent.popleft())
+    assert len(pair.b.core.udp.accepting) == 1
+    udp.tick(pair.b.core, pair.b.now_us + 11_000_000)
+    assert len(pair.b.core.udp.accepting) == 0
+    assert pair.b.reasons == [DropReason.PROOF_MISSING]
+
+
+def test_closed_sockets_end_their_flows_a_few_at_a_time(make: MakePair) -> None:
+    pair = make()
+    found = pair.b.ports.listening[5432]
+    pair.b.ports.listening[5432] = found._replace(socket=77)
+    for n in range(100):
+        pair.sport = 40_000 + n
+        pair.call(b"x")
+        pair.carry()
+    udp.socket_ended(pair.b.core, 78)
+    assert udp.due_us(pair.b.core, 5) == 5
+    udp.socket_ended(pair.b.core, 77)
+    assert udp.due_us(pair.b.core, 5) == 0, "at once"
+    udp.timers(pair.b.core, pair.b.now_us)
+    assert len(pair.b.core.udp.live) == 100 - udp.ENDS_AT_ONCE
+    udp.timers(pair.b.core, pair.b.now_us)
+    assert len(pair.b.core.udp.live) == 0
+    ends = [r for r in pair.b.records if r["phase"] == Phase.END]
+    assert len(ends) == 100
+    assert ends[0]["source_packets"] == 2, "what connection tracking has counted"
