@@ -274,6 +274,7 @@ class Core:
         self.suites = mask(config.suites)  # as offered on the wire
         self._asked: dict[tuple[int, int, bytes, int, int, bytes, int, bool], Request] = {}
         self._enforced = [(n.version == 6, int(n.netmask), int(n.network_address)) for n in config.enforced]
+        self._inside: dict[bytes, bool] = {}
 
     def reconfigure(self, config: Config) -> None:
         """Take settings that have changed; flows that are there already go on."""
@@ -281,11 +282,18 @@ class Core:
         self.syn_limit = TokenBuckets(config.syn_rate, config.syn_burst)
         self.suites = mask(config.suites)
         self._enforced = [(n.version == 6, int(n.netmask), int(n.network_address)) for n in config.enforced]
+        self._inside.clear()
 
     def enforced(self, raw: bytes) -> bool:
         """Whether an address (4 or 16 bytes) lies in an enforced network."""
-        value, v6 = int.from_bytes(raw, "big"), len(raw) == 16
-        return any(six == v6 and value & mask == net for six, mask, net in self._enforced)
+        known = self._inside.get(raw)
+        if known is None:
+            value, v6 = int.from_bytes(raw, "big"), len(raw) == 16
+            known = any(six == v6 and value & mask == net for six, mask, net in self._enforced)
+            if len(self._inside) >= ASKED_LIMIT:
+                self._inside.clear()
+            self._inside[raw] = known
+        return known
 
     def local_workload(
         self, seg: Segment, flow: Flow, now_us: int, *, listener: bool
@@ -349,7 +357,7 @@ class Core:
 
     def permitted(self, decision: Decision) -> bool:
         """Allowed, with or without an audit mark."""
-        return decision.action in (Action.ALLOW, Action.AUDIT)
+        return decision.action is Action.ALLOW or decision.action is Action.AUDIT
 
     def still_permitted(self, flow: Flow, decision: Decision) -> bool:
         """Whether a live flow may go on: allowed, and encrypted if that is asked for now and it leaves the host."""
@@ -361,10 +369,12 @@ class Core:
         before = self.live.get(flow.key)
         if before is not None and before is not flow:
             self.displace(before, now_us)
-        self.connecting.remove(flow)
-        self.accepting.remove(flow)
-        self.live.add(flow)
-        self.watch(flow)
+        if before is not flow:
+            self.connecting.remove(flow)
+            self.accepting.remove(flow)
+            self.live.add(flow)
+        if flow.decision is not None and flow.decision.valid_until_us is not None:
+            self.watch(flow)
 
     def displace(self, before: Flow, now_us: int) -> None:
         """A live flow whose 5-tuple is another connection's now."""

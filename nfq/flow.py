@@ -13,6 +13,7 @@ changes and for the END record. AUTHORISED with `records`: every segment with pa
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class Owner:
     cgroup: int
 
 
+_PORTS = struct.Struct(">HH")
+
 NOBODY = Owner(0, 0xFFFFFFFF, 0)
 
 
@@ -88,6 +91,8 @@ class Flow:
         "key",
         "keys",
         "local",
+        "local_address",
+        "local_port",
         "mss",
         "owner",
         "path_mtu",
@@ -104,6 +109,8 @@ class Flow:
         "reason",
         "recorded",
         "records",
+        "remote_address",
+        "remote_port",
         "request",
         "resume",
         "revision",
@@ -118,7 +125,11 @@ class Flow:
     )
 
     def __init__(self, key: bytes, v6: bool, point: Point, state: State, isn: int, now_us: int) -> None:
+        n = 16 if v6 else 4
         self.key = key
+        # Of the key: this host's and the other's address (4 or 16 bytes) and port
+        self.local_address, self.remote_address = key[:n], key[n : 2 * n]
+        self.local_port, self.remote_port = _PORTS.unpack_from(key, 2 * n)
         self.v6 = v6
         self.point = point
         self.protocol = 6  # IP protocol number
@@ -184,31 +195,6 @@ class Flow:
             self.records.close()
             self.records = None
 
-    @property
-    def address_size(self) -> int:
-        """Bytes of one address in `key`."""
-        return 16 if self.v6 else 4
-
-    @property
-    def local_address(self) -> bytes:
-        """4 or 16 bytes."""
-        return self.key[: self.address_size]
-
-    @property
-    def remote_address(self) -> bytes:
-        """4 or 16 bytes."""
-        return self.key[self.address_size : 2 * self.address_size]
-
-    @property
-    def local_port(self) -> int:
-        """Port on this host."""
-        return int.from_bytes(self.key[-4:-2], "big")
-
-    @property
-    def remote_port(self) -> int:
-        """Port on the other host."""
-        return int.from_bytes(self.key[-2:], "big")
-
 
 def reverse_key(key: bytes) -> bytes:
     """The key under which the other end of a loopback flow is seen."""
@@ -225,6 +211,7 @@ class FlowTable:
 
     def __init__(self, limit: int = 262_144) -> None:
         self._flows: dict[bytes, Flow] = {}
+        self.get = self._flows.get  # the flow of a key; asked for several times a packet
         self._expiry: dict[int, OrderedDict[bytes, Flow]] = {}
         self.limit = limit
 
@@ -233,10 +220,6 @@ class FlowTable:
 
     def __iter__(self) -> Iterator[Flow]:
         return iter(list(self._flows.values()))
-
-    def get(self, key: bytes) -> Flow | None:
-        """The flow of that key."""
-        return self._flows.get(key)
 
     @property
     def full(self) -> bool:
@@ -254,7 +237,8 @@ class FlowTable:
         """Forget, unless another flow has taken the key."""
         if self._flows.get(flow.key) is flow:
             del self._flows[flow.key]
-            self._disarm(flow)
+            if flow.timeout_us:
+                self._disarm(flow)
 
     def evict(self) -> Flow | None:
         """Forget the flow that has been here longest."""
@@ -265,9 +249,13 @@ class FlowTable:
 
     def expire_after(self, flow: Flow, now_us: int, timeout_us: int) -> None:
         """(Re)arm the deadline of a flow of this table."""
-        self._disarm(flow)
+        if flow.timeout_us:
+            self._disarm(flow)
         flow.deadline_us, flow.timeout_us = now_us + timeout_us, timeout_us
-        self._expiry.setdefault(timeout_us, OrderedDict())[flow.key] = flow
+        queue = self._expiry.get(timeout_us)
+        if queue is None:
+            queue = self._expiry[timeout_us] = OrderedDict()
+        queue[flow.key] = flow
 
     def _disarm(self, flow: Flow) -> None:
         queue = self._expiry.get(flow.timeout_us)

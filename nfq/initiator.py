@@ -190,6 +190,8 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
 
 def _granted(flow: Flow, answer: Answer, now_us: int) -> tuple[Held, Grant] | None:
     """The session that a full handshake leaves, to be used once the responder is known to have seen our proof."""
+    if not answer.grant.lifetime_s:
+        return None
     assert flow.local is not None
     mine = flow.local.identity
     life = min(answer.grant.lifetime_s, lifetime_s(now_us, mine.not_after_us))

@@ -57,7 +57,19 @@ class PacketError(ValueError):
 class Segment:
     """A parsed TCP segment. Offsets are into `data`; `key`: local, remote address, local, remote port."""
 
-    __slots__ = ("ack", "data", "data_off", "device", "flags", "key", "outbound", "seq", "tcp_off", "v6")
+    __slots__ = (
+        "ack",
+        "data",
+        "data_off",
+        "device",
+        "flags",
+        "key",
+        "options",
+        "outbound",
+        "seq",
+        "tcp_off",
+        "v6",
+    )
 
     data: bytes | memoryview
     v6: bool
@@ -68,12 +80,8 @@ class Segment:
     seq: int
     ack: int
     key: bytes
+    options: bytes  # raw TCP options, 0 to 40 bytes
     device: int  # interface index, set by who knows it
-
-    @property
-    def options(self) -> bytes:
-        """Raw TCP options, 0 to 40 bytes."""
-        return bytes(self.data[self.tcp_off + 20 : self.data_off])
 
     @property
     def payload(self) -> bytes:
@@ -136,6 +144,7 @@ def parse(data: bytes | memoryview, outbound: bool) -> Segment:
     s.device = 0
     s.data, s.v6, s.outbound, s.tcp_off, s.data_off = data, version == 6, outbound, off, data_off
     s.flags, s.seq, s.ack = flags & 0x3F, seq, ack
+    s.options = bytes(data[off + 20 : data_off])
     s.key = src + dst + ports if outbound else dst + src + ports[2:] + ports[:2]
     return s
 
@@ -271,7 +280,9 @@ def syn_options(
     usual = _SYN_OPTIONS.fullmatch(options) if timestamps else None
     if usual is not None:
         before, mss, after, _ = usual.groups(b"")
-        out = before + (_mss(mss, lower_mss, most) if mss else b"") + after + add
+        if mss and (lower_mss or most):
+            mss = _mss(mss, lower_mss, most)
+        out = before + mss + after + add
         if len(out) <= MAX_OPTIONS:
             return out
     return _unusual_syn_options(options, lower_mss, most, add, timestamps)
@@ -366,7 +377,19 @@ def rebuild(seg: Segment, options: bytes, payload: bytes, flags: int | None = No
     data, off = bytes(seg.data), seg.tcp_off
     second = (5 + len(options) // 4) << 4 | data[off + 12] & 0x0F, data[off + 13] if flags is None else flags
     head = data[off : off + 12] + bytes(second) + data[off + 14 : off + 16]  # up to the checksum
-    return _finish(data[:off], seg.v6, head, data[off + 18 : off + 20] + options + payload)
+    rest = data[off + 18 : off + 20] + options + payload
+    if off != 20 or seg.v6:
+        return _finish(data[:off], seg.v6, head, rest)
+    # As _finish does it, for what nearly all packets are.
+    n = 18 + len(rest)
+    first, last = data[:2] + (20 + n).to_bytes(2, "big") + data[4:10], data[12:20]
+    addresses = int.from_bytes(last, "big")
+    ip = (int.from_bytes(first, "big") * 0x10000 + addresses) % 0xFFFF
+    body = int.from_bytes(head + b"\0\0" + rest, "big")
+    tcp = (addresses + TCP + n + (body << 8 if n & 1 else body)) % 0xFFFF
+    return b"".join(
+        (first, (0xFFFF - ip).to_bytes(2, "big"), last, head, (0xFFFF - tcp).to_bytes(2, "big"), rest)
+    )
 
 
 def _sum(addresses: bytes, tcp: bytes) -> int:

@@ -49,6 +49,7 @@ UNKNOWN_SIZE = 18
 
 _SYN = struct.Struct(">BBBB16sQ8s")  # version, type, wish, suites, session id, connection number, nonce
 _HEADER = struct.Struct(">BB")  # version, type
+_WISHES = tuple(EncryptWish)
 _ANSWER = struct.Struct(">BBHIq")  # decision, suite, reason, policy revision, rule id
 _NONCE_SIZE = 16  # the responder's
 _ANSWER_HEAD = _HEADER.size + _NONCE_SIZE
@@ -270,10 +271,9 @@ class Resume:
 
     def __init__(self, session: Issued, request: Request) -> None:
         """Raises HandshakeError when the wish is none there is."""
-        try:
-            self.wish = EncryptWish(request.wish)
-        except ValueError as e:
-            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, str(e)) from e
+        if request.wish > EncryptWish.REQUIRED:
+            raise HandshakeError(DropReason.HANDSHAKE_MALFORMED, f"no such wish: {request.wish}")
+        self.wish = _WISHES[request.wish]
         self.session = session
         self.payload = request.payload
         self.number = request.number
