@@ -140,3 +140,25 @@ def test_a_handshake_under_way_when_the_worker_dies_is_begun_again(udp: Lan) -> 
         die(udp.a)
     assert ask(client, b"again") == b"again"
     assert server.got == [b"again"]
+
+
+@MODES
+def test_a_flow_that_is_silent_ends_and_is_made_again_when_it_speaks(udp: Lan, encrypted: bool) -> None:
+    udp.policy(ENCRYPTED if encrypted else POLICY)
+    names = [f"net.netfilter.nf_conntrack_udp_timeout{rest}" for rest in ("", "_stream")]
+    before = [udp.a.space.run("sysctl", "-n", name).strip() for name in names]
+    for host in udp.hosts:
+        host.space.run("sysctl", "-qw", *(f"{name}=1" for name in names))
+    try:
+        server = Echo(udp.b)
+        client = connected(udp.a, udp.b.address(), server.port)
+        assert ask(client, b"one") == b"one"
+        first = [host.event(server.port, phase=Phase.END) for host in udp.hosts]
+        assert [record["source_packets"] for record in first] == [1, 1]
+        assert [host.status()["live"] for host in udp.hosts] == [0, 0]
+        assert ask(client, b"two") == b"two"
+        verdicts = [r for r in udp.a.records(server.port) if r["phase"] == Phase.VERDICT]
+        assert len(verdicts) == 2
+    finally:
+        for host in udp.hosts:
+            host.space.run("sysctl", "-qw", *(f"{n}={value}" for n, value in zip(names, before, strict=True)))
