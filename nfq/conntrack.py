@@ -83,7 +83,8 @@ class ConntrackControl:
 
     def __init__(self) -> None:
         self._sock = _netlink()
-        self._sock.settimeout(1.0)  # answers are there when send returns; this is against waiting for ever
+        # Answers are there when send returns; this is against waiting for ever. (A timeout of Python polls first.)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 1, 0))
         self._seq = 0
         self.malformed = 0
 

@@ -272,6 +272,9 @@ class Core:
         self.uncut: list[Flow] = []  # cut, but the kernel has not taken note yet
         self.reassembly = POOL
         self.suites = mask(config.suites)  # as offered on the wire
+        self._judge = engine  # whose decisions are in `_judged`, by the id of a request in `_made`
+        self._judged: dict[int, Decision] = {}
+        self._made: dict[int, Request] = {}
         self._asked: dict[tuple[int, int, bytes, int, int, bytes, int, bool], Request] = {}
         self._enforced = [(n.version == 6, int(n.netmask), int(n.network_address)) for n in config.enforced]
         self._inside: dict[bytes, bool] = {}
@@ -336,9 +339,12 @@ class Core:
         if known is None:
             if len(self._asked) >= ASKED_LIMIT:
                 self._asked.clear()
+                self._judged.clear()
+                self._made.clear()
             source = Party(one.labels, one.spiffe_id, address(at))
             destination = Party(other.labels, other.spiffe_id, address(to))
             known = self._asked[key] = request(source, destination, port, can_encrypt=can_encrypt)
+            self._made[id(known)] = known
         return known
 
     def drop(self, reason: DropReason) -> Result:
@@ -348,8 +354,17 @@ class Core:
 
     def decide(self, flow: Flow, now_us: int) -> Decision:
         """Judge `flow.request` under the current revision and note the outcome in the flow."""
-        assert flow.request is not None
-        decision = self.engine.decide(flow.request, now_us)
+        request = flow.request
+        assert request is not None
+        if self._judge is not self.engine:
+            self._judge = self.engine
+            self._judged.clear()
+        decision = self._judged.get(id(request))
+        if decision is None:
+            decision = self.engine.decide(request, now_us)
+            # A request of `ask` is kept, so that its id is its own; a decision that time does not change as well.
+            if decision.valid_until_us is None and request is self._made.get(id(request)):
+                self._judged[id(request)] = decision
         flow.decision = decision
         flow.revision = self.revision
         flow.reason = decision.reason

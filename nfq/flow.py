@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from nfq.handshake import Grant, Greeting, Hello
 from nfq.noise import KeyPair, TransportKeys
@@ -51,8 +52,7 @@ class LocalWorkload:
     identity: PeerIdentity
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """The process the kernel names for a local socket, as recorded in events."""
 
     pid: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -26,6 +27,7 @@ from nfq.udpdiag import DatagramDiag
 from nfq.udpowner import DatagramOwners
 from sectool.events import ConnState, Point
 
+_PORTS = struct.Struct(">HH")
 _ASKED_LIMIT = 4096
 
 # nf_conntrack_tcp.c: state of the entry when both sockets are gone -> Zeek's word for the connection.
@@ -60,14 +62,11 @@ class KernelPorts:
     def attribute(self, seg: Segment, *, listener: bool) -> Attribution | None:
         """See nfq.core.Ports. Raises UnavailableError when the kernel does not answer: that is no denial."""
         unanswered = self.sockdiag.unavailable
-        if listener:
-            found = self.attributor.incoming(
-                seg.destination, seg.destination_port, seg.source, seg.source_port, seg.device
-            )
-        else:
-            found = self.attributor.outgoing(
-                seg.source, seg.source_port, seg.destination, seg.destination_port, seg.device
-            )
+        key, n = seg.key, 16 if seg.v6 else 4
+        local, remote = key[:n], key[n : 2 * n]
+        local_port, remote_port = _PORTS.unpack_from(key, 2 * n)
+        ask = self.attributor.incoming if listener else self.attributor.outgoing
+        found = ask(local, local_port, remote, remote_port, seg.device)
         if found is None:
             if self.sockdiag.unavailable != unanswered:
                 raise UnavailableError("the kernel did not say whose socket it is")
@@ -103,9 +102,10 @@ class KernelPorts:
         return self._attribution(self.attributor.host())
 
     def _attribution(self, found: Attributed) -> Attribution:
-        self._asked[found.key] = found
-        if len(self._asked) > _ASKED_LIMIT:
-            self._asked.popitem(last=False)
+        asked = self._asked
+        asked[found.key] = found
+        if len(asked) > _ASKED_LIMIT:
+            asked.popitem(last=False)
         return Attribution(found.key, Owner(found.pid, found.uid, found.cgroup_id))
 
     def facts_later(self, key: Hashable, done: Callable[[dict[str, Any] | None], None]) -> None:

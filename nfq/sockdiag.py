@@ -103,7 +103,8 @@ class SockDiag:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
         )
         self._sock.bind((0, 0))
-        self._sock.settimeout(0.25)  # answers are there when send returns; this is against waiting for ever
+        # Answers are there when send returns; this is against waiting for ever. (A timeout of Python polls first.)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 250_000))
         self._seq = 0
         self.unavailable = 0  # questions without an answer
 
@@ -147,9 +148,7 @@ class SockDiag:
         """Take away answers nobody waits for, which may be what keeps the next one out, and errors noted meanwhile."""
         for _ in range(1024):
             try:
-                os.read(
-                    self._sock.fileno(), _BUFFER
-                )  # at once: a socket with a timeout is non-blocking beneath
+                self._sock.recv(_BUFFER, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError as e:

@@ -29,6 +29,7 @@ from nfq.burst import BurstQueue, Packet
 from nfq.core import Config, Core, Network, Result, Verdict, reminded
 from nfq.flow import Flow, LocalWorkload, Owner, State
 from nfq.holding import Holding
+from nfq.hugepages import collapse
 from nfq.journal import Journal
 from nfq.marks import Marks
 from nfq.namefile import NameFile, path_of
@@ -392,6 +393,7 @@ class Worker:
         told: list[int] = []
         gc.collect()
         gc.freeze()  # what is here now stays: collections need not look at it again
+        collapse()
         self._send({"t": "ready"})
         for frame in self.early:
             self._message(frame.header, frame.payload)
