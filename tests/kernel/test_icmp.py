@@ -8,14 +8,12 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.packet import Packet, Raw
 
-from nfq import rules
 from nfq.packet import checksum
 from sectool.events import Action, DropReason, Phase, Point
 from tests.kernel.conftest import DEADLINE_S
@@ -46,18 +44,13 @@ FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
 
 
 @pytest.fixture
-def net(lan: Lan) -> Iterator[Lan]:
-    """The lan with rules that judge ICMP, and a kernel that has a name."""
+def net(lan: Lan) -> Lan:
+    """The lan with kernels that have a name."""
     for host in lan.hosts:
         host.known[0] = host.credential(app="kernel")
         host.space.run("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647")
-        with host.space.enter():
-            rules.install(rules.RulesConfig(beyond_tcp=True), host.run)
         host.policy(POLICY)
-    yield lan
-    for host in lan.hosts:
-        with host.space.enter():
-            rules.install(rules.RulesConfig(), host.run)
+    return lan
 
 
 class Pinger:

@@ -13,7 +13,6 @@ import pytest
 from scapy.layers.dns import DNS, DNSQR, DNSRR
 from scapy.layers.inet import IP, UDP
 
-from nfq import rules
 from nfq.namefile import path_of
 from sectool.events import DropReason
 from tests.kernel.conftest import DEADLINE_S, wait_until
@@ -65,16 +64,12 @@ def net(lan: Lan) -> Iterator[Lan]:
     ]
     resolver = space.popen(*argv, "--pid-file=", "--port=53", *RECORDS, stderr=subprocess.DEVNULL)
     wait_until(lambda: ":53 " in space.run("ss", "-Hlnu"), "the resolver")
-    with lan.a.space.enter():
-        rules.install(rules.RulesConfig(beyond_tcp=True), lan.a.run)
     lan.a.stop()
     path_of(lan.a.run, 0).unlink()  # what was learnt in another test
     lan.a.restart(POLICY, resolvers=TRUSTED)
     yield lan
     resolver.terminate()
     resolver.wait(DEADLINE_S)
-    with lan.a.space.enter():
-        rules.install(rules.RulesConfig(), lan.a.run)
     lan.a.stop()
     lan.a.restart()
     for line in lines:
@@ -135,6 +130,7 @@ def test_datagrams_go_by_names_too(net: Lan) -> None:
     server = net.wire.space.new_socket(kind=socket.SOCK_DGRAM)
     server.bind((API[False], 0))
     datagrams(net).sendto(b"too early", (API[False], port_of(server)))
+    net.a.denial(port_of(server), DropReason.DEFAULT_DENY)
     lookup(net, "api.example.com")
     datagrams(net).sendto(b"now", (API[False], port_of(server)))
     assert server.recv(100) == b"now"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP, IPOption_LSRR, IPOption_RR, IPOption_SSRR, fragment
@@ -20,7 +20,6 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Packet, Raw
 
-from nfq import rules
 from sectool.events import Action, DropReason
 from tests.kernel.conftest import wait_until
 from tests.kernel.datagrams import bound
@@ -47,19 +46,15 @@ FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
 
 
 @pytest.fixture
-def net(lan: Lan) -> Iterator[Lan]:
-    """The lan, judging everything; b has source routes switched on, so that it is not the stack that refuses them."""
+def net(lan: Lan) -> Lan:
+    """The lan; b has source routes switched on, so that it is not the stack that refuses them."""
     host = lan.b
     host.known[0] = host.credential(app="kernel")
     for scope in ("all", "eth0"):
         host.space.run("sysctl", "-qw", f"net.ipv4.conf.{scope}.accept_source_route=1")
         host.space.run("sysctl", "-qw", f"net.ipv6.conf.{scope}.accept_source_route=1")
-    with host.space.enter():
-        rules.install(rules.RulesConfig(beyond_tcp=True), host.run)
     host.policy(POLICY)
-    yield lan
-    with host.space.enter():
-        rules.install(rules.RulesConfig(), host.run)
+    return lan
 
 
 def head(net: Lan, v6: bool, source: str = "") -> Packet:

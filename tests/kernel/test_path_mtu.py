@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from nfq import rules
 from sectool.clock import DAY
 from sectool.events import Encryption, Phase, now_us
 from sectool.identity.authority import RootAuthority
@@ -109,8 +108,6 @@ def make_routed(folder: Path) -> Iterator[Routed]:
             hosts.append(host)
         for host in hosts:
             host.ready()
-            with host.space.enter():
-                rules.install(rules.RulesConfig(beyond_tcp=True), host.run)
         yield Routed(hosts[0], hosts[1], {"a": near, "b": far})
 
 
