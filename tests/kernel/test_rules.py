@@ -597,16 +597,5 @@ def test_fragments_are_put_together_before_they_are_judged(pair: Pair, enforce: 
     assert [len(segment.payload) for _, segment, _ in enforcer.seen] == [64]
 
 
-def test_other_protocols_are_left_alone(pair: Pair, enforce: Enforce) -> None:
-    enforcer = enforce(pair.a, deny)
-    receiver = pair.b.new_socket(kind=socket.SOCK_DGRAM)
-    receiver.bind((pair.b.v4, 0))
-    sender = pair.a.new_socket(kind=socket.SOCK_DGRAM)
-    sender.setsockopt(socket.SOL_SOCKET, SO_MARK, enforcer.config.marks.allowed)
-    sender.sendto(b"hello", receiver.getsockname())
-    assert receiver.recv(10) == b"hello"
-    assert enforcer.seen == []
-
-
 def _seen(enforcer: Enforcer, count: int) -> bool:
     return len(enforcer.seen) >= count
