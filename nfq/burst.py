@@ -69,7 +69,7 @@ class BurstQueue:
         self._number = struct.pack(">H", number)
         self._socket = socket.socket(fileno=os.dup(self.fd))
         self._view = memoryview(bytearray(_ROOM))
-        self._verdicts: list[bytes | memoryview] = []
+        self.pending: list[bytes | memoryview] = []  # verdicts that the next `flush` gives
         self._size = 0
         self._expected = 1
 
@@ -93,7 +93,8 @@ class BurstQueue:
             self._expected = min(2 * expected, BURST)
         for packet in packets:
             self._callback(packet)
-        self.flush()
+        if self.pending:
+            self.flush()
 
     def _read(self, size: int) -> Packet:
         view = self._view
@@ -141,23 +142,21 @@ class BurstQueue:
             _PAYLOAD,
         )
         if packet is None:
-            self._verdicts.append(head[:_BARE])
+            self.pending.append(head[:_BARE])
         else:
-            self._verdicts.append(head)
-            self._verdicts.append(
-                bytes(packet)
-            )  # it may be a view of a buffer that the next packet overwrites
+            self.pending.append(head)
+            self.pending.append(bytes(packet))  # it may be a view of a buffer that the next packet overwrites
             if size & 3:
-                self._verdicts.append(bytes(-size & 3))
+                self.pending.append(bytes(-size & 3))
         self._size += 48 + size
         if self._size > _MOST:
             self.flush()
 
     def flush(self) -> None:
         """Give the kernel the verdicts noted."""
-        if self._verdicts:
-            message = b"".join(self._verdicts)
-            self._verdicts.clear()
+        if self.pending:
+            message = b"".join(self.pending)
+            self.pending.clear()
             self._size = 0
             self._socket.send(message)
 

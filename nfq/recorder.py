@@ -95,12 +95,7 @@ def community_id(source: bytes, destination: bytes, sport: int, dport: int, prot
     return sha1(data, usedforsecurity=False).digest()
 
 
-def _wide(address: bytes) -> bytes:
-    return address if len(address) == 16 else _MAPPED + address
-
-
-def _encryption(flow: Flow) -> Encryption:
-    return Encryption.ENCRYPTED if flow.suite else Encryption.PLAIN
+_NAMES = {action: action.name.lower() for action in Action}  # an enum's own name costs two calls
 
 
 class Recorder:
@@ -177,7 +172,7 @@ class Recorder:
             _DIRECTION[point],
             flow.auth,
             flow.auth_result,
-            _encryption(flow) if passes else Encryption.NONE,
+            (Encryption.ENCRYPTED if flow.suite else Encryption.PLAIN) if passes else Encryption.NONE,
             flow.suite if passes else 0,
             flow.conn_state,
             flow.decider,
@@ -198,8 +193,8 @@ class Recorder:
             flow.start_us,
             now_us if phase is Phase.END else 0,
             flow.event_id,
-            _wide(src),
-            _wide(dst),
+            src if flow.v6 else _MAPPED + src,
+            dst if flow.v6 else _MAPPED + dst,
             flow.community,
             flow.history,
             *counts,
@@ -228,7 +223,7 @@ class Recorder:
         """The VERDICT record of an authorised flow: allow, or audit when an audit rule let it through."""
         action = flow.decision.action if flow.decision is not None else Action.ALLOW
         flow.conn_state = ConnState.S1
-        self.verdicts[action.name.lower()] += 1
+        self.verdicts[_NAMES[action]] += 1
         self.flow(flow, Phase.VERDICT, action, now_us)
 
     def denied(self, flow: Flow, reason: DropReason, now_us: int, action: Action = Action.DENY) -> None:

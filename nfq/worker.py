@@ -450,8 +450,10 @@ class Worker:
                 self._guarded(self.reconciler.step)
             if self.outbox:
                 self._flush()
-            self.queue.flush()  # verdicts given outside of `drain`
-            self.strangers.flush()
+            if self.queue.pending:  # verdicts given outside of `drain`
+                self.queue.flush()
+            if self.strangers.pending:
+                self.strangers.flush()
         poll.close()
 
     def close(self) -> None:
