@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from nfq.udpcontrol import MAGIC
+from nfq.udpcontrol import MAGIC, Kind
 
 # Instructions used: load, ALU, jump, misc, return (class | size or operation | mode or source)
 _LD_W_ABS, _LD_H_ABS, _LD_B_ABS = 0x20, 0x28, 0x30
@@ -77,23 +77,40 @@ def carries(v6: bool) -> str:
 
 def ordinary(v6: bool) -> str:
     """Matches UDP datagrams that cannot be control datagrams of ours (nfq.udpcontrol.MAGIC)."""
-    head = [_Op(_LDX_MSH, 0)]
-    if v6:  # behind extension headers they are not looked for
-        head = [_Op(_LD_B_ABS, 6), _Op(_JEQ_K, _UDP, "", "no"), _Op(_LDX_IMM, 40)]
+    return assemble([*_candidate(v6, 16, "yes"), _Op(_RET_K, 0, label="no"), _Op(_RET_K, 1, label="yes")])
+
+
+def greets(v6: bool) -> str:
+    """Matches UDP datagrams that look like a Hello: the costly kind."""
     return assemble(
         [
-            *head,
-            _Op(_LD_W_LEN),
-            _Op(0x1C),  # A -= X
-            _Op(_JGE_K, 16, "", "yes"),  # a load beyond the end would make it not match
-            _Op(_LD_W_IND, 8),
-            _Op(_JEQ_K, int.from_bytes(MAGIC[:4], "big"), "", "yes"),
-            _Op(_LD_W_IND, 12),
-            _Op(_JEQ_K, int.from_bytes(MAGIC[4:], "big"), "no", "yes"),
+            *_candidate(v6, 18, "no"),
+            _Op(_LD_B_IND, 17),
+            _Op(_JEQ_K, Kind.HELLO, "yes", "no"),
             _Op(_RET_K, 1, label="yes"),
             _Op(_RET_K, 0, label="no"),
         ]
     )
+
+
+def _candidate(v6: bool, size: int, otherwise: str) -> list[_Op]:
+    """Goes on if a UDP packet has `size` bytes and begins as control datagrams do, else to the label `otherwise`.
+
+    Behind IPv6 extension headers nothing is looked for: to the label 'no'.
+    """
+    head = [_Op(_LDX_MSH, 0)]
+    if v6:
+        head = [_Op(_LD_B_ABS, 6), _Op(_JEQ_K, _UDP, "", "no"), _Op(_LDX_IMM, 40)]
+    return [
+        *head,
+        _Op(_LD_W_LEN),
+        _Op(0x1C),  # A -= X
+        _Op(_JGE_K, size, "", otherwise),  # a load beyond the end would end the program
+        _Op(_LD_W_IND, 8),
+        _Op(_JEQ_K, int.from_bytes(MAGIC[:4], "big"), "", otherwise),
+        _Op(_LD_W_IND, 12),
+        _Op(_JEQ_K, int.from_bytes(MAGIC[4:], "big"), "", otherwise),
+    ]
 
 
 def steered_to(worker: int, workers: int, v6: bool) -> str:

@@ -185,6 +185,10 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
     first = f"{later} {clear} {released}"
     verdict = f"-m mark ! --mark 0x0/{mask} -g {VERDICT}"
     by_worker = f"-m owner --gid-owner {RAW_GROUP} -j RETURN"
+    # UDP of one way stays NEW for ever, so what has a mark is none.
+    fresh = "-m conntrack --ctstate INVALID,NEW"
+    strangers = [f"-p tcp {fresh} -g {NEW}"] if config.strangers else []
+    datagrams = [f"-p udp {fresh} -m connmark --mark 0x0/{mask} -g {NEW}"] if config.strangers else []
     judged = [
         f"{later} -m connmark --mark {recorded} -g {RECORD}",
         f"! -p tcp {f'-g {REST}' if config.beyond_tcp else '-j RETURN'}",
@@ -199,8 +203,8 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
             f"-A {OUT} {opening} -j CONNMARK --set-xmark 0x0/{mask}",
             f"-A {OUT} {opening} {normal}",
             f"-A {OUT} {normal}",
-            *(f"-A {IN} {rule}" for rule in (first, "-i lo -j RETURN", verdict, *judged)),
-            *([f"-A {IN} -p tcp -m conntrack --ctstate INVALID,NEW -g {NEW}"] if config.strangers else []),
+            *(f"-A {IN} {rule}" for rule in (first, "-i lo -j RETURN", verdict)),
+            *(f"-A {IN} {rule}" for rule in (*(datagrams if config.beyond_tcp else []), *judged, *strangers)),
             f"-A {IN} {normal}",
             *([f"-A {NEW} {rule}" for rule in _new(config, v6, normal)] if config.strangers else []),
             f"-A {RECORD} {carrying} -m connmark --mark {marks.encrypted:#x}/{mask} {bulk}",
@@ -242,26 +246,35 @@ def _new(config: RulesConfig, v6: bool, normal: str) -> list[str]:
         return f"{each(of_one, name, f' --hashlimit-srcmask {prefix}')} {in_all} {strange}"
 
     rate = config.strangers * config.workers
+    hello = f'-p udp -m bpf --bytecode "{bpf.greets(v6)}"'
+    dropped = f"-m nfacct --nfacct-name {COUNTER} -j DROP"
     return [
+        f"-p udp {_dhcp(v6)} -j RETURN",
         f"-m set --match-set {set_name(v6)} src {each(config.known, 'known')} {normal}",
         f"-p tcp -m tcp --tcp-option 253 {strangers(rate, max(1, rate // _PREFIX_SHARE), 'shown')}",
         f"-p tcp -m tcp ! --tcp-option 253 {strangers(_CHEAP * rate, config.known, 'bare')}",
-        f"-m nfacct --nfacct-name {COUNTER} -j DROP",
+        f"{hello} {strangers(rate, max(1, rate // _PREFIX_SHARE), 'hello')}",
+        f"{hello} {dropped}",
+        f"-p udp {strangers(_CHEAP * rate, config.known, 'data')}",
+        dropped,
     ]
+
+
+def _dhcp(v6: bool) -> str:
+    return "-m udp --sport 546:547 --dport 546:547" if v6 else "-m udp --sport 67:68 --dport 67:68"
 
 
 def _rest(config: RulesConfig, v6: bool, normal: str, released: str) -> list[str]:
     """What becomes of packets that are not TCP."""
     if v6:
         stay = [f"-p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j RETURN" for kind in _NEIGHBOURHOOD]
-        dhcp, icmp = "-p udp -m udp --sport 546:547 --dport 546:547", "ipv6-icmp"
     else:
         stay = ["-p igmp -j RETURN"]
-        dhcp, icmp = "-p udp -m udp --sport 67:68 --dport 67:68", "icmp"
+    icmp = "ipv6-icmp" if v6 else "icmp"
     return [
         f'-p udp -m bpf --bytecode "{bpf.ordinary(v6)}" {released}',
         *stay,
-        f"{dhcp} -j RETURN",
+        f"-p udp {_dhcp(v6)} -j RETURN",
         f"-p udp {normal}",
         f"-p {icmp} {normal}",
         *(f"-p {number} -j RETURN" for number in config.others),

@@ -236,6 +236,7 @@ def in_ack(core: Core, d: Datagram, now_us: int) -> Result | None:
 
 def heard(core: Core, flow: UdpFlow, now_us: int) -> None:
     """The responder has seen the proof."""
+    core.ports.proven(flow.remote_address, now_us)
     if flow.held is not None:
         session, grant = flow.held
         core.sessions.learn(session, where(flow), grant, core.lane(flow.key))

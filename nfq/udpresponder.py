@@ -194,6 +194,7 @@ def proven(core: Core, flow: UdpFlow, now_us: int) -> None:
     assert flow.decision is not None
     assert flow.keys is not None
     flow.auth_result = AuthResult.PROVEN
+    core.ports.proven(flow.remote_address, now_us)
     flow.event_id, flow.reason = b"", flow.decision.reason
     flow.ack = ack(flow.keys)
     if flow.suite and flow.sealed is None:

@@ -185,6 +185,7 @@ def in_resumed(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | No
     if flow.suite:
         flow.sealed = seal_with(flow)
     flow.event_id = b""
+    core.ports.proven(flow.remote_address, now_us)
     core.recorder.allowed(flow, now_us)
     release(core, flow, now_us)
     core.udp.settled.append(Settled(flow.key))
@@ -248,6 +249,7 @@ def in_resume(core: Core, d: Datagram, control: Control, now_us: int) -> Result:
     else:
         flow.suite = 0
     _displace_own(core, flow)
+    core.ports.proven(flow.remote_address, now_us)
     core.recorder.allowed(flow, now_us)
     release(core, flow, now_us)
     return _deliver(core, d, flow, control.rest, now_us)

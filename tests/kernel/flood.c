@@ -2,9 +2,9 @@
  *
  *   flood DEVICE SECONDS PREFIX LENGTH FILE
  *
- * FILE holds frames (Ethernet, IPv4 without options, TCP), each behind its length and the place of eight bytes that
+ * FILE holds frames (Ethernet, IPv4 without options, TCP or UDP), each behind its length and the place of eight bytes that
  * differ in every copy (0: none), in two bytes each, big endian. They go out in turn, each time with another source
- * address of PREFIX/LENGTH, source port and sequence number, and right checksums. Prints how many went out. In C
+ * address of PREFIX/LENGTH, source port and sequence number, and right checksums (UDP: none). Prints how many went out. In C
  * because Python is slower than what it would overload.
  */
 #define _GNU_SOURCE
@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BATCH = 64, MOST = 2048, FRAMES = 64, ETHER = 14, TCP_AT = ETHER + 20 };
+enum { BATCH = 64, MOST = 2048, FRAMES = 64, ETHER = 14, TCP_AT = ETHER + 20, UDP = 17 };
 
 struct frame {
     size_t size;
@@ -100,10 +100,14 @@ int main(int argc, char **argv) {
             put_sum(p + ETHER + 10, sum(p + ETHER, 20, 0));
             uint32_t port = 1024 + chance() % 60000;
             tcp[0] = (unsigned char)(port >> 8), tcp[1] = (unsigned char)port;
-            put32(tcp + 4, chance());
             if (f->vary) put32(p + f->vary, chance()), put32(p + f->vary + 4, chance());
-            tcp[16] = tcp[17] = 0;
-            put_sum(tcp + 16, sum(tcp, length, sum(p + ETHER + 12, 8, 6 + (uint32_t)length)));
+            if (p[ETHER + 9] == UDP) {
+                tcp[6] = tcp[7] = 0; /* none */
+            } else {
+                put32(tcp + 4, chance());
+                tcp[16] = tcp[17] = 0;
+                put_sum(tcp + 16, sum(tcp, length, sum(p + ETHER + 12, 8, 6 + (uint32_t)length)));
+            }
             pieces[i] = (struct iovec){p, f->size};
             messages[i].msg_hdr.msg_iov = &pieces[i], messages[i].msg_hdr.msg_iovlen = 1;
         }

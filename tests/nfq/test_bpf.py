@@ -11,9 +11,13 @@ from functools import lru_cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scapy.layers.inet import IP, UDP, IPOption_NOP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
+from scapy.packet import Raw
 
 from nfq import bpf
 from nfq.steering import worker_of
+from nfq.udpcontrol import MAGIC, Kind, is_candidate, write
 
 _SO_ATTACH_FILTER = 26
 XT_BPF_MAX = 64  # instructions (include/uapi/linux/netfilter/xt_bpf.h)
@@ -242,3 +246,41 @@ def filters() -> Iterator[None]:
     yield
     steered.cache_clear()
     carrying.cache_clear()
+
+
+# -- control datagrams -------------------------------------------------------------------------------------------
+
+
+def datagram(v6: bool, payload: bytes, options: int = 0) -> bytes:
+    head = IPv6(src="fd00::1", dst="fd00::2") if v6 else IP(src="10.0.0.1", dst="10.0.0.2")
+    if options and not v6:
+        head.options = [IPOption_NOP() for _ in range(4 * options)]
+    return bytes(head / UDP(sport=1, dport=2) / Raw(payload))
+
+
+@FAMILIES
+def test_control_datagrams_are_told_from_data(v6: bool) -> None:
+    ordinary, greets = Filter(bpf.ordinary(v6)), Filter(bpf.greets(v6))
+    for kind in Kind:
+        control = datagram(v6, write(kind, bytes(28)))
+        assert not ordinary.matches(control)
+        assert greets.matches(control) == (kind is Kind.HELLO)
+    for payload in (b"", b"x", MAGIC[:7], b"x" + MAGIC, MAGIC[:7] + b"x", bytes(100)):
+        assert ordinary.matches(datagram(v6, payload))
+        assert not greets.matches(datagram(v6, payload))
+    assert not ordinary.matches(datagram(v6, MAGIC)), "a candidate, no more"
+    assert not greets.matches(datagram(v6, MAGIC))
+
+
+@given(payload=st.binary(max_size=40), v6=st.booleans(), options=st.integers(0, 3), magic=st.booleans())
+def test_any_datagram(payload: bytes, v6: bool, options: int, magic: bool) -> None:
+    payload = MAGIC + payload if magic else payload
+    packet = datagram(v6, payload, options)
+    assert Filter(bpf.ordinary(v6)).matches(packet) != is_candidate(payload)
+    expected = is_candidate(payload) and payload[9:10] == bytes((Kind.HELLO,))
+    assert Filter(bpf.greets(v6)).matches(packet) == expected
+
+
+def test_behind_extension_headers_datagrams_are_not_released() -> None:
+    packet = bytes(IPv6(dst="fd00::2") / IPv6ExtHdrDestOpt() / UDP(sport=1, dport=2) / Raw(b"data"))
+    assert not Filter(bpf.ordinary(True)).matches(packet)
