@@ -211,11 +211,11 @@ def test_proofs_of_another_connection_open_nothing(lan: Lan) -> None:
     known = Known(lan)
     tap = known.tap()
     echo(known.connect(), accept(known.listener))
-    proof = next(o for p in tap.all() if flags(p) == "A" for o in our_options(p))
+    (proof,) = our_options(tap.next("a proof", lambda p: flags(p) == "A" and bool(our_options(p))))
     with lan.wire.losing(f"tcp dport {known.port} tcp flags & (syn | ack) == ack"):
         client = known.connect()  # its own stack has had the answer
         own = port_of(client)
-        ack = next(p for p in reversed(tap.all()) if flags(p) == "A" and p[TCP].sport == own)
+        ack = tap.next("the proving ACK", lambda p: flags(p) == "A" and p[TCP].sport == own)
         forged = again(ack)
         forged[TCP].options = [(k, proof if k == 253 else v) for k, v in ack[TCP].options]
         lan.wire.send("b", forged)
