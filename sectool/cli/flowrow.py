@@ -8,6 +8,7 @@ from typing import Any
 
 from sectool.cli.output import Column, Row
 from sectool.clock import from_datetime
+from sectool.policy.service import ICMP, ICMP6, describe
 
 SCHEMA = "sectool.flow/1"
 
@@ -104,6 +105,7 @@ def start_us(row: Row) -> int:
     return from_datetime(datetime.fromisoformat(row["event.start"]))
 
 
+_MESSAGES = {"icmp": ICMP, "icmpv6": ICMP6}  # type and code stand where others have ports
 _STYLE = {"allow": "good", "deny": "bad", "audit": "warn", "error": "bad"}
 # What tells workloads apart, most telling first; the rest is in `-o wide` and in the data formats.
 _TELLING = ("app", "env", "exe")
@@ -119,6 +121,9 @@ def _end(row: Row, side: str) -> str:
 
 
 def _service(row: Row) -> str:
+    protocol = _MESSAGES.get(row["network.transport"])
+    if protocol is not None:
+        return describe(protocol, row["source.port"], row["destination.port"])
     return f"{row['network.transport']}/{row['destination.port']}"
 
 

@@ -26,6 +26,7 @@ rules:
   - allow app=web to call fqdn:api.example.com on tcp/8080
   - allow app=web to call fqdn:*.wild.example on tcp/8080
   - allow app=web to call fqdn:written.example.com on tcp/8080
+  - allow net:198.51.100.53/32 to call user=root on icmp/echo-request
 """
 SERVER = """
 import socket, threading
@@ -178,6 +179,43 @@ def test_names_survive_their_workers(host: Host) -> None:
         "other workers",
     )
     assert curl(host, f"{INTERNET}.10").stdout == "hello\n"
+
+
+PING = """
+import socket, struct, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+s.bind((sys.argv[1], 0))
+s.settimeout(2)
+body = struct.pack(">HH", 77, 1) + b"ping"
+total = sum(struct.unpack(">4H", body)) + 0x0800
+total = (total >> 16) + (total & 0xFFFF)
+s.sendto(struct.pack(">BBH", 8, 0, 0xFFFF - total) + body, ("198.51.100.1", 0))
+try:
+    while s.recv(100)[20] != 0:
+        pass
+    print("answered")
+except TimeoutError:
+    print("silence")
+"""
+
+
+def test_the_host_itself_answers_pings_by_rule(host: Host) -> None:
+    """Nobody's socket answers: it is the host, which is user root without an executable."""
+    inside = ["nsenter", f"--net=/run/netns/{host.name}-out", sys.executable, "-c", PING]
+    said = [
+        subprocess.run(
+            [*inside, f"{INTERNET}.{n}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for n in (53, 10)
+    ]
+    assert said == ["answered", "silence"]
+
+    def pings() -> list[dict[str, str]]:
+        return [row for row in host.json("flows")["items"] if row["network.transport"] == "icmp"]
+
+    found = until(lambda: len(pings()) >= 2 and pings(), "both on record")
+    assert {row["event.action"] for row in found} == {"allow", "deny"}
+    assert "icmp/echo-request" in host.ok("flows").out
 
 
 def test_down_removes_what_was_known(host: Host) -> None:
