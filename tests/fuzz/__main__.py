@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz.corpus import CORPUS, TARGETS, invariant, target
+from tests.fuzz.seeds import CORPUS, TARGETS, invariant, target
 
 ROOT: Final = Path(__file__).parents[2]
 WORK: Final = ROOT / ".fuzz"

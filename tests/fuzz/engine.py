@@ -9,7 +9,7 @@ import sys
 
 import atheris
 
-from tests.fuzz.corpus import target
+from tests.fuzz.seeds import target
 
 OURS = ["nfq", "sectool", "tests.fuzz.targets"]
 

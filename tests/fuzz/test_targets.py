@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.__main__ import executed, fuzz, main, missing
-from tests.fuzz.corpus import CORPUS, TARGETS, files, invariant, seeds, target
+from tests.fuzz.seeds import CORPUS, TARGETS, files, invariant, seeds, target
 
 RANDOM = 200
 SMALL = 64 << 10  # bytes of one target's committed inputs

@@ -21,7 +21,6 @@ from scapy.layers.inet import IP, TCP, fragment
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, fragment6
 from scapy.packet import Packet, Raw
 
-from nfq import rules
 from nfq.handshake import CLOCK_WINDOW_S, HandshakeError, Hello, proof_option
 from nfq.noise import KeyPair, TransportKeys
 from sectool.clock import DAY, SECOND

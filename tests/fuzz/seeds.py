@@ -1,4 +1,4 @@
-"""Inputs that targets begin with: what their own builders make, in corpus/TARGET/. `python -m tests.fuzz.corpus`
+"""Inputs that targets begin with: what their own builders make, in corpus/TARGET/. `python -m tests.fuzz.seeds`
 
 Makes the files that are missing. Keys in them are of nobody: each run of a target makes its own, so that genuine
 messages in an input are told by the input how they are to be changed (tests/fuzz/script.py).
