@@ -1,4 +1,4 @@
-"""Every parser of network bytes: its committed inputs, some hundred random ones, and a second of the engine."""
+"""Every parser of network bytes: its committed inputs, some hundred random ones, and for two of them a second of the engine."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_no_corpus_without_a_target() -> None:
 
 if not missing():
 
-    @EVERY
+    @pytest.mark.parametrize("name", ("segment", "records"))  # instrumenting what is imported takes long
     def test_a_second_of_the_engine(name: str, tmp_path: Path) -> None:
         found, words = fuzz(name, 1, tmp_path)
         assert found == [], words[-4000:]
