@@ -12,8 +12,20 @@ from nfq.core import ACCEPT, CUT_MEMORY_US, RELEASE, Core, Result, Verdict
 from nfq.flow import Flow, State
 from nfq.handshake import is_proof
 from nfq.ip import ICMP, ICMP6, TCP, UDP, header
-from nfq.packet import RST, SYN, SYN_ACK, PacketError, Segment, as_reset, parse, record_option
+from nfq.packet import (
+    RST,
+    SYN,
+    SYN_ACK,
+    PacketError,
+    Segment,
+    as_reset,
+    parse,
+    record_option,
+    reply_reset,
+    require_checksum,
+)
 from nfq.recorder import Counts
+from nfq.steering import worker_of
 from sectool.errors import SectoolError
 from sectool.events import Action, ConnState, DropReason, Phase
 from sectool.policy import Engine
@@ -80,11 +92,25 @@ def _segment(core: Core, seg: Segment, now_us: int) -> Result:
             return responder.out_segment(core, seg)
         return responder.in_segment(core, seg, flow, now_us)
     if live is None:
-        return core.drop(DropReason.UNKNOWN_FLOW)
+        return _unknown(core, seg, now_us)
     result = _live(core, seg, live, now_us)
     if flow is not None and result.verdict is Verdict.DROP and not seg.outbound and record_option(seg):
         return responder.in_segment(core, seg, flow, now_us)  # a record of the new connection, perhaps
     return result
+
+
+def _unknown(core: Core, seg: Segment, now_us: int) -> Result:
+    """Nobody here knows this connection. A peer whose enforcer does is told, so that its program need not wait in vain.
+
+    It was half open when a worker before this one died, or found no place in the journal.
+    """
+    mine = worker_of(seg.key, core.config.workers) == core.config.worker  # else its own may know it
+    if seg.outbound or seg.flags & RST or not mine or not core.enforced(seg.source) or not record_option(seg):
+        return core.drop(DropReason.UNKNOWN_FLOW)
+    require_checksum(seg)
+    if core.refusal_limit.take(seg.source, now_us):
+        core.ports.inject(reply_reset(seg))
+    return core.drop(DropReason.UNKNOWN_FLOW)
 
 
 def _for_half_open(seg: Segment, live: Flow) -> bool:

@@ -81,6 +81,7 @@ class Flow:
         "decision",
         "event_id",
         "fins",
+        "former",
         "greeting",
         "held",
         "hello",
@@ -165,6 +166,9 @@ class Flow:
         self.syn = b""  # as the local stack sent it, to send it again
         self.greeting: Greeting | None = None
         self.resume: Resume | None = None  # instead of `greeting`, under a session
+        self.former: Flow | None = (
+            None  # half open: another claim to the same SYN; the proof decides between them
+        )
         self.issued: Issued | None = None  # the session that this handshake makes
         self.answer_wire = b""  # message 2, kept for retransmitted SYN-ACKs
         self.keys: TransportKeys | None = None
@@ -185,7 +189,7 @@ class Flow:
         """Drop what only the handshake needed: keys must not outlive their use."""
         self.hello = self.attempt = self.held = None
         self.syn = b""
-        self.greeting = self.resume = self.issued = None
+        self.greeting = self.resume = self.issued = self.former = None
         self.keys = None
         self.answer_wire = b""
 

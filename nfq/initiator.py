@@ -360,6 +360,8 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if flow.state is State.SYN_SENT:
         # A bare ACK makes the stack reset an old connection of the peer's (RFC 9293 3.5.1); data never passes.
         return core.drop(DropReason.PROOF_MISSING) if seg.payload else ACCEPT
+    if seg.flags & RST:
+        return encrypted.incoming(core, seg, flow, now_us)  # says nothing about the proof; the stack checks its place
     # From the byte before its first one (a keepalive's) on, and not so far that a blind guess has a chance.
     behind = (seg.seq - flow.peer_isn) & 0xFFFFFFFF
     acked = (seg.ack - flow.isn - 1) & 0xFFFFFFFF

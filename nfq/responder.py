@@ -58,12 +58,14 @@ def in_syn(core: Core, seg: Segment, now_us: int) -> Result:
     flow = core.accepting.get(seg.key)
     # Identity counts only where it is expected; elsewhere a SYN is judged by its address, whatever it carries.
     ours = core.enforced(seg.source) and has_handshake(seg)
-    if flow is not None and flow.isn == seg.seq and not (ours and _given_up(flow, seg)):
-        if flow.greeting is not None and ours and flow.greeting.ephemeral == seg.payload[12:44]:
-            return stripped(core, seg, flow, encrypted=must_encrypt(flow))  # retransmitted
-        if flow.resume is not None and ours and flow.resume.payload == seg.payload:
+    if flow is not None and flow.isn == seg.seq:
+        if ours and (_repeats(seg, flow) or _repeats(seg, flow.former)):
+            if not _repeats(seg, flow):
+                flow = _exchange(core, flow, now_us)
             return stripped(core, seg, flow, encrypted=must_encrypt(flow))
-        return core.drop(DropReason.SYN_REPLAYED)
+        # A new greeting is that of an enforcer that was started anew, or that has not heard our answer under a session.
+        if not ours or is_resume(seg.payload):
+            return core.drop(DropReason.SYN_REPLAYED)
     if core.connecting.get(seg.key) is not None:
         return core.drop(DropReason.UNKNOWN_FLOW)  # simultaneous open has no initiator to prove
     if core.denials.knows(seg.key, seg.seq, now_us):
@@ -91,9 +93,23 @@ def _bare(seg: Segment) -> Result:
     return RELEASE
 
 
-def _given_up(flow: Flow, seg: Segment) -> bool:
-    """Whether the initiator, which has not heard our answer under a session, greets instead."""
-    return flow.resume is not None and not is_resume(seg.payload)
+def _repeats(seg: Segment, flow: Flow | None) -> bool:
+    """Whether the SYN carries what the flow's did."""
+    if flow is None:
+        return False
+    if flow.greeting is not None:
+        return flow.greeting.ephemeral == seg.payload[12:44]
+    return flow.resume is not None and flow.resume.payload == seg.payload
+
+
+def _exchange(core: Core, flow: Flow, now_us: int) -> Flow:
+    """Of two claims to one SYN, let the former be answered next; it."""
+    former = flow.former
+    assert former is not None
+    flow.former, former.former = None, flow
+    core.accepting.add(former)
+    core.accepting.expire_after(former, now_us, SYN_RECEIVED_TIMEOUT_US)
+    return former
 
 
 def _limited(core: Core, seg: Segment, now_us: int) -> Result:
@@ -183,6 +199,10 @@ def _judge(core: Core, seg: Segment, flow: Flow, offered: int, now_us: int) -> R
         # A flood of SYNs that will never prove: the oldest has had its chance.
         core.accepting.evict()
         core.recorder.count(DropReason.TABLE_FULL)
+    before = core.accepting.get(seg.key)
+    if before is not None and before.isn == flow.isn:
+        # Nothing of this is proven: it must not take another's place for good.
+        flow.former, before.former = before, None
     core.accepting.add(flow)
     core.accepting.expire_after(flow, now_us, SYN_RECEIVED_TIMEOUT_US)
     return stripped(core, seg, flow, encrypted=must_encrypt(flow))
@@ -321,6 +341,8 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if seg.flags & RST:
         return _in_reset(core, seg, flow, now_us)
     option = record_option(seg)
+    if option is not None and flow.former is not None and _proves(flow.former, option):
+        flow = _exchange(core, flow, now_us)
     if flow.keys is None or option is None:
         return core.drop(DropReason.PROOF_MISSING)
     if flow.resume is not None and flow.resume.session.ended:
@@ -340,6 +362,10 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if suite:
         return encrypted.incoming(core, seg, flow, now_us)
     return Result(Verdict.RELEASE, rebuild(seg, without_ours(seg.options), seg.payload))
+
+
+def _proves(flow: Flow, option: bytes) -> bool:
+    return flow.keys is not None and is_proof(option) and check_proof(flow.keys, option) is not None
 
 
 def _first_record(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:

@@ -6,6 +6,7 @@ import hashlib
 import signal
 import socket
 import threading
+import time
 
 import pytest
 from scapy.layers.inet import TCP
@@ -201,6 +202,23 @@ def test_a_half_open_connection_does_not_get_in_by_a_restart(lan: Lan) -> None:
     client.sendall(b"data with a proof")
     wait_until(lambda: lan.b.count(DropReason.UNKNOWN_FLOW) > before, "the drop")
     nothing_arrives(listener)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)  # the program learns of it at once
+
+
+def test_a_connection_whose_initiator_died_before_the_answer_is_made_by_the_next_syn(lan: Lan) -> None:
+    """The successor greets anew under the same sequence number; the responder, which knows that SYN, must answer."""
+    listener = lan.b.listen()
+    port = port_of(listener)
+    with lan.wire.losing(f"tcp sport {port} tcp flags & (syn | ack) == syn | ack"):
+        client = lan.a.dial(lan.b.address(), port)
+        wait_until(lambda: lan.b.status()["half_open"] == 1, "the SYN to be over there")
+        lan.a.kill()
+    lan.a.restart()
+    began = time.monotonic()
+    finish(client, 10.0)
+    assert time.monotonic() - began < 8.0, "a few retransmissions of the SYN, not the half-open flow's 35 s"
+    echo(client, accept(listener))
 
 
 def test_a_replay_across_a_restart_still_lacks_its_proof(lan: Lan) -> None:
