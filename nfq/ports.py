@@ -14,7 +14,7 @@ from nfq.cgroup import Cgroups
 from nfq.conntrack import ConntrackControl, FlowTuple
 from nfq.core import Attribution
 from nfq.datagram import Datagram
-from nfq.flow import Flow, Owner
+from nfq.flow import Flow, Owner, reverse_key
 from nfq.icmpowner import IcmpOwners
 from nfq.journal import Journal
 from nfq.packet import TCP, Segment, reply_reset
@@ -63,6 +63,8 @@ class KernelPorts:
         """See nfq.core.Ports. Raises UnavailableError when the kernel does not answer: that is no denial."""
         unanswered = self.sockdiag.unavailable
         key, n = seg.key, 16 if seg.v6 else 4
+        if listener and seg.outbound:  # within the host: who is called is the other end of what leaves
+            key = reverse_key(key)
         local, remote = key[:n], key[n : 2 * n]
         local_port, remote_port = _PORTS.unpack_from(key, 2 * n)
         ask = self.attributor.incoming if listener else self.attributor.outgoing
