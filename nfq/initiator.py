@@ -182,7 +182,7 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     flow.state = State.PROVING
     # A refusal of an earlier transmission, if any, was an event of its own.
     flow.event_id, flow.decider, flow.peer_reason = b"", Decider.LOCAL, DropReason.NONE
-    core.recorder.allowed(flow, now_us)
+    core.recorder.allowed(flow, now_us, later=True)
     core.settle(flow, now_us)
     core.journal(flow)  # if we die now, the successor takes the proof as seen: most likely it was
     return stripped(core, seg, flow, encrypted=flow.suite != 0)

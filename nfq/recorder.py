@@ -27,6 +27,7 @@ from sectool.labels import LabelSet
 
 _MAPPED = bytes(10) + b"\xff\xff"
 _DIRECTION = {Point.INITIATOR: 1, Point.RESPONDER: 2, Point.LOCAL: 3}
+_LATER_MOST = 64
 _KNOWN_LIMIT = 100_000
 _BURSTS = 64  # kinds of coalesced denials told apart in one second
 _FLOOD_SHARE = 20  # of the budget of rows of their own that is left for the second after one that used all
@@ -112,6 +113,7 @@ class Recorder:
         self._bursts: Counter[_Burst] = Counter()
         self._burst_start_us = 0
         self._known: set[int] = set()
+        self.later: list[tuple[Flow, Action, int]] = []
 
     def flow(
         self,
@@ -126,6 +128,8 @@ class Recorder:
         rule: int = 0,
     ) -> None:
         """Write one record of `flow`. The first one gives the flow its event id."""
+        if self.later:
+            self.catch_up()
         if not flow.event_id:
             flow.event_id = uuid7(flow.start_us)
         point = flow.point
@@ -219,12 +223,26 @@ class Recorder:
         self.verdicts["adopted"] += 1
         self.flow(flow, Phase.VERDICT, Action.ALLOW, now_us)
 
-    def allowed(self, flow: Flow, now_us: int) -> None:
-        """The VERDICT record of an authorised flow: allow, or audit when an audit rule let it through."""
+    def allowed(self, flow: Flow, now_us: int, *, later: bool = False) -> None:
+        """The VERDICT record of an authorised flow: allow, or audit when an audit rule let it through.
+
+        `later`: its packet is waiting; the record is written by `catch_up`, or ahead of the next one.
+        """
         action = flow.decision.action if flow.decision is not None else Action.ALLOW
         flow.conn_state = ConnState.S1
         self.verdicts[_NAMES[action]] += 1
-        self.flow(flow, Phase.VERDICT, action, now_us)
+        if not later or len(self.later) >= _LATER_MOST:
+            self.flow(flow, Phase.VERDICT, action, now_us)
+            return
+        flow.event_id = flow.event_id or uuid7(flow.start_us)
+        flow.recorded = True
+        self.later.append((flow, action, now_us))
+
+    def catch_up(self) -> None:
+        """Write what was put off."""
+        later, self.later = self.later, []
+        for flow, action, now_us in later:
+            self.flow(flow, Phase.VERDICT, action, now_us)
 
     def denied(self, flow: Flow, reason: DropReason, now_us: int, action: Action = Action.DENY) -> None:
         """The VERDICT record of a refused flow; past the budget of a second it only counts (see `tick`)."""
@@ -290,6 +308,7 @@ class Recorder:
 
     def tick(self, now_us: int) -> None:
         """Once a second: new budget, and one record for each kind of denial that was over the old one."""
+        self.catch_up()
         # While a flood lasts a few rows a second tell enough of it beside what is coalesced.
         self._budget = [
             self.denials_per_s if left else max(1, self.denials_per_s // _FLOOD_SHARE)

@@ -430,6 +430,8 @@ class Worker:
                     self._guarded(chores[fd])
                 else:
                     self.hear()
+            if self.core.recorder.later:
+                self.core.recorder.catch_up()
             if strange and (not busy or now >= next_strange):
                 # Not so many that those who are known wait long, and not never.
                 self.strangers.drain(STRANGERS_AT_ONCE)

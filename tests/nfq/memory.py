@@ -181,6 +181,7 @@ class Host:
 
     @property
     def records(self) -> np.ndarray:
+        self.core.recorder.catch_up()
         return np.frombuffer(b"".join(self.sink.records), FLOW_DTYPE)
 
     @property
