@@ -399,7 +399,7 @@ def _proven(core: Core, flow: Flow, now_us: int) -> None:
     if flow.issued is not None:
         core.sessions.issue(flow.issued)
     core.ports.proven(flow.remote_address, now_us)
-    core.recorder.allowed(flow, now_us)
+    core.recorder.allowed(flow, now_us, later=True)
     core.release(flow, now_us)
 
 
