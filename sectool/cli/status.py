@@ -113,11 +113,14 @@ def _worker(worker: dict[str, Any], row: Any) -> list[str]:
     stats = worker["stats"]
     restarts = f", {worker['restarts']} restarts" if worker["restarts"] else ""
     state = f"revision {worker['revision']}" if worker["enforcing"] else "NOT ENFORCING"
-    packets = stats.get("packets", 0)
+    packets = stats.get("packets", 0) + stats.get("bulk", {}).get("packets", 0)
+    flows = f"{stats.get('live', 0)} live flows, {stats.get('encrypted', 0)} of them encrypted"
+    if stats.get("restored"):
+        flows += f" ({stats['restored']} taken over from the worker before)"
     out = [
         row(
             f"worker {worker['number']}",
-            f"pid {worker['pid']}, {state}, {packets} packets queued, {stats.get('live', 0)} live flows{restarts}",
+            f"pid {worker['pid']}, {state}, {packets} packets queued, {flows}{restarts}",
             "" if worker["enforcing"] else "bad",
         )
     ]
@@ -131,6 +134,7 @@ def _worker(worker: dict[str, Any], row: Any) -> list[str]:
         "not judged for a failure": stats.get("failures", 0),
         "denied flows not cut yet": stats.get("uncut", 0),
         "flows a restart would forget": stats.get("journal_skipped", 0),
+        "flows a restart forgot": stats.get("forgotten", 0),
         "end notifications missed": stats.get("endings_missed", 0),
     }
     if any(trouble.values()):
