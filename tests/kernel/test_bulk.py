@@ -302,7 +302,7 @@ def test_a_connection_with_losses_comes_by_the_normal_queue_in_segments(
     assert [m & config.mask for m in marks(pair.a)] == [config.marks.encrypted]
 
 
-def _allow_big_packets(space: Namespace, size: int) -> None:
+def allow_big_packets(space: Namespace, size: int) -> None:
     """What `ip link set eth0 gso_max_size …` does, also for IPv4, which older ones cannot say."""
     attributes = (
         b"".join(  # IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE
@@ -321,7 +321,7 @@ def _allow_big_packets(space: Namespace, size: int) -> None:
 def test_packets_over_64_kib_are_split_and_pass(pair: Pair, bulk: Bulk, family: str) -> None:
     """BIG TCP: larger than what the kernel copies, so they go through the normal queue in segments."""
     for space in (pair.a, pair.b):
-        _allow_big_packets(space, 180_000)
+        allow_big_packets(space, 180_000)
         space.run(
             "sysctl",
             "-qw",

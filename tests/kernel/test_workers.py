@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,19 @@ from sectool.clock import DAY
 from sectool.events import now_us
 from sectool.identity.authority import RootAuthority
 from tests.kernel.conftest import Namespace, Pair, make_pair, wait_until
-from tests.kernel.hosts import DOMAIN, POLICY, SHORT_S, Host, accept, echo, finish, own_cgroup, port_of
+from tests.kernel.hosts import (
+    DOMAIN,
+    POLICY,
+    SHORT_S,
+    Host,
+    accept,
+    echo,
+    finish,
+    own_cgroup,
+    port_of,
+    read_exactly,
+)
+from tests.kernel.test_bulk import allow_big_packets
 
 pytestmark = pytest.mark.kernel
 
@@ -234,6 +247,23 @@ def test_another_number_of_workers_after_a_restart_keeps_all_flows(teams: Teams)
             echo(*pair, b"%d workers" % count * 100)
         assert teams.b.live() == shares(ends, count)
         assert sum(int(share.status()["encrypted"]) for share in teams.b.workers) == 2 * FLOWS
+
+
+@pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
+def test_encrypted_connections_may_have_packets_over_64_kib(teams: Teams, v6: bool) -> None:
+    """BIG TCP: what does not fit a message of the bulk queue comes in segments through the normal one."""
+    for team in teams.both:
+        allow_big_packets(team.space, 180_000)
+        team.start(2)
+    ((client, server),) = teams.connect(1, v6)
+    block = bytes(range(256)) * (3 << 12)
+    for sender, receiver, team in ((client, server, teams.a), (server, client, teams.b)):
+        before = sum(int(share.status()["packets"]) for share in team.workers)
+        thread = threading.Thread(target=sender.sendall, args=(block,))
+        thread.start()
+        assert read_exactly(receiver, len(block)) == block
+        thread.join()
+        assert sum(int(share.status()["packets"]) for share in team.workers) - before > 45, "some were split"
 
 
 def test_connections_from_before_the_first_start_are_adopted_by_their_own_workers(teams: Teams) -> None:
