@@ -1,7 +1,7 @@
 """Which worker a flow belongs to: the same answer for both directions, its handshake and the ICMP errors about it.
 
-The sum of both addresses (of IPv6 ones the last four bytes) and both ports, multiplied and shifted, modulo the number of
-workers. The kernel computes the same with a BPF program (nfq.bpf.steered_to), which has 64 instructions at most.
+The sum of both addresses (of IPv6 ones the last four bytes) and both ports, multiplied and shifted, modulo the number
+of workers. The kernel computes the same with a BPF program (nfq.bpf.steered_to), which has 64 instructions at most.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every parser of network bytes: its committed inputs, some hundred random ones, and for two of them a second of the engine."""
+"""Every parser of network bytes: its committed inputs, some hundred random ones; for two, a second of the engine."""
 
 from __future__ import annotations
 
