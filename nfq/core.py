@@ -62,6 +62,7 @@ class Verdict(IntEnum):
     )
     SMALL = 6  # the same, but one record a segment for now: the flow loses packets
     REQUEUE = 7  # larger than the kernel copies to us: let it be split first
+    YIELD = 9  # this packet, once, but behind the next one with the same `hold` if that is there already
     WAIT = 8  # a datagram: ask again when the handshake of the flow with the key `hold` is settled
 
 

@@ -20,6 +20,7 @@ from nfq.core import (
 from nfq.flow import Flow, State
 from nfq.handshake import Answer, Decision, Grant, HandshakeError, Hello, Refusal, proof_option, seal_refusal
 from nfq.packet import (
+    ACK,
     HANDSHAKE_OPTION,
     RST,
     TCP,
@@ -328,14 +329,15 @@ def out_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
         return ACCEPT if seg.flags & RST and not seg.payload else core.drop(DropReason.PROOF_MISSING)
     # What follows the proving ACK at once need not wait for the responder: two segments have the proof then. Should
     # both be lost, the responder's next SYN-ACK makes us prove again (_again).
-    enough = flow.proofs > 0 and carries(seg)
+    first, carrying = flow.proofs == 0, carries(seg)
+    enough = not first and carrying
     flow.proofs += 1
-    if flow.records is not None and carries(seg):
+    if flow.records is not None and carrying:
         sealed = encrypted.outgoing(core, seg, flow, now_us)
         if not enough or sealed.verdict is Verdict.DROP:
             return sealed if sealed.verdict is Verdict.DROP else sealed._replace(verdict=Verdict.ACCEPT)
         _proven(core, flow, now_us)
-        return sealed
+        return sealed._replace(hold=seg.key)
     parts = [seg]
     if seg.payload and encrypted.too_large(core, seg, flow):
         cut = pieces(seg.data, seg.tcp_off, seg.data_off, seg.v6, flow.path_mtu)
@@ -348,9 +350,11 @@ def out_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
         if part is not parts[-1]:
             core.ports.inject(proven)
     if not enough:
-        return Result(Verdict.ACCEPT, proven)
+        # A program that writes at once shall not wait until the other side has judged an ACK: its data proves as well.
+        bare = first and seg.flags == ACK and not carrying
+        return Result(Verdict.YIELD, proven, seg.key) if bare else Result(Verdict.ACCEPT, proven)
     _proven(core, flow, now_us)
-    return Result(carried(flow).verdict, proven)
+    return Result(carried(flow).verdict, proven, seg.key)
 
 
 def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
@@ -361,7 +365,9 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
         # A bare ACK makes the stack reset an old connection of the peer's (RFC 9293 3.5.1); data never passes.
         return core.drop(DropReason.PROOF_MISSING) if seg.payload else ACCEPT
     if seg.flags & RST:
-        return encrypted.incoming(core, seg, flow, now_us)  # says nothing about the proof; the stack checks its place
+        return encrypted.incoming(
+            core, seg, flow, now_us
+        )  # says nothing about the proof; the stack checks its place
     # From the byte before its first one (a keepalive's) on, and not so far that a blind guess has a chance.
     behind = (seg.seq - flow.peer_isn) & 0xFFFFFFFF
     acked = (seg.ack - flow.isn - 1) & 0xFFFFFFFF

@@ -79,6 +79,7 @@ class Worker:
         self.last_failure = ""
         self.failure_said_us = 0
         self.outbox = bytearray()
+        self._yielding: dict[Hashable, tuple[Packet, bytes | memoryview | None]] = {}
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -211,8 +212,20 @@ class Worker:
             self.holding.hold(packet, result.hold, now_us())
         elif verdict is Verdict.WAIT:
             self.waiting.hold(packet, result.hold, now_us())
+        elif verdict is Verdict.YIELD:
+            self._yielding[result.hold] = packet, result.packet
         else:
             packet.send_on(self._marks[verdict], result.packet)
+            if result.hold is not None and (earlier := self._yielding.pop(result.hold, None)):
+                earlier[0].send_on(self._marks[Verdict.ACCEPT], earlier[1])
+
+    def _yielded(self) -> None:
+        """What has let others pass goes now, behind what has come meanwhile."""
+        self.queue.drain()
+        for packet, replaced in self._yielding.values():
+            packet.send_on(self._marks[Verdict.ACCEPT], replaced)
+        self._yielding.clear()
+        self.queue.flush()
 
     def _bulk(self, data: memoryview, outbound: bool, gso: bool, room: memoryview | None = None) -> Result:
         try:
@@ -332,7 +345,7 @@ class Worker:
                 "reasons": dict(core.recorder.reasons),
                 "queue": self.queue.counters(),
                 "bulk": {**self.bulk.counters(), "packets": self.bulk.packets},
-                "encrypted": sum(flow.records is not None for flow in core.live),
+                "encrypted": sum(flow.suite != 0 for table in (core.live, core.udp.live) for flow in table),
                 "lost": self.ring.lost,
                 "journal_skipped": self.journal.skipped,
                 "restored": self.restored,
@@ -430,6 +443,8 @@ class Worker:
                     self._guarded(chores[fd])
                 else:
                     self.hear()
+            if self._yielding:
+                self._yielded()
             if self.core.recorder.later:
                 self.core.recorder.catch_up()
             if strange and (not busy or now >= next_strange):

@@ -139,7 +139,10 @@ class Seen(NamedTuple):
 def seen(result: Result) -> Seen:
     """Keep what the packet path gave."""
     packet = None if result.packet is None else bytes(result.packet)
-    return Seen(result.verdict, packet, result.hold)
+    if result.verdict is Verdict.YIELD:  # nothing comes at once, so it goes
+        return Seen(Verdict.ACCEPT, packet)
+    kept = result.hold if result.verdict in (Verdict.HOLD, Verdict.WAIT) else None
+    return Seen(result.verdict, packet, kept)
 
 
 class Host:

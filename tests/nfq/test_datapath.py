@@ -141,6 +141,21 @@ def test_client_keeps_proving_until_it_hears_from_the_server(pair: Pair) -> None
     assert pair.a.into(pair.reply()).verdict is Verdict.RELEASE
 
 
+def test_the_proving_ack_lets_data_pass_that_is_there_already(pair: Pair) -> None:
+    pair.a.into(pair.synack_on_wire())
+    ack, data = (
+        datapath.handle(pair.a.core, bytes(pair.ack(body)), True, False, pair.a.now_us)
+        for body in (b"", b"a question")
+    )
+    assert (ack.verdict, data.verdict) == (Verdict.YIELD, Verdict.RELEASE)
+    assert ack.hold == data.hold is not None
+    inside = pair.b.into(bytes(data.packet or b""))
+    assert (inside.verdict, payload(inside.packet)) == (Verdict.RELEASE, b"a question")
+    assert pair.b.into(bytes(ack.packet or b"")).verdict is Verdict.RELEASE, (
+        "it has nothing to prove any more"
+    )
+
+
 def test_client_that_has_proven_itself_twice_does_not_wait(pair: Pair) -> None:
     pair.a.into(pair.synack_on_wire())
     first, second = pair.a.out(pair.ack()), pair.a.out(pair.ack(b"x" * 1000))
