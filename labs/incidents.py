@@ -71,7 +71,7 @@ def transferred(node: Node, port: int) -> int:
 def moves(node: Node, what: str, port: int) -> int:
     """Wait until ENOUGH more bytes have been acknowledged; how many."""
     start = transferred(node, port)
-    wait_until(f"the transfer moves on {what}", lambda: transferred(node, port) - start > ENOUGH)
+    wait_until(f"the transfer moves on {what}", lambda: transferred(node, port) - start > ENOUGH, 30.0)
     return transferred(node, port) - start
 
 
