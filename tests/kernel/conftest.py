@@ -30,7 +30,7 @@ from nfq.raw import RawSender
 NETNS = Path("/run/netns")
 PREFIX = "st-"
 STALE_S = 3600
-DEADLINE_S = 10.0
+DEADLINE_S = 25.0
 
 
 def run(*argv: str, stdin: str | None = None) -> str:
