@@ -50,6 +50,8 @@ def _outgoing(core: Core, d: Datagram, now_us: int) -> Result:
             reject(core, d, now_us)
         return core.drop(DropReason.DENIED_BEFORE)
     flow = UdpFlow(d.key, d.v6, Point.INITIATOR, State.SYN_SENT, now_us)
+    if live is not None:
+        flow.told_us = live.told_us
     if udpgroup.is_group(core, d):
         return udpgroup.out_new(core, d, flow, now_us)
     local = udpinitiator.sender(core, d, flow, now_us)
