@@ -18,6 +18,9 @@ from store.process import CHECKPOINT_S, SEGMENT_BYTES, SEGMENT_US, Limits, Store
 from store.serve import Server
 
 
+NICE = 5
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run until SIGTERM, SIGINT or the end of `--parent-fd`; the exit code."""
     parser = argparse.ArgumentParser(
@@ -45,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     # loses nothing, which packet workers could not say.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
+    # Events may be late, packets and programs may not. The second is for kernels that share time out by session first.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+        Path("/proc/self/autogroup").write_text(str(NICE))
     limits = Limits(
         options.segment_seconds * 1_000_000,
         options.segment_bytes,
