@@ -17,7 +17,6 @@ from sectool.errors import SectoolError, UsageError
 from store.process import CHECKPOINT_S, SEGMENT_BYTES, SEGMENT_US, Limits, Store
 from store.serve import Server
 
-
 NICE = 5
 
 
