@@ -43,7 +43,7 @@ class Accounting:
         self._endings = SocketEndings()
         self._destroyed = DestroyListener()
         self.datagrams = DatagramEnds(core, ports)
-        self._due: deque[tuple[int, bytes]] = deque()
+        self.due: deque[tuple[int, bytes]] = deque()  # when `settle` looks at which connection
 
     @property
     def missed(self) -> int:
@@ -60,15 +60,11 @@ class Accounting:
         """Readable when conntrack has forgotten connections: call `connections_ended`."""
         return self._destroyed.fd
 
-    def next_us(self, otherwise: int) -> int:
-        """When `settle` has something to do."""
-        return self._due[0][0] if self._due else otherwise
-
     def sockets_ended(self, now_us: int) -> None:
         """Take note of sockets' ends."""
         for key in self._endings.drain():
             if self._live(key) is not None:
-                self._due.append((now_us + DELAY_US - now_us % ROUND_US + ROUND_US, key))
+                self.due.append((now_us + DELAY_US - now_us % ROUND_US + ROUND_US, key))
             elif not self._connects(key):
                 datapath.abandoned(self._core, key, now_us)
 
@@ -88,14 +84,14 @@ class Accounting:
     def check(self, flow: Flow, now_us: int) -> None:
         """A flow restored from before: did it end while nobody listened?"""
         if not self.is_open(flow.key):
-            self._due.append((now_us, flow.key))
+            self.due.append((now_us, flow.key))
 
     def settle(self, now_us: int) -> None:
         """Write the END of flows whose sockets ended a moment ago: of a few, since packets are waiting."""
         for _ in range(SETTLED_AT_ONCE):
-            if not self._due or self._due[0][0] > now_us:
+            if not self.due or self.due[0][0] > now_us:
                 return
-            _, key = self._due.popleft()
+            _, key = self.due.popleft()
             flow = self._live(key)
             if flow is None:
                 continue

@@ -28,6 +28,9 @@ _attribute = struct.Struct("=HH")
 # nlmsghdr, nfgenmsg, NFQA_VERDICT_HDR (verdict, id), NFQA_MARK, head of NFQA_PAYLOAD
 _verdict = struct.Struct("=IHHIIBB2sHH4s4sHH4sHH")
 _BARE: Final = 40  # without a payload
+_SMALL: Final = 1600
+_PENDING_MOST: Final = 64  # so that as many of them, and _MOST bytes besides, are less than the send buffer
+_PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
 class Packet:
@@ -52,7 +55,18 @@ class Packet:
     def send_on(self, ours: int, replaced: bytes | memoryview | None = None) -> None:
         """Let it through its base chain again, as `replaced` if given, with our bits of its mark set to `ours`."""
         queue = self._queue
-        queue.give(self._id, _REPEAT, self._mark & ~queue.mask | ours, replaced)
+        if replaced is None or len(replaced) > _SMALL:
+            queue.give(self._id, _REPEAT, self._mark & ~queue.mask | ours, replaced)
+            return
+        # As `give` does it, for what nearly all packets are.
+        size = len(replaced)
+        head = _verdict.pack(
+            *(44 + size, _VERDICT, 1, 0, 0, 0, 0, queue.number, 12, 2, _REPEAT, self._id, 8, _MARK),
+            *((self._mark & ~queue.mask | ours).to_bytes(4, "big"), 4 + size, _PAYLOAD),
+        )
+        queue.pending.append(b"".join((head, replaced, _PADDING[size & 3])))
+        if len(queue.pending) > _PENDING_MOST:
+            queue.flush()
 
 
 class BurstQueue:
@@ -66,7 +80,7 @@ class BurstQueue:
         self.fd = self._queue.fd
         self.mask = mask
         self._callback = callback
-        self._number = struct.pack(">H", number)
+        self.number = struct.pack(">H", number)
         self._socket = socket.socket(fileno=os.dup(self.fd))
         self._view = memoryview(bytearray(_ROOM))
         self.pending: list[bytes | memoryview] = []  # verdicts that the next `flush` gives
@@ -130,7 +144,7 @@ class BurstQueue:
             0,
             0,
             0,
-            self._number,
+            self.number,
             12,
             2,  # NFQA_VERDICT_HDR
             verdict,

@@ -413,6 +413,7 @@ class Worker:
         for frame in self.early:
             self._message(frame.header, frame.payload)
         reading = False
+        ends, datagrams = self.accounting.due, self.core.udp
         now = now_us()
         next_tick, next_news = now + TICK_US, now + TICK_US
         while self.running:
@@ -422,7 +423,11 @@ class Worker:
                 poll.register(bulk, select.EPOLLIN)
                 poll.register(strangers, select.EPOLLIN)
                 reading = True
-            due = udp.due_us(self.core, self.accounting.next_us(min(next_tick, next_news)))
+            due = min(next_tick, next_news)
+            if ends:
+                due = min(due, ends[0][0])
+            if datagrams.timers or datagrams.ending:
+                due = udp.due_us(self.core, due)
             idle = self.core.ephemerals.full and not self.reconciler.busy
             ready = poll.poll(max(0, due - now) / 1e6 if idle else 0)
             now = now_us()
