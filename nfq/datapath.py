@@ -124,7 +124,9 @@ def _live(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
         return ACCEPT if seg.flags & RST else Result(Verdict.ACCEPT, as_reset(seg))
     if flow.records is None:
         if flow.suite:
-            return core.drop(DropReason.RECORD_MISSING)  # it was to be encrypted: never plain, whatever has failed
+            return core.drop(
+                DropReason.RECORD_MISSING
+            )  # it was to be encrypted: never plain, whatever has failed
         return RELEASE  # the kernel has lost the mark, or had not yet set it
     if seg.outbound:
         return encrypted.outgoing(core, seg, flow, now_us)
