@@ -13,6 +13,7 @@ from nfq import datapath, packet
 from nfq.core import Config, Verdict
 from nfq.packet import HANDSHAKE_OPTION
 from nfq.session import ANSWER_SIZE, LIFETIME_S, SYN_SIZE, UNKNOWN_SIZE
+from nfq.steering import worker_of
 from nfq.suites import ALL
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Encryption, Point
 from sectool.policy import Engine, parse
@@ -250,6 +251,37 @@ def test_a_session_that_expires_on_the_way_is_hinted_at(resumable: Pair) -> None
     assert resumable.b.into(syn).verdict is Verdict.DROP
     assert resumable.a.into(resumable.b.ports.injected[-1]).verdict is Verdict.DROP
     assert resumable.a.ports.repeated
+
+
+def _leads_to(pair: Pair, worker: int, workers: int) -> bool:
+    """Whether the pair's next connection meets that worker of B."""
+    pair.a.core.connecting = type(pair.a.core.connecting)()
+    key = packet.parse(bytes(pair.syn()), True).key
+    return worker_of(key, workers) == worker
+
+
+def test_a_session_is_used_where_its_worker_is_met(pair: Pair, make_host: MakeHost) -> None:
+    pair.b = make_host("b3", config=Config(worker=1, workers=3))
+    pair.b.workload("db", {"app": "db"}, port=5432)
+    while not _leads_to(pair, 1, 3):
+        again(pair)
+    pair.establish()
+    sizes: dict[bool, set[int]] = {True: set(), False: set()}
+    for _ in range(20):
+        again(pair)
+        sizes[_leads_to(pair, 1, 3)].add(len(payload(pair.syn_on_wire())))
+    assert sizes[True] == {SYN_SIZE}
+    assert min(sizes[False]) > SYN_SIZE
+
+
+def test_no_session_is_kept_where_addresses_are_translated(pair: Pair, make_host: MakeHost) -> None:
+    """The responder's worker is not the one that the initiator's own view of the ports leads to."""
+    pair.b = make_host("b4", config=Config(worker=1, workers=3))
+    pair.b.workload("db", {"app": "db"}, port=5432)
+    while _leads_to(pair, 1, 3):
+        again(pair)
+    pair.establish()
+    assert pair.a.core.sessions.counts == (0, 0)
 
 
 def test_a_connection_begun_in_time_outlives_its_session(resumable: Pair) -> None:
