@@ -26,7 +26,7 @@ from nfq.pathmtu import look, pieces
 from nfq.record import OversizedError
 from sectool.events import DropReason
 
-LOSS_US = 2_000_000
+LOSS_US = 300_000  # a loss that goes on renews it; a lone repetition (a tail loss probe) soon costs nothing any more
 _KEPT = Result(Verdict.DROP)  # a piece, copied
 
 

@@ -243,6 +243,10 @@ def in_resume(core: Core, d: Datagram, control: Control, now_us: int) -> Result:
     if core.udp.live.full:
         return core.drop(DropReason.TABLE_FULL)
     encrypted = must_encrypt(flow)
+    if not encrypted:
+        # RESUME is bound to no address, and a plain flow is released: nothing behind it would have to prove anything.
+        # Whoever withholds one could speak for the initiator. So plain flows begin with a full handshake.
+        return _hint(core, d, control.body, now_us)
     _answer(core, flow, Decision.ENCRYPT if encrypted else Decision.PLAIN)
     if encrypted:
         flow.sealed = seal_with(flow)
