@@ -28,7 +28,7 @@ from nfq.responder import must_encrypt
 from nfq.session import is_unknown, unknown
 from nfq.suites import choose
 from nfq.udpcontrol import HEADER, Control, Kind, write
-from nfq.udpcore import deny, note_early, plain, release, request, seal_with, wait, workload
+from nfq.udpcore import deny, note_early, release, request, seal_with, wait, workload
 from nfq.udpflow import Settled, UdpFlow
 from nfq.udpinitiator import WAITS_US, bad_answer, begin_full, over, refused, where
 from sectool.events import Auth, AuthResult, ConnState, DropReason, Point
@@ -242,21 +242,17 @@ def in_resume(core: Core, d: Datagram, control: Control, now_us: int) -> Result:
         return DROP
     if core.udp.live.full:
         return core.drop(DropReason.TABLE_FULL)
-    encrypted = must_encrypt(flow)
-    if not encrypted:
+    if not must_encrypt(flow):
         # RESUME is bound to no address, and a plain flow is released: nothing behind it would have to prove anything.
         # Whoever withholds one could speak for the initiator. So plain flows begin with a full handshake.
         return _hint(core, d, control.body, now_us)
-    _answer(core, flow, Decision.ENCRYPT if encrypted else Decision.PLAIN)
-    if encrypted:
-        flow.sealed = seal_with(flow)
-    else:
-        flow.suite = 0
+    _answer(core, flow, Decision.ENCRYPT)
+    flow.sealed = seal_with(flow)
     _displace_own(core, flow)
     core.ports.proven(flow.remote_address, now_us)
     core.recorder.allowed(flow, now_us)
     release(core, flow, now_us)
-    return _deliver(core, d, flow, control.rest, now_us)
+    return _deliver(core, d, flow, control.rest)
 
 
 def _displace_own(core: Core, flow: UdpFlow) -> None:
@@ -291,10 +287,10 @@ def _again(core: Core, d: Datagram, flow: UdpFlow, rest: bytes, now_us: int) -> 
         if core.hint_limit.take(d.source, now_us):
             core.ports.inject(craft(flow.key, flow.answer_wire))
         return DROP
-    return _deliver(core, d, flow, rest, now_us)
+    return _deliver(core, d, flow, rest)
 
 
-def _deliver(core: Core, d: Datagram, flow: UdpFlow, rest: bytes, now_us: int) -> Result:
+def _deliver(core: Core, d: Datagram, flow: UdpFlow, rest: bytes) -> Result:
     """The datagram behind RESUME, once."""
     if not rest:
         return DROP
@@ -306,9 +302,7 @@ def _deliver(core: Core, d: Datagram, flow: UdpFlow, rest: bytes, now_us: int) -
     flow.early_seen |= 1 << rest[0]
     note_early(flow, payload)
     packet = rebuild(d, payload, deliver=True)
-    if flow.sealed is not None:
-        return Result(Verdict.ENCRYPT, packet)
-    return plain(core, d, flow, now_us)._replace(packet=packet)
+    return Result(Verdict.ENCRYPT, packet)
 
 
 def _hint(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
