@@ -1,9 +1,8 @@
 """New connections: how many per second, how long each takes, and what the enforcer's own CPU spends on one.
 
 A client and a server in C (connbench.c) make connections as fast as they can: connect, one byte each way, close.
-The first enforced connection is a full handshake, the others have its session. `cpu` is user plus system time of the packet
-worker
-(/proc/PID/stat) over a round, divided by the connections of that round.
+The first enforced connection is a full handshake, the others have its session. `cpu` is user plus system time of the
+packet worker (/proc/PID/stat) over a round, divided by the connections of that round.
 """
 
 from __future__ import annotations
