@@ -112,6 +112,10 @@ class DatagramTap:
         """What control datagrams they are."""
         return [None if (c := read(body(p))) is None else c.kind for p in self.all()]
 
+    def bodies(self, kind: Kind) -> set[bytes]:
+        """What control datagrams of a kind said; repetitions count once."""
+        return {c.body for p in self.all() if (c := read(body(p))) is not None and c.kind is kind}
+
     def close(self) -> None:
         """Stop listening."""
         self._sock.close()

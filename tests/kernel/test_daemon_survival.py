@@ -27,7 +27,7 @@ from tests.kernel.transfers import CounterWatch, Transfers, environment_size
 pytestmark = pytest.mark.kernel
 
 FLOWS = environment_size(10)
-SOME = 100_000
+SOME = 20_000  # bytes that every end must get for a transfer to count as going on
 PATIENCE_S = 60.0 + FLOWS / 2
 WEB, BATCH, DB = 20_000, 20_001, 20_002
 POLICY = f"""

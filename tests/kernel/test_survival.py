@@ -18,7 +18,7 @@ from tests.kernel.transfers import Counters, CounterWatch, Transfers, environmen
 pytestmark = pytest.mark.kernel
 
 FLOWS = environment_size(10)  # of each kind
-SOME = 100_000  # bytes that every end must get for a transfer to count as going on
+SOME = 20_000  # bytes that every end must get for a transfer to count as going on
 PATIENCE_S = 30.0 + FLOWS / 2
 ENCRYPTED = POLICY.replace("app=web to call app=db", "app=web to call app=db encrypted")
 

@@ -55,7 +55,7 @@ def test_flows_outlive_their_worker(udp: Lan, v6: bool, encrypted: bool, side: s
             die(host)
         for i in range(3):
             assert ask(client, b"after %d" % i) == b"after %d" % i
-        assert tap.kinds().count(Kind.HELLO) == 1, "no second handshake"
+        assert len(tap.bodies(Kind.HELLO)) == 1, "no second handshake"
         if encrypted:
             # Never the same counter twice in one direction: it is the nonce.
             for port in (server.port, port_of(client)):
@@ -85,7 +85,7 @@ def test_hosts_that_have_forgotten_a_flow_make_it_anew(udp: Lan, encrypted: bool
                 return False
 
         wait_until(answered, "the flow to go on", 8)
-        assert tap.kinds().count(Kind.HELLO) == 2
+        assert len(tap.bodies(Kind.HELLO)) >= 2
         client.settimeout(5)
         for i in range(3):
             assert ask(client, b"%d" % i) == b"%d" % i
