@@ -10,7 +10,7 @@ import heapq
 from hashlib import sha256
 
 from nfq import udpgroup, udpinitiator, udploopback, udpresponder, udpresume
-from nfq.core import Core, Result, Verdict
+from nfq.core import ACCEPT, Core, Result, Verdict
 from nfq.datagram import Datagram, parse
 from nfq.flow import State
 from nfq.packet import PacketError
@@ -45,6 +45,9 @@ def _outgoing(core: Core, d: Datagram, now_us: int) -> Result:
     live = tables.find(tables.live, d.key)
     if live is not None and not live.doubted:
         return _out_live(core, d, live, now_us)
+    asked = tables.find(tables.accepting, d.key)
+    if asked is not None and asked.resume is not None:
+        return ACCEPT  # a program answers what came behind RESUME
     if tables.denied.knows(True, d.key, now_us):
         if core.config.reject:
             reject(core, d, now_us)
@@ -171,9 +174,13 @@ def tick(core: Core, now_us: int) -> None:
     tables = core.udp
     for found in tables.accepting.expired(now_us):
         tables.accepting.remove(found)
-        if not found.recorded:
-            found.conn_state = ConnState.SH
-            core.recorder.denied(found, DropReason.PROOF_MISSING, now_us, Action.ERROR)
+        assert isinstance(found, UdpFlow)
+        for flow in (found, *found.rivals):
+            if flow.resume is not None:
+                _answered(core, flow, now_us)
+            elif not flow.recorded:
+                flow.conn_state = ConnState.SH
+                core.recorder.denied(flow, DropReason.PROOF_MISSING, now_us, Action.ERROR)
     again, tables.uncut = tables.uncut, []
     for flow in again:
         try:
@@ -185,6 +192,13 @@ def tick(core: Core, now_us: int) -> None:
         if tables.live.get(flow.key) is flow and flow.request is not None:
             flow.until_us = 0
             _judge_again(core, flow, now_us)
+
+
+def _answered(core: Core, flow: UdpFlow, now_us: int) -> None:
+    """A plain flow under a session whose initiator said no more than its first words: over, as most are."""
+    action = flow.decision.action if flow.decision is not None else Action.ALLOW
+    core.recorder.ended(flow, action, cut(core, flow), now_us)
+    core.udp.denied.add(False, flow.key, now_us + ENDED_US)
 
 
 # -- policy ----------------------------------------------------------------------------------------------------------
@@ -199,7 +213,12 @@ def activate(core: Core, now_us: int) -> int:
         decision = core.decide(half_open, now_us)
         if not core.permitted(decision) or (decision.encrypt and not asked):
             tables.accepting.remove(half_open)
-            core.recorder.denied(half_open, DropReason.POLICY_CHANGED, now_us)
+            if half_open.resume is None:
+                core.recorder.denied(half_open, DropReason.POLICY_CHANGED, now_us)
+            else:
+                half_open.reason, half_open.conn_state = DropReason.POLICY_CHANGED, ConnState.RSTO
+                core.recorder.count(DropReason.POLICY_CHANGED)
+                core.recorder.flow(half_open, Phase.END, Action.DENY, now_us)
     count = 0
     for live in tables.live:
         flow = tables.find(tables.live, live.key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Sequence
 from hashlib import sha256
 
 from nfq.core import ACCEPT, DROP, RELEASE, Core, Result, Verdict
@@ -83,8 +84,20 @@ def settle(core: Core, flow: UdpFlow, now_us: int) -> None:
     before = core.udp.find(core.udp.live, flow.key)
     if before is not None and before is not flow:
         finish(core, before, Counts(), now_us)
+    latest = core.udp.find(core.udp.accepting, flow.key)
+    for other in () if latest is None else (latest, *latest.rivals):
+        if other is not flow and other.resume is not None:  # its first datagram was let in
+            action = other.decision.action if other.decision is not None else Action.ALLOW
+            core.recorder.ended(other, action, Counts(), now_us)
     core.udp.enter(flow)
     watch(core, flow)
+
+
+def forget_early(core: Core, flow: UdpFlow) -> Sequence[bytes]:
+    """Give up, and give back, the copies of packets whose datagrams were sent behind RESUME."""
+    sent, flow.early = flow.early, ()
+    core.udp.early_bytes -= sum(map(len, sent))
+    return sent
 
 
 def note_early(flow: UdpFlow, payload: bytes) -> None:

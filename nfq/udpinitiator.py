@@ -172,6 +172,13 @@ def _granted(flow: UdpFlow, answer: Answer, now_us: int) -> tuple[Held, Grant] |
 
 def _answered(core: Core, flow: UdpFlow, now_us: int) -> None:
     """The responder has proven itself and both policies allow: what was held may go, with the proof."""
+    prove(core, flow, now_us)
+    if not flow.waited:
+        _prove(core, flow)
+
+
+def prove(core: Core, flow: UdpFlow, now_us: int) -> None:
+    """The flow is live; its datagrams carry the proof until the Ack is there, or it goes alone after a while."""
     assert flow.keys is not None
     flow.proof = proof_option(flow.keys, flow.suite)
     flow.ack = ack(flow.keys)
@@ -184,8 +191,6 @@ def _answered(core: Core, flow: UdpFlow, now_us: int) -> None:
     journal(core, flow)
     core.udp.arm(flow, now_us + WAITS_US[0])
     core.udp.settled.append(Settled(flow.key))
-    if not flow.waited:
-        _prove(core, flow)
 
 
 def bad_answer(core: Core, flow: UdpFlow, reason: DropReason, now_us: int) -> Result:

@@ -15,7 +15,17 @@ from nfq.responder import must_encrypt
 from nfq.session import Issued, lifetime_s
 from nfq.suites import choose
 from nfq.udpcontrol import UNKNOWN_SIZE, Control, Kind, ack, unknown, write
-from nfq.udpcore import deny, plain, release, request, seal_with, sealed_in, seen_early, workload
+from nfq.udpcore import (
+    deny,
+    forget_early,
+    plain,
+    release,
+    request,
+    seal_with,
+    sealed_in,
+    seen_early,
+    workload,
+)
 from nfq.udpflow import DENIED_US, Settled, UdpFlow
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
@@ -30,9 +40,9 @@ def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
     """Somebody presents a credential."""
     # By all of it: a copy that somebody has changed must not make the true one a repetition.
     digest = sha256(body).digest()
-    for half_open in rivals(core, d.key):
-        if half_open.syn == digest:
-            core.ports.inject(craft(d.key, half_open.answer_wire))  # its Answer was lost
+    for asked in rivals(core, d.key):
+        if asked.syn == digest:
+            core.ports.inject(craft(d.key, asked.answer_wire))  # its Answer was lost
             return DROP
     if core.denials.knows(digest, 0, now_us):
         return core.drop(DropReason.DENIED_BEFORE)
@@ -41,8 +51,9 @@ def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
         return core.drop(DropReason.SYN_REPLAYED)
     flow = UdpFlow(d.key, d.v6, Point.RESPONDER, State.SYN_RECEIVED, now_us)
     flow.syn = digest
-    if live is not None and now_us - live.start_us < EARLY_US:
-        flow.early_digests = live.early_digests
+    for other in (*rivals(core, d.key), live):
+        if other is not None and other.early_digests and now_us - other.start_us < EARLY_US:
+            flow.early_digests = other.early_digests
     if not core.syn_limit.take(d.source, now_us):
         core.recorder.denied(flow, DropReason.RATE_LIMITED, now_us)
         return DROP
@@ -79,16 +90,31 @@ def in_hello(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:
     wanted = Decision.ENCRYPT if must_encrypt(flow) else Decision.PLAIN
     if not _answer(core, flow, greeting, local, wanted, now_us):
         return _deny(core, flow, DropReason.HANDSHAKE_FORGED, now_us)
+    half_open(core, flow, now_us)
+    return DROP
+
+
+def half_open(core: Core, flow: UdpFlow, now_us: int) -> None:
+    """Wait for the proof. Nobody knows yet which of several flows of a key is the true one."""
     if core.udp.accepting.full:
         core.udp.accepting.evict()
         core.recorder.count(DropReason.TABLE_FULL)
-    # Nobody knows yet which of several is the true one.
-    flow.rivals = rivals(core, d.key)[: RIVALS - 1]
+    flow.rivals = rivals(core, flow.key)[: RIVALS - 1]
     for other in flow.rivals:
         other.rivals = ()
     core.udp.accepting.add(flow)
     core.udp.accepting.expire_after(flow, now_us, HALF_OPEN_US)
-    return DROP
+
+
+def displace_own(core: Core, flow: UdpFlow) -> None:
+    """Both sides began at once, and theirs goes on: what we held, or sent behind our RESUME, goes under theirs."""
+    mine = core.udp.find(core.udp.connecting, flow.key)
+    if mine is not None:
+        core.udp.connecting.remove(mine)
+        core.udp.arm(mine, 0)
+        core.udp.settled.append(Settled(flow.key, anew=True))
+        for packet in forget_early(core, mine):
+            core.ports.repeat(packet)
 
 
 def rivals(core: Core, key: bytes) -> list[UdpFlow]:
@@ -146,12 +172,14 @@ def in_proof(core: Core, d: Datagram, control: Control, now_us: int) -> Result |
         if core.hint_limit.take(d.source, now_us):
             core.ports.inject(craft(live.key, live.ack))  # ours was lost, or this is late
         return _behind_proof(core, d, live, control, now_us)
-    half_open = rivals(core, d.key)
-    if not half_open:
+    unproven = rivals(core, d.key)
+    if not unproven:
         return None
-    flow, suite = _proven_by(half_open, control.body)
+    flow, suite = _proven_by(unproven, control.body)
     if flow is None or suite not in (0, flow.suite) or (not suite and must_encrypt(flow)):
-        return _unproven(core, flow or half_open[0], now_us)
+        return _unproven(core, flow or unproven[0], now_us)
+    if flow.resume is not None and flow.resume.session.ended:
+        return core.drop(DropReason.SESSION_UNKNOWN)  # revoked since RESUME
     require_checksum(d)
     if core.udp.live.full:
         return core.drop(DropReason.TABLE_FULL)
@@ -160,9 +188,9 @@ def in_proof(core: Core, d: Datagram, control: Control, now_us: int) -> Result |
     return _behind_proof(core, d, flow, control, now_us)
 
 
-def _proven_by(half_open: list[UdpFlow], option: bytes) -> tuple[UdpFlow | None, int]:
+def _proven_by(unproven: list[UdpFlow], option: bytes) -> tuple[UdpFlow | None, int]:
     """The flow whose keys a proof shows, and the suite it names; None: no flow's."""
-    for flow in half_open:
+    for flow in unproven:
         suite = check_proof(flow.keys, option) if flow.keys is not None else None
         if suite is not None:
             return flow, suite
@@ -195,15 +223,14 @@ def proven(core: Core, flow: UdpFlow, now_us: int) -> None:
     assert flow.keys is not None
     flow.auth_result = AuthResult.PROVEN
     core.ports.proven(flow.remote_address, now_us)
-    flow.event_id, flow.reason = b"", flow.decision.reason
+    flow.reason = flow.decision.reason
     flow.ack = ack(flow.keys)
     if flow.suite and flow.sealed is None:
         flow.sealed = seal_with(flow)
-    core.recorder.allowed(flow, now_us)
-    mine = core.udp.find(core.udp.connecting, flow.key)
-    if mine is not None:  # we had begun, too: what was held for that goes under this flow
-        core.udp.arm(mine, 0)
-        core.udp.settled.append(Settled(flow.key, anew=True))
+    if flow.resume is None:  # one under a session was recorded when its first datagram was let in
+        flow.event_id = b""
+        core.recorder.allowed(flow, now_us)
+    displace_own(core, flow)
     if flow.issued is not None:
         core.sessions.issue(flow.issued)
     release(core, flow, now_us)

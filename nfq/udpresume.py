@@ -7,13 +7,14 @@
     flow is live ◄── RESUMED: nonce, decision ──────────────────
     FALL BACK    ◄── UNKNOWN SESSION: a hint, proves nothing ─── (no such session, or another workload has the port)
 
-RESUME is authentic by its tag, so there is neither proof nor Ack. Encryption is decided by the responder, who is told
-whether the initiator's policy asks for it. Without an answer RESUME is sent again once, then a full handshake begins.
+RESUME is authentic by its tag. What follows in an encrypted flow is so too, so there is neither proof nor Ack; a plain
+one goes on with a proof, as after a full handshake, before anything else is let in. Encryption is decided by the
+responder, who is told whether the initiator's policy asks for it. Without an answer RESUME is sent again once, then a
+full handshake begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -28,9 +29,10 @@ from nfq.responder import must_encrypt
 from nfq.session import is_unknown, unknown
 from nfq.suites import choose
 from nfq.udpcontrol import HEADER, Control, Kind, write
-from nfq.udpcore import deny, note_early, release, request, seal_with, wait, workload
+from nfq.udpcore import deny, forget_early, note_early, release, request, seal_with, wait, workload
 from nfq.udpflow import Settled, UdpFlow
-from nfq.udpinitiator import WAITS_US, bad_answer, begin_full, over, refused, where
+from nfq.udpinitiator import WAITS_US, bad_answer, begin_full, over, prove, refused, where
+from nfq.udpresponder import displace_own, half_open, rivals
 from sectool.events import Auth, AuthResult, ConnState, DropReason, Point
 from sectool.policy import Party
 
@@ -114,12 +116,6 @@ def _ask(core: Core, flow: UdpFlow) -> None:
     core.ports.inject(craft(flow.key, write(Kind.RESUME, flow.attempt.payload)))
 
 
-def _forget_early(core: Core, flow: UdpFlow) -> Sequence[bytes]:
-    sent, flow.early = flow.early, ()
-    core.udp.early_bytes -= sum(map(len, sent))
-    return sent
-
-
 def timer(core: Core, flow: UdpFlow, now_us: int) -> None:
     """No answer: RESUME once more (the responder takes each datagram once), then a full handshake."""
     flow.tries += 1
@@ -128,7 +124,7 @@ def timer(core: Core, flow: UdpFlow, now_us: int) -> None:
         core.udp.arm(flow, now_us + WAITS_US[1])
         return
     # What was sent may have been delivered. A datagram of UDP may be lost, but should not come twice.
-    _forget_early(core, flow)
+    forget_early(core, flow)
     _fall_back(core, flow, now_us)
 
 
@@ -145,7 +141,7 @@ def in_unknown_session(core: Core, d: Datagram, body: bytes, now_us: int) -> Res
     flow = core.udp.find(core.udp.connecting, d.key)
     if flow is None or flow.attempt is None or not is_unknown(body) or not flow.attempt.unknown(body):
         return None
-    sent = _forget_early(core, flow)
+    sent = forget_early(core, flow)
     _fall_back(core, flow, now_us)
     for packet in sent:  # nobody has got these: they wait for the new handshake
         core.ports.repeat(packet)
@@ -167,25 +163,28 @@ def in_resumed(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | No
         return bad_answer(core, flow, e.reason, now_us)
     flow.auth_result, flow.peer, flow.peer_rule = AuthResult.PROVEN, answer.peer, answer.rule
     if answer.decision is Decision.REFUSE:
-        _forget_early(core, flow)
+        forget_early(core, flow)
         return refused(core, flow, answer, now_us)
     if not _permitted(core, flow, now_us, answer.suite != 0):
         assert flow.decision is not None
-        _forget_early(core, flow)
+        forget_early(core, flow)
         return over(core, flow, flow.decision.reason, now_us)
     assert flow.decision is not None
     flow.suite = answer.suite if answer.decision is Decision.ENCRYPT else 0
-    if flow.decision.encrypt and not flow.suite:  # policy has changed since RESUME asked
-        _forget_early(core, flow)
-        return over(core, flow, DropReason.ENCRYPTION_UNAVAILABLE, now_us)
+    if flow.decision.encrypt and not flow.suite:  # policy has changed since RESUME asked: ask again
+        forget_early(core, flow)
+        _fall_back(core, flow, now_us)
+        return DROP
     if core.udp.live.full:
         return core.drop(DropReason.TABLE_FULL)
-    _forget_early(core, flow)
+    forget_early(core, flow)
     flow.attempt, flow.keys, flow.answer_wire = None, answer.keys, body[:34]
-    if flow.suite:
-        flow.sealed = seal_with(flow)
     flow.event_id = b""
     core.ports.proven(flow.remote_address, now_us)
+    if not flow.suite:
+        prove(core, flow, now_us)  # what is said in the clear, and when it suits: most flows are over by then
+        return DROP
+    flow.sealed = seal_with(flow)
     core.recorder.allowed(flow, now_us)
     release(core, flow, now_us)
     core.udp.settled.append(Settled(flow.key))
@@ -198,8 +197,9 @@ def in_resumed(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | No
 def in_resume(core: Core, d: Datagram, control: Control, now_us: int) -> Result:
     """A flow under a session, with its first datagram. A tag is cheap: nothing is limited by rate."""
     live = core.udp.find(core.udp.live, d.key)
-    if live is not None and live.resume is not None and live.resume.payload == control.body:
-        return _again(core, d, live, control.rest, now_us)
+    for known in (*rivals(core, d.key), live):
+        if known is not None and known.resume is not None and known.resume.payload == control.body:
+            return _again(core, d, known, control.rest, now_us)
     try:
         resume = core.sessions.open(control.body, now_us, UDP)
     except HandshakeError as e:
@@ -242,27 +242,21 @@ def in_resume(core: Core, d: Datagram, control: Control, now_us: int) -> Result:
         return DROP
     if core.udp.live.full:
         return core.drop(DropReason.TABLE_FULL)
-    if not must_encrypt(flow):
-        # RESUME is bound to no address, and a plain flow is released: nothing behind it would have to prove anything.
-        # Whoever withholds one could speak for the initiator. So plain flows begin with a full handshake.
-        return _hint(core, d, control.body, now_us)
-    _answer(core, flow, Decision.ENCRYPT)
-    flow.sealed = seal_with(flow)
-    _displace_own(core, flow)
-    core.ports.proven(flow.remote_address, now_us)
+    encrypted = must_encrypt(flow)
+    _answer(core, flow, Decision.ENCRYPT if encrypted else Decision.PLAIN)
+    if not encrypted:
+        flow.suite = 0
+    displace_own(core, flow)
     core.recorder.allowed(flow, now_us)
-    release(core, flow, now_us)
+    if encrypted:
+        flow.sealed = seal_with(flow)
+        core.ports.proven(flow.remote_address, now_us)
+        release(core, flow, now_us)
+    else:
+        # RESUME is bound to no address. Whoever withholds one, and sends it from elsewhere, must not go on from there
+        # in the clear: until a proof is seen nothing more is let in, and what the kernel carries is another flow.
+        half_open(core, flow, now_us)
     return _deliver(core, d, flow, control.rest)
-
-
-def _displace_own(core: Core, flow: UdpFlow) -> None:
-    """Both sides began at once, and theirs goes on: what we held, or sent behind our RESUME, goes under theirs."""
-    mine = core.udp.find(core.udp.connecting, flow.key)
-    if mine is not None:
-        core.udp.arm(mine, 0)
-        core.udp.settled.append(Settled(flow.key, anew=True))
-        for packet in _forget_early(core, mine):
-            core.ports.repeat(packet)
 
 
 def _answer(core: Core, flow: UdpFlow, decision: Decision) -> None:
@@ -301,8 +295,8 @@ def _deliver(core: Core, d: Datagram, flow: UdpFlow, rest: bytes) -> Result:
         return core.drop(DropReason.RECORD_INVALID)
     flow.early_seen |= 1 << rest[0]
     note_early(flow, payload)
-    packet = rebuild(d, payload, deliver=True)
-    return Result(Verdict.ENCRYPT, packet)
+    verdict = Verdict.ACCEPT if flow.sealed is None else Verdict.ENCRYPT
+    return Result(verdict, rebuild(d, payload, deliver=True))
 
 
 def _hint(core: Core, d: Datagram, body: bytes, now_us: int) -> Result:

@@ -135,24 +135,74 @@ def test_a_replay_beside_a_half_open_flow_does_not_make_a_live_one_unknown(
     assert not pair.b.sent
 
 
-def test_a_plain_flow_under_a_session_is_proven_before_it_is_released(make: MakePair) -> None:
-    pair = make(app="db")
+def test_a_plain_flow_under_a_session_is_proven_before_anything_more_is_let_in(make: MakePair) -> None:
+    pair = make()
     pair.establish()
     pair.sport = 41_001
     pair.call(b"question")
-    assert kinds(pair.a.sent) == [Kind.RESUME]
-    withheld = pair.a.sent[0]
-    pair.b.receive(withheld)
-    assert kinds(pair.b.sent) == [Kind.UNKNOWN_SESSION]
-    assert not pair.b.delivered[1:], "whoever withheld it could go on in the clear"
+    withheld = pair.a.sent.popleft()
+    assert pair.b.receive(withheld) is Verdict.ACCEPT, "not released"
+    assert pair.b.delivered == [b"question"]
+    assert pair.b.receive(pair.datagram(b"in the clear")) is Verdict.DROP, "whoever withheld it cannot go on"
+    assert pair.answer(b"answer") is Verdict.ACCEPT
+    resumed, *_ = pair.b.sent
     pair.carry()
-    assert pair.b.delivered[-1:] == [b"question"]
-    assert Auth(pair.b.records[-1]["auth_method"]) is Auth.NOISE_IX
+    assert pair.a.delivered == [b"answer"]
+    pair.call(b"more")
+    assert kinds(pair.a.sent) == [Kind.PROOF_DATA]
+    pair.carry()
+    assert pair.call(b"released") is Verdict.RELEASE
+    pair.carry()
+    assert pair.b.delivered == [b"question", b"more", b"released"]
+    assert len(pair.b.records) == 2
+    assert kinds([resumed]) == [Kind.RESUMED]
+
+
+def test_a_short_plain_flow_under_a_session_is_two_datagrams_and_their_handshake(make: MakePair) -> None:
+    pair = make()
+    pair.establish()
+    pair.sport = 41_001
+    pair.call(b"question")
+    pair.carry()
+    pair.answer(b"answer")
+    pair.carry()
+    for host in (pair.a, pair.b):
+        assert host.records[-1]["auth_method"] == Auth.SESSION
+    udp.tick(pair.b.core, pair.b.now_us + 11_000_000)
+    assert pair.b.records[-1]["phase"] == Phase.END
+    assert pair.b.records[-1]["action"] == Action.ALLOW
+    assert len(pair.b.core.udp.accepting) == 0
+
+
+def test_a_session_that_is_revoked_proves_nothing_any_more(make: MakePair) -> None:
+    pair = make()
+    pair.establish()
+    pair.sport = 41_001
+    pair.call(b"question")
+    pair.carry()
+    pair.call(b"more")
+    pair.b.core.sessions.clear()
+    pair.b.receive(pair.a.sent.popleft())
+    assert pair.b.delivered == [b"question"]
+
+
+def test_an_initiator_that_only_listens_proves_itself_all_the_same(make: MakePair) -> None:
+    pair = make()
+    pair.establish()
+    pair.sport = 41_001
+    pair.call(b"subscribe")
+    pair.carry()
+    pair.at(0.3)
+    assert kinds(pair.a.sent) == [Kind.PROOF]
+    pair.carry()
+    assert pair.answer(b"news") is Verdict.RELEASE
+    pair.carry()
+    assert pair.a.delivered == [b"news"]
 
 
 @FAMILIES
-def test_under_a_session_the_first_datagram_waits_for_nothing(make: MakePair, v6: bool) -> None:
-    app = "vault"
+@pytest.mark.parametrize("app", ["db", "vault"], ids=["plain", "encrypted"])
+def test_under_a_session_the_first_datagram_waits_for_nothing(make: MakePair, v6: bool, app: str) -> None:
     pair = make(v6=v6, app=app)
     pair.establish()
     for turn in range(1, 4):
@@ -170,7 +220,7 @@ def test_under_a_session_the_first_datagram_waits_for_nothing(make: MakePair, v6
         pair.carry()
         assert pair.a.delivered[-1:] == [b"at once"]
         assert pair.b.delivered[-1:] == [b"another"]
-        assert pair.call(b"later") is (Verdict.ENCRYPT if app == "vault" else Verdict.RELEASE)
+        assert pair.call(b"later") is (Verdict.ENCRYPT if app == "vault" else Verdict.ACCEPT)
         pair.carry()
     for host in (pair.a, pair.b):
         assert [Auth(r["auth_method"]) for r in host.records] == [Auth.NOISE_IX] + [Auth.SESSION] * 3
@@ -304,7 +354,7 @@ def test_a_half_open_flow_that_nobody_proves_is_given_up_and_recorded(make: Make
 
 
 def test_closed_sockets_end_their_flows_a_few_at_a_time(make: MakePair) -> None:
-    pair = make()
+    pair = make(app="vault")
     found = pair.b.ports.listening[5432]
     pair.b.ports.listening[5432] = found._replace(socket=77)
     for n in range(100):

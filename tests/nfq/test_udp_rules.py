@@ -195,8 +195,9 @@ def test_a_plain_flow_is_doubted_seldom_and_its_mark_taken_away(make: MakePair) 
 # -- both at once ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("app", "known"), [("plain", False), ("encrypted", False), ("encrypted", True)])
-def test_two_hosts_that_begin_at_once_share_one_flow(make: MakePair, app: str, known: bool) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["full", "under-a-session"])
+@pytest.mark.parametrize("app", ["plain", "encrypted"])
+def test_two_hosts_that_begin_at_once_share_one_flow(make: MakePair, known: bool, app: str) -> None:
     word = " encrypted" if app == "encrypted" else ""
     policy = f"kind: Policy\nname: p\nowner: o\nrules:\n  - allow any to call any{word}\n"
     for turn in range(4):  # either may win
