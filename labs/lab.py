@@ -160,9 +160,9 @@ def _names(node: Node) -> services.Service:
 
 
 def _inside_names(node: Node) -> services.Service:
-    """The shop's own name server."""
-    db = node.lab["db"].host.ip4
-    return services.dnsmasq(node.lab.name, node.host, node.folder / "dnsmasq", {DB_NAME: db})
+    """The shop's own name server. It names the hosts that are there: a lab may have fewer."""
+    names = {DB_NAME: node.lab["db"].host.ip4} if "db" in node.lab.nodes else {}
+    return services.dnsmasq(node.lab.name, node.host, node.folder / "dnsmasq", names)
 
 
 SERVICES: dict[str, Callable[[Node], services.Service]] = {
