@@ -60,7 +60,7 @@ def set_checksum(tcp: int, end: int, v6: bool, plain: bool, old: int) -> None:
         total = _sum(begin, begin + size) + _sum(tcp, end)
     total %= 0xFFFF
     total = (total >> 8) + ((total & 0xFF) << 8) + TCP + (end - tcp) + (0xFFFF - old)
-    _u16.pack_into(OUT, tcp + 16, 0xFFFF - total % 0xFFFF)
+    _u16.pack_into(OUT, tcp + 16, -total % 0xFFFF)
 
 
 def set_length(total: int, v6: bool) -> None:

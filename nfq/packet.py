@@ -354,10 +354,13 @@ def without_ours(options: bytes) -> bytes:
 
 
 def checksum(data: bytes) -> int:
-    """Internet checksum (RFC 1071) of `data`: the big-endian number modulo 0xffff is the ones' complement sum."""
+    """Internet checksum (RFC 1071) of `data`, 0 to 0xfffe: 0 for data whose checksum holds.
+
+    The big-endian number modulo 0xffff is the ones' complement sum; of its two zeros, other stacks write 0 too.
+    """
     if len(data) & 1:
         data += b"\0"
-    return 0xFFFF - int.from_bytes(data, "big") % 0xFFFF
+    return -int.from_bytes(data, "big") % 0xFFFF
 
 
 def require_checksum(seg: Segment) -> None:
@@ -384,12 +387,10 @@ def rebuild(seg: Segment, options: bytes, payload: bytes, flags: int | None = No
     n = 18 + len(rest)
     first, last = data[:2] + (20 + n).to_bytes(2, "big") + data[4:10], data[12:20]
     addresses = int.from_bytes(last, "big")
-    ip = (int.from_bytes(first, "big") * 0x10000 + addresses) % 0xFFFF
+    ip = -(int.from_bytes(first, "big") * 0x10000 + addresses) % 0xFFFF
     body = int.from_bytes(head + b"\0\0" + rest, "big")
-    tcp = (addresses + TCP + n + (body << 8 if n & 1 else body)) % 0xFFFF
-    return b"".join(
-        (first, (0xFFFF - ip).to_bytes(2, "big"), last, head, (0xFFFF - tcp).to_bytes(2, "big"), rest)
-    )
+    tcp = -(addresses + TCP + n + (body << 8 if n & 1 else body)) % 0xFFFF
+    return b"".join((first, ip.to_bytes(2, "big"), last, head, tcp.to_bytes(2, "big"), rest))
 
 
 def _sum(addresses: bytes, tcp: bytes) -> int:
@@ -409,7 +410,7 @@ def _finish(ip: bytes, v6: bool, head: bytes, rest: bytes) -> bytes:
         first, last = ip[:2] + (len(ip) + n).to_bytes(2, "big") + ip[4:10], ip[12:]
         ip = first + checksum(first + b"\0\0" + last).to_bytes(2, "big") + last
         addresses = ip[12:20]
-    total = 0xFFFF - _sum(addresses, head + b"\0\0" + rest)
+    total = -_sum(addresses, head + b"\0\0" + rest) % 0xFFFF
     return b"".join((ip, head, total.to_bytes(2, "big"), rest))
 
 
