@@ -50,6 +50,20 @@ def test_a_namespace_is_seen_as_namespace_and_mount(lab: str) -> None:
 
 
 @pytest.mark.kernel
+def test_a_mount_of_the_lab_is_told_and_one_of_somebody_else_is_not(lab: str, tmp_path: Path) -> None:
+    before = residue.take(lab)
+    own, others = tmp_path / lab, tmp_path / "others"
+    for folder in (own, others):
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    try:
+        left = [line for line in left_behind(before, residue.take(lab)) if str(tmp_path) in line]
+    finally:
+        subprocess.run(["umount", own, others], check=True)
+    assert left == [f"left behind: mount: {own}"]
+
+
+@pytest.mark.kernel
 def test_a_cgroup_and_a_process_are_seen(lab: str) -> None:
     before = residue.take(lab)
     folder = place.cgroup_of(lab, "web")
