@@ -6,6 +6,7 @@ Order of checks on every packet: header, known half-open flow, known live flow, 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 from nfq import encrypted, icmp, initiator, loopback, responder, udp
 from nfq.core import ACCEPT, CUT_MEMORY_US, RELEASE, Core, Result, Verdict
@@ -28,6 +29,7 @@ from nfq.recorder import Counts
 from nfq.steering import worker_of
 from sectool.errors import SectoolError
 from sectool.events import Action, ConnState, DropReason, Phase
+from sectool.identity.verify import PeerIdentity
 from sectool.policy import Engine
 
 _CARRIED = (State.AUTHORISED, State.PROVING)
@@ -185,6 +187,25 @@ def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us
     return cut + udp.activate(core, now_us)
 
 
+def distrust(core: Core, doubtful: Callable[[PeerIdentity], bool], reason: DropReason, now_us: int) -> int:
+    """Cut every flow, half open or live, plain or encrypted, whose peer is `doubtful`. Returns how many live ones.
+
+    For identities that are not trusted any more; `reason` is what their records say. The caller ends their sessions,
+    and with them connections that are being made under one; a peer that has still to answer is verified when it does.
+    """
+    for flow in core.accepting:
+        if flow.peer is not None and doubtful(flow.peer):
+            core.accepting.remove(flow)
+            if not flow.recorded:
+                core.recorder.denied(flow, reason, now_us)
+    cut = 0
+    for flow in core.live:
+        if flow.state in _CARRIED and flow.peer is not None and doubtful(flow.peer):
+            _cut(core, flow, now_us, reason)
+            cut += 1
+    return cut + udp.distrust(core, doubtful, reason, now_us)
+
+
 def _still_wanted(core: Core, flow: Flow, now_us: int) -> bool:
     """Whether a half-open connection may go on; one that was already answered cannot become encrypted any more."""
     answered, asked = bool(flow.answer_wire), flow.decision is not None and flow.decision.encrypt
@@ -192,18 +213,18 @@ def _still_wanted(core: Core, flow: Flow, now_us: int) -> bool:
     return core.permitted(decision) and (asked or not decision.encrypt or not answered)
 
 
-def _cut(core: Core, flow: Flow, now_us: int) -> None:
+def _cut(core: Core, flow: Flow, now_us: int, reason: DropReason = DropReason.POLICY_CHANGED) -> None:
     flow.state = State.CUT
     flow.forget_handshake()
     flow.forget_keys()
-    flow.reason = DropReason.POLICY_CHANGED
+    flow.reason = reason
     flow.conn_state = ConnState.RSTO
     try:
         counts = core.ports.cut(flow)
     except (SectoolError, OSError):
         counts = Counts()
         core.uncut.append(flow)  # tick tries again; until then the kernel still carries it
-    core.recorder.count(DropReason.POLICY_CHANGED)
+    core.recorder.count(reason)
     core.recorder.flow(flow, Phase.END, Action.DENY, now_us, counts=counts)
     core.ports.unjournal(flow)
     core.live.expire_after(flow, now_us, CUT_MEMORY_US)

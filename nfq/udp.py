@@ -7,6 +7,7 @@ then whose socket it is and what policy says.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from hashlib import sha256
 
 from nfq import udpgroup, udpinitiator, udploopback, udpresponder, udpresume
@@ -20,6 +21,7 @@ from nfq.udpcore import cut, finish, plain, reject, sealed_in, sealed_out, wait,
 from nfq.udpflow import ENDED_US, Settled, UdpFlow
 from sectool.errors import SectoolError
 from sectool.events import Action, Auth, ConnState, DropReason, Phase, Point
+from sectool.identity.verify import PeerIdentity
 
 ENDS_AT_ONCE = 64  # flows of closed sockets accounted for between two looks at the packet queue
 
@@ -227,21 +229,47 @@ def activate(core: Core, now_us: int) -> int:
     return count
 
 
+def distrust(core: Core, doubtful: Callable[[PeerIdentity], bool], reason: DropReason, now_us: int) -> int:
+    """As nfq.datapath.distrust, for flows of datagrams."""
+    tables = core.udp
+    for half_open in tables.accepting:
+        if half_open.peer is not None and doubtful(half_open.peer):
+            tables.accepting.remove(half_open)
+            if half_open.resume is None:
+                core.recorder.denied(half_open, reason, now_us)
+            else:
+                half_open.reason, half_open.conn_state = reason, ConnState.RSTO
+                core.recorder.count(reason)
+                core.recorder.flow(half_open, Phase.END, Action.DENY, now_us)
+    count = 0
+    for live in tables.live:
+        flow = tables.find(tables.live, live.key)
+        if flow is not None and flow.peer is not None and doubtful(flow.peer):
+            _end(core, flow, now_us, reason)
+            count += 1
+    return count
+
+
 def _judge_again(core: Core, flow: UdpFlow, now_us: int) -> bool:
     """True: it was cut."""
     if core.still_permitted(flow, core.decide(flow, now_us)):
         watch(core, flow)
         return False
-    flow.reason, flow.conn_state = DropReason.POLICY_CHANGED, ConnState.RSTO
+    _end(core, flow, now_us, DropReason.POLICY_CHANGED)
+    return True
+
+
+def _end(core: Core, flow: UdpFlow, now_us: int, reason: DropReason) -> None:
+    """Cut a live flow."""
+    flow.reason, flow.conn_state = reason, ConnState.RSTO
     counts = cut(core, flow)
-    core.recorder.count(DropReason.POLICY_CHANGED)
+    core.recorder.count(reason)
     core.recorder.flow(flow, Phase.END, Action.DENY, now_us, counts=counts)
     core.udp.leave(flow)
     if flow.sealed is not None:
         flow.sealed.close()
     core.ports.unjournal(flow)
     core.udp.settled.append(Settled(flow.key))
-    return True
 
 
 # -- ends ------------------------------------------------------------------------------------------------------------

@@ -49,8 +49,9 @@ from sectool.api import wire
 from sectool.errors import SectoolError
 from sectool.events import DropReason, Point, now_us
 from sectool.identity.credential import Credential
+from sectool.identity.federation import from_wire
 from sectool.identity.trust import TrustBundle
-from sectool.identity.verify import Verifier
+from sectool.identity.verify import PeerIdentity, Verifier
 from sectool.policy import Engine, parse
 from sectool.ring import RingWriter
 
@@ -99,7 +100,10 @@ class Worker:
         """Open everything the configuration names; raises SectoolError with what is missing."""
         config = _config(header)
         verifier = self.verifier = Verifier(
-            TrustBundle.from_pem(bundle.decode("ascii")), clock_skew_s=int(header["clock_skew_s"])
+            TrustBundle.from_pem(bundle.decode("ascii")),
+            clock_skew_s=int(header["clock_skew_s"]),
+            own_domain=str(header["trust_domain"]),
+            accepted=from_wire(header.get("accepted") or {}),
         )
         self.ring = RingWriter.open_or_create(Path(header["ring"]))
         self.journal = Journal(Path(header["journal"]))
@@ -156,6 +160,8 @@ class Worker:
             rules = RulesConfig(int(header["queue"]), self.workers, self.mask)
             for found in adopt_established(rules, Path(header["run_dir"]), self._leads_here):
                 self._adopt(found, now)
+        bundle = self.verifier.bundle
+        self._distrust(lambda peer: not bundle.roots.get(peer.trust_domain), DropReason.UNTRUSTED_DOMAIN)
         if self.journal.foreign or self.journal.forgotten:
             what = "a journal that this version cannot read" if self.journal.foreign else "some flows"
             sys.stderr.write(f"{self.journal.path}: {what} could not be restored; their connections end\n")
@@ -286,12 +292,30 @@ class Worker:
                 self.verifier.set_clock_skew(int(header["clock_skew_s"]))
                 self.name_sources = _name_sources(self.names, header)
             case "bundle":
-                self.verifier.set_bundle(TrustBundle.from_pem(payload.decode("ascii")))
-                self.core.sessions.clear()  # whoever is trusted no more must not go on without its credential
+                self._trust(header, payload)
             case "stats":
                 self._send_stats()
             case "stop":
                 self.running = False
+
+    def _trust(self, header: dict[str, Any], payload: bytes) -> None:
+        """Trust this bundle from now on, and cut the flows of domains that are in it no more, or by other labels."""
+        before, labels_before = self.verifier.bundle, self.verifier.accepted
+        bundle = TrustBundle.from_pem(payload.decode("ascii"))
+        accepted = from_wire(header.get("accepted") or {})
+        self.verifier.set_bundle(bundle)
+        self.verifier.set_accepted(accepted)
+        self.core.sessions.clear()  # whoever is trusted no more must not go on without its credential
+        changed = {
+            domain
+            for domain in before.roots
+            if not bundle.roots.get(domain) or labels_before.get(domain) != accepted.get(domain)
+        }
+        if changed:
+            self._distrust(lambda peer: peer.trust_domain in changed, DropReason.UNTRUSTED_DOMAIN)
+
+    def _distrust(self, doubtful: Callable[[PeerIdentity], bool], reason: DropReason) -> None:
+        datapath.distrust(self.core, doubtful, reason, now_us())
 
     def _policy(self, header: dict[str, Any], payload: bytes) -> None:
         revision = int(header["revision"])

@@ -16,6 +16,10 @@ _VALUE = re.compile(r"(?:[A-Za-z0-9_/](?:[A-Za-z0-9._/@:+-]{0,126}[A-Za-z0-9_])?
 
 MAX_LABELS = 64
 
+# Set by whoever verifies a credential, never taken from one: the trust domain, and whether it is another than ours.
+DOMAIN_LABEL = "domain"
+FEDERATED_LABEL = "federated"
+
 
 class LabelError(ValueError):
     """A label key, value or set outside the allowed alphabet or size."""

@@ -46,7 +46,7 @@ from sectool.identity.extensions import (
 from sectool.identity.files import new_directory, read_file, write_atomic
 from sectool.identity.profile import Profile, is_host_name, read_profile
 from sectool.identity.spiffe import SpiffeId, check_trust_domain
-from sectool.labels import LabelSet
+from sectool.labels import FEDERATED_LABEL, LabelSet
 
 BACKDATE_S = 60
 DEFAULT_TTL_S = 3600
@@ -297,6 +297,12 @@ class HostAuthority:
                 DropReason.SPIFFE_ID_INVALID,
                 f"{spiffe_id} is not below {self.constraints.path_prefix}, which is all this host may issue",
                 hint,
+            )
+        if FEDERATED_LABEL in labels:
+            raise CredentialError(
+                DropReason.LABEL_NOT_PERMITTED,
+                f"the label {FEDERATED_LABEL} marks peers of other trust domains; no workload can carry it",
+                "choose another key",
             )
         for key, value in labels.items():
             if not self.constraints.permits(key, value):

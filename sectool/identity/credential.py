@@ -24,9 +24,8 @@ from sectool.errors import CredentialError
 from sectool.events import DropReason
 from sectool.identity.blob import MAX_BLOB, Blob, Delegation, SigningKey, unpack
 from sectool.identity.spiffe import SpiffeId
-from sectool.labels import LabelError, LabelSet, stable_id
+from sectool.labels import DOMAIN_LABEL, LabelError, LabelSet, stable_id
 
-DOMAIN_LABEL = "domain"  # set by the verifier from the trust domain, never taken from a peer
 MAX_WIRE = 64 * 1024  # bytes of Credential.to_wire
 
 _WIRE_VERSION = 1

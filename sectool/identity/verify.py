@@ -35,7 +35,7 @@ from sectool.identity.extensions import LabelConstraints, decode_constraints, de
 from sectool.identity.profile import Profile, read_profile, refusal
 from sectool.identity.spiffe import SpiffeId
 from sectool.identity.trust import TrustBundle
-from sectool.labels import LabelSet
+from sectool.labels import DOMAIN_LABEL, FEDERATED_LABEL, LabelSet
 
 NEGATIVE_TTL_S = 5
 NEGATIVE_SIZE = 4096
@@ -90,10 +90,12 @@ class Verifier:
     """Verifies credential blobs against a trust bundle; the time is a parameter of each call."""
 
     __slots__ = (
+        "_accepted",
         "_bundle",
         "_good",
         "_good_size",
         "_hosts",
+        "_own",
         "_path_labels",
         "_refused",
         "_revoked",
@@ -107,12 +109,19 @@ class Verifier:
         clock_skew_s: int = 30,
         cache_size: int = 65536,
         path_labels: PathLabels | None = None,
+        own_domain: str = "",
+        accepted: Mapping[str, LabelConstraints] | None = None,
     ) -> None:
         """`clock_skew_s` is how long before its beginning a credential is accepted; its end is never
         stretched.
 
         `path_labels` gives labels to SVIDs without the labels extension (see `path_labels` above).
+
+        Peers of a trust domain other than `own_domain` ('': there is no such distinction) are federated: of their
+        labels only those `accepted` for their domain count, and they get the label `federated`.
         """
+        self._own = own_domain
+        self._accepted = dict(accepted or {})
         self._bundle = bundle
         self._skew_us = clock_skew_s * SECOND
         self._good_size = cache_size
@@ -136,6 +145,21 @@ class Verifier:
     def set_clock_skew(self, seconds: int) -> None:
         """How long before its beginning a credential is accepted from now on."""
         self._skew_us = seconds * SECOND
+
+    @property
+    def bundle(self) -> TrustBundle:
+        """What is trusted now."""
+        return self._bundle
+
+    @property
+    def accepted(self) -> Mapping[str, LabelConstraints]:
+        """Which labels of federated peers count, by their trust domain."""
+        return self._accepted
+
+    def set_accepted(self, accepted: Mapping[str, LabelConstraints]) -> None:
+        """Take these labels of federated peers from now on, and no others."""
+        self._accepted = dict(accepted)
+        self.forget()
 
     def set_bundle(self, bundle: TrustBundle) -> None:
         """Trust `bundle` from now on, and nothing that only the old one vouched for."""
@@ -277,12 +301,29 @@ class Verifier:
                 f"{spiffe_id} is not below {constraints.path_prefix}, all that its host CA may issue",
             )
         if leaf.labels is None:
-            return self._path_labels(spiffe_id) if self._path_labels else {}
+            mapped = self._path_labels(spiffe_id) if self._path_labels else {}
+            return self._as_we_see_it(spiffe_id.trust_domain, mapped, mapped)
         labels = decode_labels(leaf.labels)
         for key, value in labels.items():
             if constraints is None or not constraints.permits(key, value):
                 raise refusal(DropReason.LABEL_NOT_PERMITTED, f"its host CA may not vouch for {key}={value}")
-        return labels
+        domain = spiffe_id.trust_domain
+        if FEDERATED_LABEL in labels or labels.get(DOMAIN_LABEL, domain) != domain:
+            raise refusal(
+                DropReason.LABEL_NOT_PERMITTED,
+                f"it claims {DOMAIN_LABEL} or {FEDERATED_LABEL} itself, which are for its verifier to say",
+            )
+        accepted = self._accepted.get(domain)
+        taken = {k: v for k, v in labels.items() if accepted is not None and accepted.permits(k, v)}
+        return self._as_we_see_it(domain, labels, taken)
+
+    def _as_we_see_it(
+        self, domain: str, own: Mapping[str, str], federated: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Labels of a peer of our domain, or else those of a federated one, marked as such."""
+        if not self._own or domain == self._own:
+            return own
+        return {**federated, FEDERATED_LABEL: "true"}
 
     def _root_of(self, host: _Host, now_us: int) -> Profile:
         """The root that signed `host`: several roots of one name are tried, those valid now first."""

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from sectool.events import Action, DropReason
+from sectool.labels import DOMAIN_LABEL, FEDERATED_LABEL
 from sectool.policy.engine import Decision, Engine, judge
 from sectool.policy.model import DocumentKind, Mode, PolicyDoc, RuleDoc
 from sectool.policy.network import IPAddress, parse_cidr
@@ -216,6 +217,11 @@ def allowing_sentence(engine: Engine, request: Request) -> Sentence:
 def _naming(party: Party, keys: Counter[str]) -> Selector:
     if party.labels:
         used = sorted((key for key in party.labels if key in keys), key=lambda key: (-keys[key], key))
+        if FEDERATED_LABEL in party.labels and DOMAIN_LABEL in party.labels:
+            return equality(
+                party.labels,
+                [DOMAIN_LABEL, *(k for k in used if k not in (DOMAIN_LABEL, FEDERATED_LABEL))],
+            )
         return equality(party.labels, used or list(party.labels))
     for name in sorted(party.names):
         with suppress(ValueError):  # names come from DNS; what is none cannot be put into a sentence

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from sectool.labels import stable_id
+from sectool.labels import DOMAIN_LABEL, FEDERATED_LABEL, stable_id
 from sectool.policy.model import DocumentSet, Mode, PolicyDoc, RuleDoc
 from sectool.policy.network import IPAddress, NetworkSpec
 from sectool.policy.request import Request
-from sectool.policy.selector import Anyone, Cidr, Fqdn, Labels, NamedNet, Op, Selector
+from sectool.policy.selector import Anyone, Cidr, Clause, Fqdn, Labels, NamedNet, Op, Selector
 from sectool.policy.sentence import Sentence, Verb
 from sectool.policy.service import describe
 
@@ -58,6 +58,23 @@ class Rule:
         return f"{self.kind} {self.policy}, rule {self.index} (owner {self.owner})"
 
 
+_OURS: Final = Clause(FEDERATED_LABEL, Op.ABSENT)
+
+
+def within_domain(selector: Selector) -> Selector:
+    """What a label selector of a rule that lets something pass speaks of: workloads of our own trust domain.
+
+    A federated peer is meant only where a clause says so, by `domain` or `federated`: neither `app=web` nor
+    `!legacy` lets in somebody whose labels others vouch for. Selectors of rules that deny or demand encryption
+    speak of everybody.
+    """
+    if not isinstance(selector, Labels):
+        return selector
+    if any(clause.key in (DOMAIN_LABEL, FEDERATED_LABEL) for clause in selector.clauses):
+        return selector
+    return Labels((*selector.clauses, _OURS))
+
+
 class Facts(NamedTuple):
     """What rules see of a party: labels (None: no proven identity), networks of its address, host names."""
 
@@ -90,8 +107,14 @@ class CompiledRule:
 
     def __init__(self, rule: Rule, sentence: Sentence, networks: Networks) -> None:
         self.rule = rule
-        self.sentence = sentence
         self.phase = _PHASES[rule.kind, sentence.verb]
+        if self.phase in (Phase.INTENT_ALLOW, Phase.INTENT_AUDIT):
+            sentence = replace(
+                sentence,
+                source=within_domain(sentence.source),
+                destination=within_domain(sentence.destination),
+            )
+        self.sentence = sentence
         self.rank = 0  # its place among all rules, set by the engine
         self.staged = rule.mode is Mode.STAGE
         self.timed = bool(sentence.conditions or sentence.until)
@@ -225,7 +248,11 @@ def _selector_misses(
             if labels is None:
                 return [Miss(part, str(selector), "no proven identity, so no labels")]
             return [
-                Miss(part, str(c), _label_found(labels, c.key, c.op)) for c in clauses if not c.holds(labels)
+                Miss(part, _as_written(clauses), _foreign(labels))
+                if c is _OURS
+                else Miss(part, str(c), _label_found(labels, c.key, c.op))
+                for c in clauses
+                if not c.holds(labels)
             ]
         case Fqdn():
             names = ", ".join(sorted(facts.names))
@@ -236,6 +263,15 @@ def _selector_misses(
             return [
                 Miss(part, str(selector), "no address" if address is None else f"the address is {address}")
             ]
+
+
+def _as_written(clauses: tuple[Clause, ...]) -> str:
+    return str(Labels(tuple(clause for clause in clauses if clause is not _OURS)))
+
+
+def _foreign(labels: Mapping[str, str]) -> str:
+    domain = labels.get(DOMAIN_LABEL, "?")
+    return f"it is of trust domain {domain}, and the rule does not say {DOMAIN_LABEL}={domain}"
 
 
 def _label_found(labels: Mapping[str, str], key: str, op: Op) -> str:
