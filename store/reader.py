@@ -199,6 +199,11 @@ class LocalReader:
                 self.warnings.append(f"{path.name} is left out: {damage.what}")
         self._catalog.remake_views()
 
+    @property
+    def catalog(self) -> Catalog:
+        """The opened segments, for this package's own statements."""
+        return self._catalog
+
     def query(self, sql: str, *, limit: int = DEFAULT_ROWS, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> Result:
         """One SELECT over the documented views."""
         return run(self._catalog, sql, limit=limit, timeout_ms=timeout_ms)

@@ -120,6 +120,7 @@ class Engine:
         self.compiled = compile_rules(documents, networks)
         self.rules: tuple[Rule, ...] = tuple(c.rule for c in self.compiled)
         self.has_staged = any(c.staged for c in self.compiled)
+        self.network_specs = tuple(networks.specs)  # all that rules speak of
         self._networks = NetworkTable(networks.specs)
         self._has_networks = bool(networks.specs)
         self._index = RuleIndex(self.compiled)
