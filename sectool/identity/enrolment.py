@@ -30,13 +30,13 @@ from sectool.identity.authority import (
     encode_key,
     load_authority_files,
 )
-from sectool.identity.credential import DOMAIN_LABEL
 from sectool.identity.extensions import LabelConstraints
 from sectool.identity.files import new_directory, read_file, write_atomic
 from sectool.identity.profile import is_host_name
 from sectool.identity.trust import TrustBundle
 from sectool.identity.workload import ATTESTED
 from sectool.labels import LabelError, LabelSet
+from sectool.origins import Origin, refusal
 
 PRIVATE_NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 
@@ -153,10 +153,9 @@ def enroll_host(
         label_set = LabelSet(labels)
     except LabelError as error:
         raise UsageError(str(error)) from None
-    if DOMAIN_LABEL in label_set:
-        raise UsageError(f"the label {DOMAIN_LABEL} is set by the trust domain", "choose another key")
-    if clash := [key for key in ATTESTED if key in label_set]:
-        raise UsageError(f"the label {clash[0]} is attested of each workload", "choose another key")
+    for label in label_set:
+        if why := refusal(label, Origin.HOST):
+            raise UsageError(why, "choose another key")
     networks = _networks(PRIVATE_NETWORKS if enforced_networks is None else enforced_networks)
     root = RootAuthority.load(ca_dir)
     try:

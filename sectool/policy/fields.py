@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 from sectool.labels import MAX_LABELS, LabelError, LabelSet, check_label
+from sectool.origins import Origin, refusal
 from sectool.policy.flow import PartySpec, parse_flow, sample
 from sectool.policy.model import (
     Document,
@@ -157,6 +158,8 @@ class Fields:
                 check_label(key_node.value, "")
             except LabelError as error:
                 raise key_node.fail(str(error)) from None
+            if why := refusal(key_node.value, Origin.OPERATOR):
+                raise key_node.fail(why, "choose another key")
             try:
                 check_label(key_node.value, value.value)
             except LabelError as error:
