@@ -7,9 +7,9 @@ itself. The order is the contract:
     2 the first Workload document that matches       /host/<host>/wl/<name>    the document's labels
     3 nothing: an automatic identity                 /host/<host>/wl/<exe>-<8 hex of its facts>
 
-Labels are merged from the weakest to the strongest: host labels, then those of 1 or 2, then the attested
-labels `exe`, `user` and `unit`, which nothing overrides. A document that claims more than the host CA may
-vouch for is refused when the SVID is issued, not here.
+Labels are merged by `sectool.origins`: context, host labels, those of 1 or 2, then the attested ones (`exe`, `user`,
+`unit`, and of a container `container`, `image`, `k8s.namespace`, `k8s.serviceaccount`), which nothing overrides. A
+document that claims more than the host CA may vouch for is refused when the SVID is issued, not here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,30 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sectool.errors import CredentialError
 from sectool.events import DropReason
 from sectool.labels import LabelError, LabelSet, stable_id
+from sectool.origins import LeftOut, Origin, Source, merge
 
-ATTESTED = ("exe", "user", "unit")
+ATTESTED = (
+    "exe",
+    "user",
+    "unit",
+    "container",
+    "image",
+    "k8s.*",
+)  # keys of attested labels, as constraint patterns
+# Facts of a container that stay the same when it is made again: they go into its automatic name.
+_LASTING = ("container.name", "container.image", "container.digest", "k8s.namespace", "k8s.serviceaccount")
+_CONTAINER_LABELS = {
+    "container": "container.name",
+    "image": "container.image",
+    "k8s.namespace": "k8s.namespace",
+    "k8s.serviceaccount": "k8s.serviceaccount",
+}
 
 _NOT_VALUE = re.compile(r"[^A-Za-z0-9._/@:+-]")
 _NOT_SEGMENT = re.compile(r"[^A-Za-z0-9._-]")
@@ -44,10 +60,12 @@ class Facts:
     cgroup: str  # v2 path, '/' for the root
     unit: str  # see systemd_unit; '' if none
     pid: int
+    more: tuple[tuple[str, str], ...] = ()  # of its container (sectool.identity.containers.Container.facts)
 
     def mapping(self) -> dict[str, str]:
         """The keys a Workload document may match on."""
         return {
+            **dict(self.more),
             "systemd.unit": self.unit,
             "user": self.user,
             "executable": self.executable,
@@ -79,6 +97,9 @@ class Workload:
     path: str
     labels: LabelSet
     automatic: bool
+    origins: Mapping[str, Origin] = field(default_factory=dict, compare=False)  # of each label
+    left_out: tuple[LeftOut, ...] = field(default=(), compare=False)
+    named_by: str = field(default="", compare=False)  # the document (with its place) or program that named it
 
     @property
     def id(self) -> int:
@@ -134,6 +155,8 @@ def attested_labels(facts: Facts) -> dict[str, str]:
         "user": label_value(facts.user or str(facts.uid)),
         "unit": label_value(facts.unit),
     }
+    more = dict(facts.more)
+    found |= {label: label_value(more.get(fact, "")) for label, fact in _CONTAINER_LABELS.items()}
     return {key: value for key, value in found.items() if value}
 
 
@@ -152,7 +175,10 @@ def _registered(
 def _facts_digest(facts: Facts) -> str:
     """8 hexadecimal digits that stay the same when the process restarts: no pid, no session scope."""
     unit = facts.unit if facts.unit.endswith(".service") else ""
-    stable = (str(facts.uid), facts.executable, facts.sha256, unit)
+    stable: tuple[str, ...] = (str(facts.uid), facts.executable, facts.sha256, unit)
+    if facts.more:
+        more = dict(facts.more)
+        stable += tuple(more.get(key, "") for key in _LASTING)
     return hashlib.sha256("\0".join(stable).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
@@ -168,33 +194,44 @@ def resolve(
     *,
     host: str,
     host_labels: Mapping[str, str] | None = None,
+    context: Iterable[Source] = (),
 ) -> Workload:
-    """The workload behind `facts` on `host`; `registered` maps cgroup v2 paths to labels.
+    """The workload behind `facts` on `host`; `registered` maps cgroup v2 paths to labels, `context` is all else known.
 
     CredentialError(NO_LOCAL_IDENTITY) for host, document or registered labels outside the alphabet or the
     limits.
     """
     attested = attested_labels(facts)
     document: WorkloadDocument | None = None
-    claimed: Mapping[str, str] = {}
+    operator = Source(Origin.OPERATOR, {})
     run = _registered(facts.cgroup, registered)
     if run is not None:
         name = path_segment(run[0].rsplit("/", 1)[-1])
         path = f"/host/{host}/run/{name}"
-        claimed = run[1]
+        operator = Source(Origin.OPERATOR, run[1], f"program {name}")
     elif (document := _first_match(facts, workload_docs)) is not None:
         name = document.name
         path = f"/host/{host}/wl/{path_segment(name)}"
-        claimed = document.labels
+        where = getattr(document, "where", "")
+        operator = Source(
+            Origin.OPERATOR, document.labels, f"Workload {name}{f' ({where})' if where else ''}"
+        )
     else:
         name = f"{path_segment(attested.get('exe', 'unknown'))[:54]}-{_facts_digest(facts)}"
         path = f"/host/{host}/wl/{name}"
+    sources = (
+        *context,
+        Source(Origin.HOST, host_labels or {}, f"host {host}"),
+        operator,
+        Source(Origin.ATTESTED, attested, "the kernel"),
+    )
     try:
-        labels = LabelSet({**(host_labels or {}), **claimed, **attested})
+        found = merge(sources)
     except LabelError as error:
         raise CredentialError(
             DropReason.NO_LOCAL_IDENTITY,
             f"workload {name}: {error}",
             "correct the labels of its Workload document, of the run command or of the host",
         ) from None
-    return Workload(name, path, labels, run is None and document is None)
+    automatic = run is None and document is None
+    return Workload(name, path, found.labels, automatic, found.origins, found.left_out, operator.name)

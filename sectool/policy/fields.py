@@ -32,7 +32,19 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._/-]{0,61}[A-Za-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}")
 
-MATCH_KEYS: Final = ("systemd.unit", "user", "executable", "sha256", "cgroup")
+MATCH_KEYS: Final = (
+    *("systemd.unit", "user", "executable", "sha256", "cgroup"),
+    *("container.id", "container.runtime", "container.name", "container.image", "container.digest"),
+    *("k8s.namespace", "k8s.pod", "k8s.pod-uid", "k8s.serviceaccount"),
+)
+_MATCH_LABEL: Final = "container.label."  # followed by any key
+_MATCH_PREFIX: Final = (
+    "executable",
+    "cgroup",
+    "container.name",
+    "container.image",
+    "k8s.pod",
+)  # a * may end them
 _FIELDS: Final[dict[DocumentKind, tuple[str, ...]]] = {
     DocumentKind.POLICY: ("kind", "name", "owner", "mode", "description", "rules"),
     DocumentKind.GUARDRAIL: ("kind", "name", "owner", "mode", "description", "rules"),
@@ -146,7 +158,7 @@ class Fields:
     def _workload(self) -> WorkloadDoc:
         match: list[tuple[str, str]] = []
         for key_node, value in self._map("match"):
-            if key_node.value not in MATCH_KEYS:
+            if key_node.value not in MATCH_KEYS and not key_node.value.startswith(_MATCH_LABEL):
                 raise key_node.fail(
                     f"a workload cannot be matched by {key_node.value!r}",
                     closest(key_node.value, MATCH_KEYS) or f"it can by {', '.join(MATCH_KEYS)}",
@@ -313,11 +325,10 @@ def _match_value(key: str, node: Scalar) -> str:
     if len(value) > 4096:
         raise node.fail(f"{len(value)} characters; no {key} is that long")
     star = value.find("*")
-    prefix = key in ("executable", "cgroup")
-    if star >= 0 and not (prefix and star == len(value) - 1):
-        hint = "only executable and cgroup take a *, and only at their end"
+    if star >= 0 and not (key in _MATCH_PREFIX and star == len(value) - 1):
+        hint = f"only {', '.join(_MATCH_PREFIX)} take a *, and only at their end"
         raise node.fail(f"'*' cannot stand here in {key!r}", hint, star)
-    if prefix and not value.startswith("/"):
+    if key in ("executable", "cgroup") and not value.startswith("/"):
         what = "as under /sys/fs/cgroup" if key == "cgroup" else "of the program file"
         raise node.fail(f"{key} {value!r} does not start with /", f"give the full path {what}")
     if key == "sha256":

@@ -209,7 +209,7 @@ OK = "- allow a to call b\n"
         ),
         (W + "match: {pid: 1}\nlabels: {a: b}", "3:9", "cannot be matched by 'pid'", "it can by"),
         (W + "match: {user: }\nlabels: {a: b}", "3:15", "'user' is empty", ""),
-        (W + "match: {user: a*}\nlabels: {a: b}", "3:16", "'*' cannot stand here", "executable and cgroup"),
+        (W + "match: {user: a*}\nlabels: {a: b}", "3:16", "'*' cannot stand here", "executable, cgroup"),
         (W + "match: {executable: /a*b}\nlabels: {a: b}", "3:23", "'*' cannot stand here", ""),
         (W + "match: {executable: nginx}\nlabels: {a: b}", "3:21", "does not start with /", "full path"),
         (W + "match: {cgroup: system.slice}\nlabels: {a: b}", "3:17", "does not start with /", ""),
