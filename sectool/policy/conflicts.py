@@ -29,7 +29,7 @@ from sectool.policy.network import IPAddress
 from sectool.policy.overlap import Overlaps
 from sectool.policy.rules import CompiledRule, Phase, Rule
 from sectool.policy.selector import Cidr, NamedNet
-from sectool.policy.valuesets import without
+from sectool.policy.valuesets import ranges, without
 from sectool.policy.witness import Witness, address_in, witness
 
 MAX_STEPS: Final = 400  # examples per question; beyond that the answer is left open
@@ -145,6 +145,7 @@ class _Cut:
     rules: tuple[CompiledRule, ...]
 
 
+_Example = tuple[Witness, Sequence[CompiledRule]]
 _Pick = Callable[[CompiledRule, Sequence[CompiledRule], Witness], _Cut | None]
 
 
@@ -184,19 +185,18 @@ class _Search:
             self._say(rule, Conflict(ConflictKind.UNREACHABLE, rule.rule, why=why))
             return
         assert region is not None
-        first = self._witness(region)
-        alone = first is None or len(self.engine.matching(first.request, self.now)[0]) <= 1
-        if alone and not rule.sentence.encrypted:
+        first = self._example(region)
+        if first is not None and len(first[1]) <= 1 and _first_for(rule, first):
             return  # nobody else speaks of this flow
         for kind, start, pick in self._questions(rule, region):
-            if start is not None and self._ask(rule, kind, start, pick, staged=rule.staged):
+            if start is not None and self._ask(rule, kind, start, pick, first, staged=rule.staged):
                 return
         if self.engine.has_staged and not rule.staged:
             for kind, start, pick in self._questions(rule, region):
                 if (
                     kind is not ConflictKind.REDUNDANT
                     and start is not None
-                    and self._ask(rule, kind, start, pick, staged=True)
+                    and self._ask(rule, kind, start, pick, first, staged=True)
                 ):
                     return
 
@@ -210,7 +210,14 @@ class _Search:
         yield ConflictKind.REDUNDANT, region, self._pick_same
 
     def _ask(
-        self, rule: CompiledRule, kind: ConflictKind, start: Region, pick: _Pick, *, staged: bool
+        self,
+        rule: CompiledRule,
+        kind: ConflictKind,
+        start: Region,
+        pick: _Pick,
+        first: _Example | None,
+        *,
+        staged: bool,
     ) -> bool:
         """Put one question; whether the rule is what `kind` says."""
         by: dict[int, CompiledRule] = {}
@@ -229,12 +236,13 @@ class _Search:
                     self.flagged.add(rule.rank)
                 return True
             piece = waiting.pop()
-            point = self._witness(piece)
-            if point is None:
+            found = first if piece is start and first and _first_for(rule, first) else self._example(piece)
+            if found is None:
                 return False
+            point, everybody = found
             matching = [
                 other
-                for other in self.engine.matching(point.request, self.now)[0]
+                for other in everybody
                 if other is not rule
                 and other.rank not in self.flagged
                 and (staged or not other.staged)
@@ -248,6 +256,11 @@ class _Search:
             waiting.extend(piece.minus(cut.region))
         self.undecided[rule.rank] = rule.rule
         return False
+
+    def _example(self, region: Region) -> _Example | None:
+        """A flow of the region, and all rules that match it."""
+        point = self._witness(region)
+        return None if point is None else (point, self.engine.matching(point.request, self.now)[0])
 
     def _witness(self, region: Region) -> Witness | None:
         return witness(region, self.now, elsewhere=self.elsewhere)
@@ -374,6 +387,13 @@ class _Search:
                 return
 
 
+def _first_for(rule: CompiledRule, example: _Example) -> bool:
+    """Whether a flow of the rule is also one that it may let through (see `_passing`)."""
+    request = example[0].request
+    able = request.source.labels is not None and request.destination.labels is not None
+    return able or not rule.sentence.encrypted
+
+
 def _passing(rule: CompiledRule, region: Region) -> Region | None:
     """What a rule may let through: of one that says `encrypted`, only flows between two enforcers."""
     return _narrow(region, PROVEN, PROVEN) if rule.sentence.encrypted else region
@@ -395,9 +415,9 @@ def _outlives(other: CompiledRule, rule: CompiledRule) -> bool:
 def _elsewhere(engine: Engine) -> IPAddress:
     """An address in none of the networks that rules speak of, if there is one."""
     specs = {doc.name: doc.spec for doc in engine.documents.networks}
-    left = ADDRESSES
+    taken: list[tuple[int, int]] = []
     for side in {side for r in engine.compiled for side in (r.sentence.source, r.sentence.destination)}:
         if isinstance(side, (NamedNet, Cidr)):
             parties = parties_of(side, specs)
-            left = without(left, parties.addresses) if parties else left
-    return address_in(left or ADDRESSES)
+            taken.extend(parties.addresses if parties else ())
+    return address_in(without(ADDRESSES, ranges(taken)) or ADDRESSES)

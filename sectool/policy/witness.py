@@ -31,7 +31,12 @@ class Witness:
     """A flow of a region: as a question, and as people write it."""
 
     request: Request
-    text: str
+    region: Region
+
+    @property
+    def text(self) -> str:
+        """The flow as the language writes it."""
+        return written(self.request, self.region)
 
 
 def witness(
@@ -50,8 +55,6 @@ def witness(
         return None
     source = _party(region.source, chosen[0], elsewhere)
     destination = _party(region.destination, chosen[1], elsewhere)
-    if source is None or destination is None:
-        return None
     service = _service(region.services)
     if service is None:
         return None
@@ -64,7 +67,7 @@ def witness(
         code,
         source.labels is not None and destination.labels is not None,
     )
-    return Witness(request, written(request, region))
+    return Witness(request, region)
 
 
 def written(request: Request, region: Region | None = None) -> str:
@@ -88,9 +91,9 @@ def _spec(party: Party, parties: Parties | None) -> PartySpec:
     )
 
 
-def _party(parties: Parties, labels: LabelSet | None, elsewhere: IPAddress) -> Party | None:
-    names = _names(parties)
-    return Party(labels, None, address_in(parties.addresses, elsewhere), names)
+@lru_cache(maxsize=8192)  # by the very object: rules share the sets of selectors they share
+def _party(parties: Parties, labels: LabelSet | None, elsewhere: IPAddress) -> Party:
+    return Party(labels, None, address_in(parties.addresses, elsewhere), _names(parties))
 
 
 @lru_cache(maxsize=4096)
@@ -193,6 +196,7 @@ def _some_label(parties: Parties) -> dict[str, str]:
     )
 
 
+@lru_cache(maxsize=8192)
 def _plain_labels(parties: Parties, strangers: bool) -> LabelSet | None:
     if parties.proof is Proof.NONE or (strangers and parties.proof is Proof.EITHER):
         return None
