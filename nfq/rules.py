@@ -12,7 +12,7 @@
               2 from lo ─► on                                                              (INPUT only)
               3 our mark bits set ─► SECTOOL-VERDICT
               4 sent by the worker's own raw socket ─► on                                 (OUTPUT only)
-              5 connection marked ENCRYPTED or SMALL, not SYN ─► SECTOOL-RECORD
+              5 connection marked ENCRYPTED or SMALL, not SYN ─► SECTOOL-RECORD   (INPUT: SECTOOL-CAME)
               6 what is not TCP ─► SECTOOL-REST, or on
               7 SYN or SYN-ACK: the connection's mark is cleared; queue                   (OUTPUT only)
               8 TCP of no connection yet ─► SECTOOL-NEW                   (INPUT only)
@@ -23,6 +23,10 @@
               looks at when nothing else waits; what is left is counted and dropped
             SECTOOL-RECORD
               with payload or FIN: ENCRYPTED ─► bulk queue, SMALL ─► queue; others (ACK, RST) ─► on
+            SECTOOL-CAME
+              with payload or FIN ─► bulk queue, always: that this host's own segments get lost changes nothing in
+              what arrives, and in two queues records would overtake each other, at worst by more than the replay
+              window; others ─► on
             SECTOOL-REST
               UDP of a connection marked ALLOWED, except control datagrams ─► on
               neighbour and multicast listener discovery, IGMP, DHCP ─► on
@@ -75,7 +79,7 @@ RAW_GROUP: Final = 0xDEC70001
 
 CLEAR, SENT, TOLD = "SECTOOL-CLEAR", "SECTOOL-SENT", "SECTOOL-TOLD"
 OUT, IN, VERDICT = "SECTOOL-OUT", "SECTOOL-IN", "SECTOOL-VERDICT"
-RECORD, REST = "SECTOOL-RECORD", "SECTOOL-REST"
+RECORD, CAME, REST = "SECTOOL-RECORD", "SECTOOL-CAME", "SECTOOL-REST"
 NORMAL, BULK, NEW, STRANGE = "SECTOOL-QUEUE", "SECTOOL-BULK", "SECTOOL-NEW", "SECTOOL-STRANGE"
 STRANGERS_AT: Final = 128  # worker n's queue for strangers is the first queue's number plus this plus n
 # Shares of the rate for strangers: a source prefix gets a quarter; what shows no identity costs no public-key work and
@@ -92,9 +96,9 @@ _HOOKS: Final = {
 }
 _CHAINS: Final = {
     "raw": (CLEAR, SENT, TOLD),
-    "mangle": (OUT, IN, VERDICT, RECORD, REST, NEW, NORMAL, BULK, STRANGE),
+    "mangle": (OUT, IN, VERDICT, RECORD, CAME, REST, NEW, NORMAL, BULK, STRANGE),
 }
-_ALWAYS: Final = {"raw": (CLEAR, SENT, TOLD), "mangle": (OUT, IN, VERDICT, RECORD)}  # never empty
+_ALWAYS: Final = {"raw": (CLEAR, SENT, TOLD), "mangle": (OUT, IN, VERDICT, RECORD, CAME)}  # never empty
 # Without these a host loses its network: neighbour, router and multicast listener discovery (RFC 4861, 2710, 3810)
 _NEIGHBOURHOOD: Final = (130, 131, 132, 133, 134, 135, 136, 143)
 _BUILT_IN: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
@@ -189,26 +193,26 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
     fresh = "-m conntrack --ctstate INVALID,NEW"
     strangers = [f"-p tcp {fresh} -g {NEW}"] if config.strangers else []
     datagrams = [f"-p udp {fresh} -m connmark --mark 0x0/{mask} -g {NEW}"] if config.strangers else []
-    judged = [
-        f"{later} -m connmark --mark {recorded} -g {RECORD}",
-        f"! -p tcp {f'-g {REST}' if config.beyond_tcp else '-j RETURN'}",
-    ]
+    records = f"{later} -m connmark --mark {recorded} -g"
+    rest = f"! -p tcp {f'-g {REST}' if config.beyond_tcp else '-j RETURN'}"
     return {
         "raw": [
             f"-A {CLEAR} -j MARK --set-xmark 0x0/{mask}",
             *(f"-A {chain} -m owner --gid-owner {RAW_GROUP} -j CT --notrack" for chain in (SENT, TOLD)),
         ],
         "mangle": [
-            *(f"-A {OUT} {rule}" for rule in (first, verdict, by_worker, *judged)),
+            *(f"-A {OUT} {rule}" for rule in (first, verdict, by_worker, f"{records} {RECORD}", rest)),
             f"-A {OUT} {opening} -j CONNMARK --set-xmark 0x0/{mask}",
             f"-A {OUT} {opening} {normal}",
             f"-A {OUT} {normal}",
             *(f"-A {IN} {rule}" for rule in (first, "-i lo -j RETURN", verdict)),
-            *(f"-A {IN} {rule}" for rule in (*(datagrams if config.beyond_tcp else []), *judged, *strangers)),
+            *(f"-A {IN} {rule}" for rule in (datagrams if config.beyond_tcp else [])),
+            *(f"-A {IN} {rule}" for rule in (f"{records} {CAME}", rest, *strangers)),
             f"-A {IN} {normal}",
             *([f"-A {NEW} {rule}" for rule in _new(config, v6, normal)] if config.strangers else []),
             f"-A {RECORD} {carrying} -m connmark --mark {marks.encrypted:#x}/{mask} {bulk}",
             f"-A {RECORD} {carrying} {normal}",
+            f"-A {CAME} {carrying} {bulk}",
             *(
                 [f"-A {REST} {rule}" for rule in _rest(config, v6, normal, released)]
                 if config.beyond_tcp

@@ -70,16 +70,24 @@ def test_strangers_have_queues_beyond_all_others() -> None:
         RulesConfig(65_400, strangers=100, workers=9)
 
 
-@pytest.mark.parametrize("chain", [OUT, IN])
-def test_the_connection_mark_lets_no_opening_and_no_verdict_by(chain: str) -> None:
+@pytest.mark.parametrize(("chain", "records"), [(OUT, "SECTOOL-RECORD"), (IN, "SECTOOL-CAME")])
+def test_the_connection_mark_lets_no_opening_and_no_verdict_by(chain: str, records: str) -> None:
     lines = [line for line in rules.rules(RulesConfig())["mangle"] if line.startswith(f"-A {chain} ")]
     letting = [line for line in lines if "-m connmark" in line]
     assert letting == [
         f"-A {chain} -p tcp -m tcp ! --tcp-flags SYN SYN -m mark --mark 0x0/0x70000000"
         " -m connmark --mark 0x10000000/0x70000000 -j RETURN",
-        f"-A {chain} -p tcp -m tcp ! --tcp-flags SYN SYN -m connmark --mark 0x40000000/0x60000000 -g SECTOOL-RECORD",
+        f"-A {chain} -p tcp -m tcp ! --tcp-flags SYN SYN -m connmark --mark 0x40000000/0x60000000 -g {records}",
     ]
     assert lines[-1] == f"-A {chain} -j NFQUEUE --queue-num 5300"
+
+
+def test_records_that_arrive_have_one_queue_whatever_leaves() -> None:
+    """In two queues they would overtake each other, by more than the replay window if many wait."""
+    lines = [line for line in rules.rules(RulesConfig())["mangle"] if line.startswith("-A SECTOOL-CAME ")]
+    assert len(lines) == 1
+    assert lines[0].endswith("-j NFQUEUE --queue-num 5301")
+    assert "connmark" not in lines[0]
 
 
 def test_outside_marks_and_own_resets_are_all_that_enters_the_chains_of_raw() -> None:
