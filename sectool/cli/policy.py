@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sectool.cli.backtest import backtest
 from sectool.cli.context import Session, require_root, session
 from sectool.cli.explain import explain
 from sectool.cli.moments import moment_us, show_time
@@ -204,6 +205,7 @@ def test(ctx: typer.Context, files: Files, output: Output = Format.TABLE) -> Non
 
 
 app.command("explain")(explain)
+app.command("backtest")(backtest)
 
 
 @app.command()

@@ -25,7 +25,18 @@ from sectool.errors import SectoolError
 from tests.bench.matrix import number
 from tests.bench.rows import PartialError, Row, check
 
-ALL = ("path", "record", "handshake", "throughput", "store", "policy", "identity", "kernel", "datapath")
+ALL = (
+    "path",
+    "record",
+    "handshake",
+    "throughput",
+    "store",
+    "backtest",
+    "policy",
+    "identity",
+    "kernel",
+    "datapath",
+)
 ROUNDS = 5
 WIDTH = 140  # columns of the table in a file or pipe
 
