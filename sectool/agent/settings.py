@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nfq.marks import MASK
+from nfq.rules import RulesConfig
 from nfq.suites import ALL
 from sectool.errors import DocumentError, UsageError
 from sectool.policy.service import PROTOCOL_NAMES
@@ -36,6 +38,18 @@ class Settings:
         int, ...
     ] = ()  # IP protocols beside TCP, UDP, ICMP that pass; all others are dropped
     socket_group: str | None = None  # group that may read over the local API; None: root only
+
+
+def rules_config(settings: Settings) -> RulesConfig:
+    """What the kernel rules have to be for these settings."""
+    return RulesConfig(
+        settings.queue,
+        settings.workers,
+        MASK if settings.mask is None else settings.mask,
+        others=settings.other_protocols,
+        strangers=settings.stranger_rate,
+        known=settings.syn_rate,
+    )
 
 
 def _number(low: int, high: int) -> Callable[[Any], int]:

@@ -27,6 +27,9 @@ COMMANDS: dict[str, Place] = {
         "sectool.cli.daemon", "Replace the daemon by the installed program, losing nothing.", "restart"
     ),
     "status": Place("sectool.cli.status", "Show what is enforced right now, and how well.", "status"),
+    "doctor": Place(
+        "sectool.cli.doctor", "What keeps this host from enforcing well, and the remedy.", "doctor"
+    ),
     "run": Place("sectool.cli.run", "Run a program as a workload with labels of its own.", "run"),
     "policy": Place("sectool.cli.policy", "Apply, test, explain, compare and roll back policy."),
     "explain": Place("sectool.cli.explain", "Why a connection is allowed or denied, and by whom.", "explain"),
