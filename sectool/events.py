@@ -189,6 +189,8 @@ class Type(StrEnum):
     STORE_DAMAGED = "store.damaged"
     ALERT_RAISED = "alert.raised"
     ALERT_CLEARED = "alert.cleared"
+    TRUST_CHANGED = "trust.changed"  # trust domains added, removed, or with other roots
+    VULN_CHANGED = "vuln.changed"  # known vulnerabilities imported or fixed
 
 
 FLAG_DEFAULT_DENY = 1

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sectool import __version__
+from sectool.agent import federation
 from sectool.agent.apply import apply, check, rollback
 from sectool.agent.handover import try_installed
 from sectool.agent.names import known
@@ -39,6 +40,11 @@ def operations(daemon: Daemon) -> Mapping[str, Operation]:
         "identity.list": bind(_identities),
         "workload.list": bind(_workloads),
         "names.list": bind(_names),
+        "trust.list": bind(federation.trust_list),
+        "trust.show": bind(federation.trust_show),
+        "trust.add": bind(federation.trust_add, writes=True),
+        "trust.remove": bind(federation.trust_remove, writes=True),
+        "trust.refresh": bind(federation.trust_refresh, writes=True),
         "run.register": bind(_register, writes=True),
         "reload": bind(_reload, writes=True),
         "restart": bind(_restart, writes=True),
@@ -76,7 +82,7 @@ async def _status(daemon: Daemon, request: Request) -> Reply:
             "host": daemon.host.name,
             "host_labels": dict(daemon.host.labels),
             "trust_domain": daemon.host.trust_domain,
-            "trusted_domains": list(daemon.host.bundle.trust_domains),
+            "trusted_domains": list(daemon.trusted_bundle.trust_domains),
             "host_ca_expires": daemon.host.authority.not_after_us,
             "namespace": os.stat("/proc/self/ns/net").st_ino,  # noqa: PTH116
             "state_dir": str(daemon.paths.state),
@@ -208,7 +214,7 @@ async def _reload(daemon: Daemon, request: Request) -> Reply:
         {
             "applied": list(done.applied),
             "waiting": list(done.waiting),
-            "trusted_domains": list(daemon.host.bundle.trust_domains),
+            "trusted_domains": list(daemon.trusted_bundle.trust_domains),
         }
     )
 

@@ -35,6 +35,7 @@ from sectool.agent.apply import policy_problem
 from sectool.agent.background import prepare_run_folder
 from sectool.agent.cleanup import remove_run_files
 from sectool.agent.eventlog import EventLog
+from sectool.agent.federation import Relations
 from sectool.agent.handover import Given, Handover, Predecessor, taken
 from sectool.agent.health import Health
 from sectool.agent.identities import Identities, Issued
@@ -52,6 +53,8 @@ from sectool.errors import Exit, SectoolError
 from sectool.events import Type, now_us
 from sectool.identity.credential import Credential
 from sectool.identity.enrolment import HostIdentity, load_host
+from sectool.identity.federation import to_wire
+from sectool.identity.trust import TrustBundle
 from sectool.identity.workload import Facts, Workload, resolve
 from sectool.policy import load
 from store.control import Actor
@@ -129,6 +132,7 @@ class Daemon:
             known=self.settings.syn_rate,
         )
         self.state = "starting"
+        self.relations = Relations(paths.state, self.host.trust_domain)
         self._first_policy = draft(load(policy).text) if policy else None
         self._adopt = False  # until the first start is through: connections that exist already are let live
         self.rules_installed = False
@@ -252,7 +256,8 @@ class Daemon:
         else:
             self.define_rules()
             await self.revisions.activated(active.revision)
-        self.records.trusted(self._trusted())
+        self.records.trusted(self.relations.records(self.trusted_bundle))
+        push.push_async_callback(self.relations.close)
         log.info("enforcing as %s in %s", self.host.name, self.host.trust_domain)
         if self.handover is not None:
             gaps = ", ".join(
@@ -309,14 +314,20 @@ class Daemon:
             "enforced_networks": list(self.enforced_networks),
             "host": self.host.name,
             "trust_domain": self.host.trust_domain,
+            "accepted": to_wire(self.relations.federation.accepted),
             "clock_skew_s": settings.clock_skew_s,
             "syn_rate": settings.syn_rate,
             "resolvers": None if settings.resolvers is None else list(settings.resolvers),
             "suites": list(settings.suites),
         }
 
+    @property
+    def trusted_bundle(self) -> TrustBundle:
+        """Roots of our own trust domain and of those we have a relationship with."""
+        return self.relations.federation.added_to(self.host.bundle)
+
     def _bundle(self) -> bytes:
-        return self.host.bundle.to_pem().encode("ascii")
+        return self.trusted_bundle.to_pem().encode("ascii")
 
     def policy_text(self) -> PolicyText:
         """What workers enforce now; revision 0 is the empty set, which denies everything."""
@@ -422,15 +433,25 @@ class Daemon:
             )
 
     def trust(self, host: HostIdentity) -> None:
-        """Take this enrolment, and hand its trust bundle to the workers."""
+        """Take this enrolment and the relationships on disk, and hand their trust bundles to the workers."""
         self.host = host
-        self.records.trusted(self._trusted())
-        for worker in self.workers:
-            worker.send({"t": "bundle"}, self._bundle())
+        self.relations.reread(host.trust_domain)
+        self.trust_changed(None, "")
 
-    def _trusted(self) -> dict[str, list[str]]:
-        roots = self.host.bundle.roots
-        return {domain: sorted(p.fingerprint.hex() for p in profiles) for domain, profiles in roots.items()}
+    def trust_changed(self, actor: Actor | None, reason: str) -> None:
+        """Whom we trust is another matter now: workers, record and events follow."""
+        for worker in self.workers:
+            worker.send(
+                {"t": "bundle", "accepted": to_wire(self.relations.federation.accepted)}, self._bundle()
+            )
+        self.records.trusted(self.relations.records(self.trusted_bundle), actor, reason)
+        if reason:
+            self.events.emit(
+                Type.TRUST_CHANGED,
+                reason=reason,
+                actor=actor.name if actor else "sectool agent",
+                trust_domains=list(self.trusted_bundle.trust_domains),
+            )
 
     async def _tick(self) -> None:
         while True:
@@ -445,6 +466,7 @@ class Daemon:
             for key in entry.keys:
                 for worker in self.workers:
                     worker.send(*_credential(key, entry))
+        self.relations.refresh_due(self, now_us())
         for worker in self.workers:
             worker.check(WORKER_SILENCE_S)
         self.programs.sweep()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sectool.agent")
 
 T = TypeVar("T")
+# Of one trust domain: `roots` (fingerprints), and of a federated one all else there is to know.
+TrustRecord = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,9 @@ class Records:
         """The same, without waiting."""
         self._later(_activated, self._history, self._host, revision, self._agent)
 
-    def trusted(self, roots: dict[str, list[str]]) -> None:
-        """Trust domains trusted from now on, with the fingerprints of their roots."""
-        self._later(_put_trust, self._history, roots, self._agent)
+    def trusted(self, domains: dict[str, TrustRecord], actor: Actor | None = None, reason: str = "") -> None:
+        """Trust domains trusted from now on, and no others; `actor` is who asked for the change, if anybody."""
+        self._later(_put_trust, self._history, domains, actor or self._agent, reason)
 
     # Workloads and identities.
 
@@ -225,13 +227,13 @@ def _end_workload(history: ControlHistory, number: int, agent: Actor) -> None:
         history.close("workload", str(number), agent, "its last process has ended")
 
 
-def _put_trust(history: ControlHistory, roots: dict[str, list[str]], agent: Actor) -> None:
-    known = {version.key: version.body.get("roots") for version in history.current("trust")}
-    for domain, prints in roots.items():
-        if known.get(domain) != prints:
-            history.append("trust", domain, {"roots": prints}, agent, "trusted")
-    for domain in known.keys() - roots.keys():
-        history.close("trust", domain, agent, "not trusted any more")
+def _put_trust(history: ControlHistory, domains: dict[str, TrustRecord], actor: Actor, reason: str) -> None:
+    known = {version.key: version.body for version in history.current("trust")}
+    for domain, body in domains.items():
+        if known.get(domain) != body:
+            history.append("trust", domain, body, actor, reason or "trusted")
+    for domain in known.keys() - domains.keys():
+        history.close("trust", domain, actor, reason or "not trusted any more")
 
 
 class OfflineRecords:
@@ -246,6 +248,15 @@ class OfflineRecords:
             self._activations = [
                 (v.valid_from, v.valid_to, v.body) for v in history.history("activation") if v.tx_to is None
             ]
+            self._trust = [v for v in history.history("trust") if v.tx_to is None]
+
+    def trusted_at(self, moment_us: int) -> dict[str, TrustRecord]:
+        """Trust domains trusted at a moment."""
+        return {
+            v.key: v.body
+            for v in self._trust
+            if v.valid_from <= moment_us and (v.valid_to is None or moment_us < v.valid_to)
+        }
 
     def revision_at(self, moment_us: int) -> Stored | None:
         """The revision that was in force at a moment."""

@@ -41,6 +41,7 @@ COMMANDS: dict[str, Place] = {
     ),
     "query": Place("sectool.cli.query", "Ask the event store in SQL, read-only.", "query"),
     "identity": Place("sectool.cli.identity", "The identities this host has issued."),
+    "trust": Place("sectool.cli.trust", "Other trust domains: whose identities count here, and how far."),
     "workload": Place("sectool.cli.workload", "The workloads seen on this host."),
     "names": Place("sectool.cli.names", "List the host names that addresses are known by.", "names"),
     "lab": Place("labs.cli", "Practise on hosts made of network namespaces."),

@@ -125,6 +125,19 @@ def parse_bundle(data: bytes, trust_domain: str) -> SpiffeBundle:
     )
 
 
+def read_bundle(data: bytes, trust_domain: str) -> SpiffeBundle:
+    """A bundle as people hand it over: the document, or the roots' certificates in PEM. SectoolError otherwise."""
+    if b"-----BEGIN" not in data[:MAX_DOCUMENT]:
+        return parse_bundle(data, trust_domain)
+    if len(data) > MAX_DOCUMENT:
+        raise _bad(trust_domain, f"it has {len(data)} bytes, more than {MAX_DOCUMENT}")
+    try:
+        roots = TrustBundle().with_root(trust_domain, data.decode("ascii", "replace")).roots[trust_domain]
+    except CredentialError as error:
+        raise SectoolError(error.message, "a trust domain looks like partner.example") from None
+    return SpiffeBundle(trust_domain, roots)
+
+
 def _root(key: dict[str, Any], trust_domain: str) -> Profile:
     chain = key.get("x5c")
     if not isinstance(chain, list) or len(chain) != 1 or not isinstance(chain[0], str):

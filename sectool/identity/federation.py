@@ -52,18 +52,18 @@ class Source:
     def __post_init__(self) -> None:
         if self.profile is Profile.FILE:
             return
-        parts = urlsplit(self.url)
-        usable = self.url.isascii() and self.url.isprintable() and " " not in self.url
-        if parts.scheme != "https" or not parts.hostname or not usable or len(self.url) > _MAX_URL:
+        try:
+            parts = urlsplit(self.url)
+            usable = parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        plain = self.url.isascii() and self.url.isprintable() and " " not in self.url
+        if not usable or not plain or len(self.url) > _MAX_URL:
             raise UsageError(
                 f"{self.url[:200]!r} is not the URL of a bundle endpoint", "write https://HOST[:PORT]/PATH"
             )
-        if parts.username is not None or parts.password is not None:
+        if "@" in parts.netloc:
             raise UsageError("the URL of a bundle endpoint holds no user name or password")
-        try:
-            _ = parts.port
-        except ValueError:
-            raise UsageError(f"{self.url[:200]!r} has no usable port") from None
         if self.profile is Profile.HTTPS_SPIFFE:
             SpiffeId.parse(self.endpoint_id)
 
@@ -103,16 +103,20 @@ class Relationship:
     def with_bundle(self, fresh: SpiffeBundle, now_us: int) -> Relationship:
         """This relationship with a newer bundle.
 
-        SectoolError for one with a smaller sequence number: an old copy must not bring back what was taken back.
+        SectoolError for other roots without a greater sequence number: an old copy must not bring back what was
+        taken back.
         """
         known = self.bundle
-        if known.sequence is not None and fresh.sequence is not None and fresh.sequence < known.sequence:
+        if fresh.fingerprints == known.fingerprints:
+            sequences = [s for s in (known.sequence, fresh.sequence) if s is not None]
+            fresh = replace(fresh, sequence=max(sequences, default=None))
+        elif known.sequence is not None and fresh.sequence is not None and fresh.sequence <= known.sequence:
             raise SectoolError(
                 f"the bundle of {self.trust_domain} offered has sequence {fresh.sequence}, "
                 f"the one in force {known.sequence}: an old copy",
                 "if the other side has started over, remove the trust domain and add it again",
             )
-        if known.sequence is not None and fresh.sequence is None and fresh.fingerprints != known.fingerprints:
+        elif known.sequence is not None and fresh.sequence is None:
             raise SectoolError(
                 f"the bundle of {self.trust_domain} offered has no sequence number, the one in force has",
                 "if the other side has started over, remove the trust domain and add it again",
@@ -152,14 +156,18 @@ class Relationship:
                 raise ValueError(f"version {fields['version']}")
             domain = fields["trust_domain"]
             source = fields["source"]
-            times = [fields[name] for name in ("added_us", "fetched_us", "checked_us")]
+            times = added, fetched, checked = [
+                fields[name] for name in ("added_us", "fetched_us", "checked_us")
+            ]
             if not isinstance(domain, str) or any(type(t) is not int for t in times):
                 raise TypeError("trust_domain or times")
             return cls(
                 parse_bundle(json.dumps(fields["bundle"]).encode(), domain),
                 Source(Profile(source["profile"]), str(source["url"]), str(source["endpoint_id"])),
                 LabelConstraints({str(k): tuple(map(str, v)) for k, v in fields["accept"].items()}),
-                *times,
+                added,
+                fetched,
+                checked,
                 str(fields["error"]),
             )
         except SectoolError:

@@ -40,6 +40,7 @@ from sectool.events import Action, ConnState, DropReason, Phase, Point, now_us
 from sectool.identity.authority import HostAuthority, RootAuthority
 from sectool.identity.credential import Credential
 from sectool.identity.extensions import LabelConstraints
+from sectool.identity.federation import to_wire
 from sectool.identity.trust import TrustBundle
 from sectool.labels import LabelSet
 from sectool.ring import RingReader
@@ -91,6 +92,9 @@ class Host:
 
     def __init__(self, space: Namespace, name: str, root: RootAuthority, labels: dict[str, str]) -> None:
         self.space, self.name, self.root = space, name, root
+        certificate = root.certificate.public_bytes(Encoding.PEM).decode()
+        self.trusted = TrustBundle().with_root(root.trust_domain, certificate)
+        self.accepted: dict[str, LabelConstraints] = {}  # labels of federated domains that count
         key = ec.generate_private_key(ec.SECP256R1())
         constraints = LabelConstraints({"app": ("*",), "env": ("*",)}, f"/host/{name}/")
         self.authority = HostAuthority(root.issue_host(key.public_key(), name, constraints, now_us()), key)
@@ -140,8 +144,6 @@ class Host:
             with (self.run / "output").open("ab") as output:
                 self.worker = self.space.popen(*argv, pass_fds=[fd], stdout=output, stderr=output)
         self.control = ours
-        certificate = self.root.certificate.public_bytes(Encoding.PEM).decode()
-        bundle = TrustBundle().with_root(DOMAIN, certificate).to_pem().encode()
         config = {
             "t": "config",
             "run_dir": str(self.run),
@@ -154,13 +156,14 @@ class Host:
             "reject": False,
             "enforced_networks": ENFORCED,
             "host": self.name,
-            "trust_domain": DOMAIN,
+            "trust_domain": self.root.trust_domain,
+            "accepted": to_wire(self.accepted),
             "clock_skew_s": 30,
             "syn_rate": 100_000,
             **settings,
         }
         self.settings = settings
-        self._send(config, bundle)
+        self._send(config, self.trusted.to_pem().encode())
         self._thread = threading.Thread(target=self._listen, args=(ours,), daemon=True)
         self._thread.start()
         if text is not None:
@@ -204,6 +207,11 @@ class Host:
         """Switch to a policy; how many live flows that cut."""
         self._begin_policy(text)
         return self._await_policy()
+
+    def trust(self, trusted: TrustBundle, accepted: dict[str, LabelConstraints] | None = None) -> None:
+        """Trust these domains from now on, and of the labels of others these."""
+        self.trusted, self.accepted = trusted, accepted or {}
+        self._send({"t": "bundle", "accepted": to_wire(self.accepted)}, trusted.to_pem().encode())
 
     def _begin_policy(self, text: str) -> None:
         self.revision += 1
