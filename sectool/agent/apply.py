@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from sectool.agent.revisions import Draft, Revision, draft
+from sectool.agent.roles import permit
 from sectool.agent.worker import Activation
 from sectool.api.server import Reply, Request
-from sectool.errors import SectoolError, UsageError
+from sectool.errors import PrivilegeError, SectoolError, UsageError
 from sectool.events import Type
 from sectool.policy import DocumentSet, diff
+from sectool.policy.edits import choose, promoted
 from store.control import Actor
 
 if TYPE_CHECKING:
@@ -20,25 +23,34 @@ if TYPE_CHECKING:
 log = logging.getLogger("sectool.agent")
 
 MAX_REASON = 500
+MAX_CONFLICTS = 200  # told in full in one answer
 
 
 async def check(daemon: Daemon, request: Request) -> Reply:
     """What `policy.apply` would change, without changing it. Payload: the documents' text."""
     candidate = await asyncio.to_thread(draft, _text(request))
+    return Reply(_foreseen(daemon, request, candidate))
+
+
+def _foreseen(daemon: Daemon, request: Request, candidate: Draft) -> dict[str, Any]:
     active = daemon.revisions.active
-    return Reply(
-        {
-            "revision": active.revision if active else 0,
-            "hash": candidate.hash,
-            "unchanged": active is not None and active.hash == candidate.hash,
-            "changes": _changes(active, candidate),
-            "lint": candidate.lint,
-        }
-    )
+    try:
+        permit(request.peer, daemon.settings.roles, _documents(active), candidate.documents)
+        refused = ""
+    except PrivilegeError as error:
+        refused = f"{error.message}; {error.hint}"
+    return {
+        "revision": active.revision if active else 0,
+        "hash": candidate.hash,
+        "unchanged": active is not None and active.hash == candidate.hash,
+        "changes": _changes(active, candidate),
+        "refused": refused,
+        **_findings(candidate),
+    }
 
 
 async def apply(daemon: Daemon, request: Request) -> Reply:
-    """Make the payload the policy in force. `reason` and the caller's name are kept with it."""
+    """Make the payload the policy in force. `reason` and the caller's name and roles are kept with it."""
     # Compiling a large set takes a while; packets do not wait for it and neither does the rest of the agent.
     candidate = await asyncio.to_thread(draft, _text(request))
     return await _switch(daemon, request, candidate, Type.POLICY_APPLIED)
@@ -56,29 +68,63 @@ async def rollback(daemon: Daemon, request: Request) -> Reply:
     )
 
 
+async def promote(daemon: Daemon, request: Request) -> Reply:
+    """Enforce staged documents, given by `names`, as a new revision; with `dry_run` only say what would change."""
+    names = request.fields.get("names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UsageError("policy.promote: names is a list of documents' names")
+    active = daemon.revisions.active
+    documents = _documents(active)
+    chosen = choose(documents, names)
+    candidate = await asyncio.to_thread(draft, promoted(documents, chosen))
+    if request.fields.get("dry_run") is True:
+        return Reply(_foreseen(daemon, request, candidate))
+    told = ", ".join(f"{doc.kind} {doc.name}" for doc in chosen)
+    return await _switch(
+        daemon, request, candidate, Type.POLICY_APPLIED, f"promoted {told}"[:MAX_REASON], base=active
+    )
+
+
 async def _switch(
-    daemon: Daemon, request: Request, candidate: Draft, kind: Type, default_reason: str = ""
+    daemon: Daemon,
+    request: Request,
+    candidate: Draft,
+    kind: Type,
+    default_reason: str = "",
+    base: Revision | None = None,
 ) -> Reply:
+    """Change from what is in force to `candidate`; `base`: only if that is in force still."""
     reason = request.text("reason") or default_reason
     if len(reason) > MAX_REASON:
         raise UsageError(f"the reason is longer than {MAX_REASON} characters")
     async with daemon.activation:
         before = daemon.revisions.active
+        if base is not None and before is not base:
+            raise SectoolError(
+                f"the policy has been changed meanwhile, by {before.author if before else 'nobody'}",
+                "try again",
+            )
         if before is not None and before.hash == candidate.hash:
             if any(worker.revision != before.revision for worker in daemon.workers):
                 return Reply(
                     await _activate(daemon, before, before, candidate)
                 )  # one has not switched: again
             return Reply({"revision": before.revision, "hash": before.hash, "unchanged": True})
-        revision = await daemon.revisions.add(candidate, Actor(request.peer.uid, request.peer.name), reason)
+        roles = permit(request.peer, daemon.settings.roles, _documents(before), candidate.documents)
+        log.info("%s by %s (pid %d) as %s", request.op, request.peer.name, request.peer.pid, ", ".join(roles))
+        revision = await daemon.revisions.add(
+            candidate, Actor(request.peer.uid, request.peer.name), reason, roles
+        )
         daemon.define_rules()
         daemon.events.emit(
             kind,
             revision=revision.revision,
             hash=revision.hash,
             author=revision.author,
+            roles=list(roles),
             reason=revision.reason,
             previous=before.revision if before else 0,
+            conflicts=dict(Counter(str(c.kind) for c in candidate.conflicts.found)),
         )
         return Reply(await _activate(daemon, before, revision, candidate))
 
@@ -105,6 +151,7 @@ async def _activate(
         daemon.health.raise_(policy_problem(worker.number), why)
     if _workloads(before) != _workloads(revision):
         daemon.identities.forget_sockets()
+        daemon.discovery.resolve_again()
         for worker in daemon.workers:
             worker.send({"t": "flush_workloads"})
     if not problems:
@@ -125,7 +172,7 @@ async def _activate(
         "cut": cut,
         "us": slowest,
         "changes": _changes(before, candidate),
-        "lint": candidate.lint,
+        **_findings(candidate),
         "problems": problems,
     }
 
@@ -142,9 +189,23 @@ def _text(request: Request) -> str:
         raise UsageError(f"the policy is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
+def _documents(revision: Revision | None) -> DocumentSet:
+    return revision.documents if revision else DocumentSet()
+
+
+def _findings(candidate: Draft) -> dict[str, Any]:
+    """What is valid and yet not well: for people in lines, for programs in full up to a bound."""
+    found = candidate.conflicts.found
+    return {
+        "lint": candidate.lint,
+        "conflicts": [conflict.describe() for conflict in found[:MAX_CONFLICTS]],
+        "conflicts_found": len(found),
+        "conflict_lines": candidate.conflicts.lines(),
+    }
+
+
 def _changes(before: Revision | None, candidate: Draft) -> list[str]:
-    old = before.documents if before else DocumentSet()
-    return [line for change in diff(old, candidate.documents) for line in change.lines()]
+    return [line for change in diff(_documents(before), candidate.documents) for line in change.lines()]
 
 
 def _workloads(revision: Revision | None) -> list[tuple[object, ...]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sectool import __version__
 from sectool.agent import federation
-from sectool.agent.apply import apply, check, rollback
+from sectool.agent.apply import apply, check, promote, rollback
 from sectool.agent.handover import try_installed
 from sectool.agent.names import known
 from sectool.agent.reload import reload
@@ -25,16 +25,20 @@ STATS_S = 0.5  # how long `status` waits for a worker's fresh counters
 
 
 def operations(daemon: Daemon) -> Mapping[str, Operation]:
-    """All operations on `daemon`; those that write are for root alone."""
+    """All operations on `daemon`; those that write are for root alone.
+
+    Those that change policy look at the caller's roles themselves (sectool.agent.roles).
+    """
 
     def bind(handle: Callable[[Daemon, Request], Awaitable[Reply]], *, writes: bool = False) -> Operation:
         return Operation(lambda request: handle(daemon, request), writes)
 
     return {
         "status": bind(_status),
-        "policy.apply": bind(apply, writes=True),
+        "policy.apply": bind(apply),
         "policy.check": bind(check),
-        "policy.rollback": bind(rollback, writes=True),
+        "policy.rollback": bind(rollback),
+        "policy.promote": bind(promote),
         "policy.show": bind(_policy_show),
         "policy.history": bind(_policy_history),
         "identity.list": bind(_identities),

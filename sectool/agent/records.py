@@ -41,6 +41,7 @@ class Stored:
     author: str
     reason: str
     applied_us: int
+    roles: tuple[str, ...] = ()  # of the author, as far as the change took them
 
 
 class Records:
@@ -88,9 +89,11 @@ class Records:
         """All revisions, newest first."""
         return await self._do(_revisions, self._history)
 
-    async def add_revision(self, text: str, digest: str, author: Actor, reason: str) -> Stored:
+    async def add_revision(
+        self, text: str, digest: str, author: Actor, reason: str, roles: tuple[str, ...] = ()
+    ) -> Stored:
         """Store the next revision. Raises StoreError, and then nothing is stored."""
-        return await self._do(_add, self._history, text, digest, author, reason)
+        return await self._do(_add, self._history, text, digest, author, reason, roles)
 
     async def activated(self, revision: int) -> None:
         """This host enforces `revision` from now on."""
@@ -178,7 +181,13 @@ def _open(path: Path) -> ControlHistory:
 def _stored(version: Version) -> Stored:
     body = version.body
     return Stored(
-        int(body["revision"]), body["hash"], body["text"], body["author"], body["reason"], version.valid_from
+        int(body["revision"]),
+        body["hash"],
+        body["text"],
+        body["author"],
+        body["reason"],
+        version.valid_from,
+        tuple(body.get("roles", ())),
     )
 
 
@@ -201,13 +210,22 @@ def _revision_at(history: ControlHistory, host: str, moment_us: int) -> Stored |
     return None
 
 
-def _add(history: ControlHistory, text: str, digest: str, author: Actor, reason: str) -> Stored:
+def _add(
+    history: ControlHistory, text: str, digest: str, author: Actor, reason: str, roles: tuple[str, ...]
+) -> Stored:
     newest = _newest(history)
     number = newest.revision + 1 if newest else 1
     moment = now_us()
-    body = {"revision": number, "hash": digest, "text": text, "author": author.name, "reason": reason}
+    body = {
+        "revision": number,
+        "hash": digest,
+        "text": text,
+        "author": author.name,
+        "reason": reason,
+        "roles": list(roles),
+    }
     history.append("policy", str(number), body, author, reason, moment)
-    return Stored(number, digest, text, author.name, reason, moment)
+    return Stored(number, digest, text, author.name, reason, moment, roles)
 
 
 def _activated(history: ControlHistory, host: str, revision: int, agent: Actor) -> None:

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sectool.agent.records import OfflineRecords, Records, Stored
 from sectool.errors import SectoolError
+from sectool.events import now_us
 from sectool.policy import DocumentSet, Engine, WorkloadDoc, parse
+from sectool.policy.conflicts import Conflicts, find_conflicts
+from sectool.policy.lint import lint
 
 if TYPE_CHECKING:
     from store.control import Actor
@@ -22,6 +25,7 @@ class Draft:
     documents: DocumentSet
     engine: Engine
     lint: list[str]
+    conflicts: Conflicts
 
     @property
     def hash(self) -> str:
@@ -32,28 +36,8 @@ class Draft:
 def draft(text: str) -> Draft:
     """Parse and compile. Raises DocumentError for what cannot be taken."""
     documents = parse(text)
-    return Draft(documents, Engine(documents), lint(documents))
-
-
-def lint(documents: DocumentSet) -> list[str]:
-    """What is valid and yet probably not meant."""
-    notes: list[str] = []
-    if not documents.policies and not documents.guardrails:
-        notes.append("there is no rule in this policy: every connection is denied")
-    used = " ".join(
-        str(r.sentence) for d in (*documents.policies, *documents.guardrails) for r in d.rules
-    ).split()
-    notes += [
-        f"Network {doc.name} is used by no rule"
-        for doc in documents.networks
-        if f"net:{doc.name}" not in {word.strip(",") for word in used}
-    ]
-    notes += [
-        f"{doc.kind} {doc.name} has no rules"
-        for doc in (*documents.guardrails, *documents.policies)
-        if not doc.rules
-    ]
-    return notes
+    engine = Engine(documents)
+    return Draft(documents, engine, lint(documents), find_conflicts(engine, now_us()))
 
 
 @dataclass(frozen=True)
@@ -99,6 +83,7 @@ class Revision:
             "revision": self.revision,
             "hash": self.hash,
             "author": self.author,
+            "roles": list(self.stored.roles),
             "reason": self.reason,
             "applied": self.stored.applied_us,
             "documents": len(self.documents),
@@ -123,10 +108,17 @@ class Revisions:
         """Workload documents in force."""
         return self.active.documents.workloads if self.active else ()
 
-    async def add(self, candidate: Draft, author: Actor, reason: str) -> Revision:
-        """Store `candidate` as the next revision and make it the one in force."""
-        stored = await self._records.add_revision(candidate.documents.text, candidate.hash, author, reason)
+    async def add(
+        self, candidate: Draft, author: Actor, reason: str, roles: tuple[str, ...] = ()
+    ) -> Revision:
+        """Store `candidate` as the next revision and make it the one in force. `roles` are those it took."""
+        stored = await self._records.add_revision(
+            candidate.documents.text, candidate.hash, author, reason, roles
+        )
         self.active = Revision(stored, active=True)
+        # What was parsed and compiled to check it need not be so again.
+        candidate.engine.revision = stored.revision
+        self.active.__dict__.update(documents=candidate.documents, engine=candidate.engine)
         return self.active
 
     async def activated(self, revision: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Settings:
         int, ...
     ] = ()  # IP protocols beside TCP, UDP, ICMP that pass; all others are dropped
     socket_group: str | None = None  # group that may read over the local API; None: root only
+    roles: dict[str, tuple[str, ...]] = field(default_factory=dict)  # role -> groups that hold it; none: root only
 
 
 def rules_config(settings: Settings) -> RulesConfig:
@@ -114,6 +115,22 @@ def _suites(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _roles(value: Any) -> dict[str, tuple[str, ...]]:
+    shape = "expected groups by role, such as {security: [secops], team-shop: [shop-dev]}"
+    if not isinstance(value, dict):
+        raise ValueError(shape)
+    out = {}
+    for role, groups in value.items():
+        if not isinstance(role, str) or not role or not isinstance(groups, list) or not groups:
+            raise ValueError(shape)
+        if not all(isinstance(group, str) and group for group in groups):
+            raise ValueError(f"role {role}: {shape}")
+        if role == "root":
+            raise ValueError("root holds every role already; 'root' cannot be given to a group")
+        out[role] = tuple(groups)
+    return out
+
+
 _READ: dict[str, Callable[[Any], Any]] = {
     "enforced_networks": _networks,
     "queue": _number(0, 65000),
@@ -129,6 +146,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "suites": _suites,
     "other_protocols": _protocols,
     "socket_group": _name,
+    "roles": _roles,
 }
 
 

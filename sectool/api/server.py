@@ -24,20 +24,27 @@ log = logging.getLogger("sectool.agent")
 MAX_CONNECTIONS = 128
 IDLE_S = 300.0
 READ_BYTES = 1 << 16
+_SO_PEERGROUPS = 59  # include/uapi/asm-generic/socket.h
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end of the socket, by the kernel's word (unix(7), SO_PEERCRED)."""
+    """Who is at the other end of the socket, by the kernel's word (unix(7), SO_PEERCRED; SO_PEERGROUPS)."""
 
     pid: int
     uid: int
     gid: int
+    groups: tuple[int, ...] = ()  # supplementary ones, as the process had them when it connected
 
     @classmethod
     def of(cls, sock: socket.socket) -> Peer:
         """Ask the kernel."""
-        return cls(*struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+        pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        try:
+            packed = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+        except OSError:  # more than 256: none of them counts, which refuses rather than permits
+            packed = b""
+        return cls(pid, uid, gid, tuple(sorted(struct.unpack(f"{len(packed) // 4}I", packed))))
 
     @property
     def name(self) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sectool.cli.backtest import backtest
-from sectool.cli.context import Session, require_root, session
+from sectool.cli.changes import tell_change
+from sectool.cli.context import session
 from sectool.cli.explain import explain
 from sectool.cli.moments import moment_us, show_time
 from sectool.cli.output import Column, Format, emit, emit_document
+from sectool.cli.policycheck import check
+from sectool.cli.policystaged import promote, staged_report
 from sectool.cli.revisions import documents_of, fetch_history, fetch_revision, in_force
 from sectool.cli.text import escape_block
 from sectool.errors import Exit, UsageError
@@ -49,7 +52,9 @@ def apply_(
     """Make these files the policy of this host, as a new revision.
 
     The files are the whole policy: what is not in them is no longer in force. All workers switch at once, and live
-    connections that became denied are cut. Exits 1 when a worker did not switch.
+    connections that became denied are cut. Rules that others make void, shadowed or redundant are told with an
+    example. Root may change everything, members of groups with a role (setting `roles`) their owners' documents.
+    Exits 1 when a worker did not switch.
 
     \b
     Examples:
@@ -59,41 +64,11 @@ def apply_(
     from sectool.policy import load
 
     documents = load(files)  # a mistake is reported with its place before anybody is asked
-    if not dry_run:
-        require_root(
-            "applying policy", "policy test and policy apply --dry-run as a member of the socket's group"
-        )
     at = session(ctx)
     op = "policy.check" if dry_run else "policy.apply"
     with at.control(timeout=60.0) as control:
         answer = control.call(op, documents.text.encode(), reason=reason)
-    _tell_change(at, answer.header, output, dry_run=dry_run)
-
-
-def _tell_change(at: Session, header: dict[str, Any], output: Format, *, dry_run: bool = False) -> None:
-    result = {k: v for k, v in header.items() if k not in ("ok", "payload")}
-    if output in (Format.JSON, Format.JSONL, Format.YAML):
-        emit_document(result, output, "sectool.policy-change/1")
-    else:
-        if result.get("unchanged"):
-            at.say(f"unchanged: this is revision {result['revision']}, which is in force already")
-        else:
-            sys.stdout.write("".join(escape_block(line) + "\n" for line in result.get("changes", ())))
-            if dry_run:
-                at.say("nothing was changed (dry run)")
-            else:
-                cut = result.get("cut", 0)
-                at.say(
-                    f"revision {result['revision']} is in force"
-                    + (f"; cut {cut} live connections" if cut else "")
-                )
-        for note in result.get("lint", ()):
-            at.warn(note)
-    problems = result.get("problems") or []
-    for problem in problems:
-        at.warn(problem)
-    if problems:
-        raise typer.Exit(int(Exit.DENIED))
+    tell_change(at, answer.header, output, dry_run=dry_run)
 
 
 @app.command("list")
@@ -205,6 +180,9 @@ def test(ctx: typer.Context, files: Files, output: Output = Format.TABLE) -> Non
 
 
 app.command("explain")(explain)
+app.command("check")(check)
+app.command("promote")(promote)
+app.command("staged-report")(staged_report)
 app.command("backtest")(backtest)
 
 
@@ -223,6 +201,7 @@ def history(ctx: typer.Context, output: Output = Format.TABLE) -> None:
         Column("", lambda r: "*" if r["active"] else ""),
         Column("APPLIED", lambda r: show_time(r["applied"])),
         Column("AUTHOR", lambda r: r["author"]),
+        Column("ROLES", lambda r: ",".join(r.get("roles", ())), wide=True),
         Column("HASH", lambda r: r["hash"][:12]),
         Column("DOCS", lambda r: r["documents"], right=True),
         Column("REASON", lambda r: r["reason"]),
@@ -291,8 +270,6 @@ def rollback(
     Example:
       sectool policy rollback 3 --reason "outage"
     """
-    if not dry_run:
-        require_root("rolling back policy", "policy diff")
     at = session(ctx)
     with at.control(timeout=60.0) as control:
         if dry_run:
@@ -300,4 +277,4 @@ def rollback(
             answer = control.call("policy.check", text, reason=reason)
         else:
             answer = control.call("policy.rollback", revision=revision, reason=reason)
-    _tell_change(at, answer.header, output, dry_run=dry_run)
+    tell_change(at, answer.header, output, dry_run=dry_run)

@@ -78,6 +78,18 @@ class Conflict:
         """Everybody it is told to."""
         return tuple(dict.fromkeys((self.rule.owner, *(rule.owner for rule in self.by))))
 
+    def describe(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "kind": str(self.kind),
+            "owners": list(self.owners),
+            "pending": self.pending,
+            "why": self.why or SAYS[self.kind],
+            "example": self.example,
+            "rule": self.rule.describe(),
+            "by": [rule.describe() for rule in self.by],
+        }
+
     def lines(self) -> list[str]:
         """For people."""
         staged = " once staged documents are enforced" if self.pending else ""

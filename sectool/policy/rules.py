@@ -57,6 +57,19 @@ class Rule:
         """`Policy shop, rule 2 (owner team-shop)`"""
         return f"{self.kind} {self.policy}, rule {self.index} (owner {self.owner})"
 
+    def describe(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "policy": self.policy,
+            "owner": self.owner,
+            "index": self.index,
+            "text": self.text,
+            "where": self.where,
+            "mode": str(self.mode),
+        }
+
 
 _OURS: Final = Clause(FEDERATED_LABEL, Op.ABSENT)
 

@@ -20,6 +20,7 @@ class TestResult:
     passed: bool
     message: str
     decision: Decision | None
+    allow: bool = True  # what was expected
 
     __test__ = False
 
@@ -48,12 +49,20 @@ def run_tests(documents: DocumentSet, at_us: int | None = None) -> list[TestResu
             try:
                 decision = engine.decide(line.flow.request(networks), moment)
             except UsageError as error:
-                out.append(TestResult(test.name, line.text, line.where, False, str(error), None))
+                out.append(
+                    TestResult(test.name, line.text, line.where, False, str(error), None, line.allow)
+                )
                 continue
             problem = _problem(line, decision)
             out.append(
                 TestResult(
-                    test.name, line.text, line.where, not problem, problem or _outcome(decision), decision
+                    test.name,
+                    line.text,
+                    line.where,
+                    not problem,
+                    problem or _outcome(decision),
+                    decision,
+                    line.allow,
                 )
             )
     return out

@@ -234,7 +234,7 @@ def test_an_unknown_group_is_named(tmp_path: Path) -> None:
 def test_peer_is_what_the_kernel_says() -> None:
     a, b = socket.socketpair()
     with a, b:
-        assert Peer.of(a) == Peer(os.getpid(), os.getuid(), os.getgid())
+        assert Peer.of(a) == Peer(os.getpid(), os.getuid(), os.getgid(), tuple(sorted(os.getgroups())))
 
 
 def test_paths_from_options_environment_and_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
