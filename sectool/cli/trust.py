@@ -261,6 +261,65 @@ def export(
     at.say(f"written: {file}")
 
 
+@app.command()
+def serve(
+    ctx: typer.Context,
+    listen: Annotated[
+        str,
+        typer.Option(
+            "--listen", metavar="ADDRESS:PORT", help="Where to serve, e.g. 0.0.0.0:8443 or [::]:8443."
+        ),
+    ],
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", metavar="FILE", help="Web certificate chain, PEM (https_web)."),
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Its private key, PEM.")] = None,
+) -> None:
+    """Publish our own bundle at an HTTPS endpoint, for as long as this command runs.
+
+    Without a web certificate TLS shows an SVID of this host, which is renewed by itself (https_spiffe); the SPIFFE ID
+    to expect is printed. Policy has to let the other side reach the port: it is a program of this host like any other.
+
+    \b
+    Examples:
+      sectool trust serve --listen 0.0.0.0:8443
+      sectool trust serve --listen 0.0.0.0:443 --certificate fullchain.pem --key privkey.pem
+    """
+    import asyncio
+
+    from sectool.agent.federation import export as own_document
+    from sectool.identity.enrolment import load_host
+    from sectool.spiffe.publish import SvidContext, publish, web_context
+
+    require_root("reading this host's enrolment", "sectool trust export on a host where it was read")
+    at = session(ctx)
+    address, port = _listening(listen)
+    if (certificate is None) != (key is None):
+        raise UsageError("a web certificate needs its key, and a key its certificate", "give both")
+    host = load_host(at.paths.state)
+    svids = None if certificate else SvidContext(host.authority)
+    web = web_context(certificate, key) if certificate and key else None
+
+    def document() -> str:
+        return own_document(at.paths.state, load_host(at.paths.state))
+
+    def ready(spiffe_id: str) -> None:
+        at.say(f"publishing the bundle of {host.trust_domain} at https://{listen}/")
+        if spiffe_id:
+            at.say(f"others name this endpoint: --endpoint-id {spiffe_id}")
+
+    document()
+    asyncio.run(publish(document, address, port, svids, web, ready))
+
+
+def _listening(text: str) -> tuple[str, int]:
+    address, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{text!r} is not an address and port", "write --listen 0.0.0.0:8443")
+    return address.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104 - what was asked for
+
+
 def _read(name: str) -> bytes:
     if name == "-":
         return sys.stdin.buffer.read(MAX_READ)
