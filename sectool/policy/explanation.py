@@ -72,7 +72,7 @@ class Explanation:
     def _verdict(self) -> Iterable[str]:
         decision, request = self.decision, self.request
         service = describe(request.protocol, request.port, request.icmp_code)
-        yield f"{_WORDS[decision.action]}: {request.source} -> {request.destination} {service}"
+        yield f"{WORDS[decision.action]}: {request.source} -> {request.destination} {service}"
         if self.revision:
             yield f"policy revision {self.revision}"
         if decision.rule is None:
@@ -90,7 +90,7 @@ class Explanation:
         if decision.pending_action is not Action.NONE:
             by = f"by {decision.pending_rule.title}" if decision.pending_rule else "by default"
             change = "also" if decision.pending_action is decision.action else "instead"
-            yield f"with staged documents enforced: {change} {_WORDS[decision.pending_action]} {by}"
+            yield f"with staged documents enforced: {change} {WORDS[decision.pending_action]} {by}"
 
     def _rules(self) -> Iterable[str]:
         for title, rules in (("rules that apply:", self.applied), ("staged rules that apply:", self.staged)):
@@ -131,7 +131,7 @@ class Explanation:
                 return
 
 
-_WORDS: Final = {
+WORDS: Final = {
     Action.ALLOW: "ALLOWED",
     Action.DENY: "DENIED",
     Action.AUDIT: "LET THROUGH FOR AUDIT",

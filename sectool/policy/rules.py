@@ -140,6 +140,14 @@ class CompiledRule:
             self.sentence.destination, self.destination_network, destination
         )
 
+    def matches_source(self, facts: Facts) -> bool:
+        """Whether the selector of the calling side holds."""
+        return _holds(self.sentence.source, self.source_network, facts)
+
+    def matches_destination(self, facts: Facts) -> bool:
+        """Whether the selector of the called side holds."""
+        return _holds(self.sentence.destination, self.destination_network, facts)
+
     def matches_service(self, protocol: int, port: int, code: int) -> bool:
         services = self.sentence.services
         return not services or any(s.matches(protocol, port, code) for s in services)

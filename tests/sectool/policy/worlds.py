@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import random
 
 from hypothesis import strategies as st
 
@@ -150,3 +151,72 @@ requests = st.builds(
     st.sampled_from(((6, 1, 0), (6, 2, 0), (6, 3, 0), (17, 1, 0), (1, 3, 1), (1, 3, 2), (47, 0, 0))),
     st.booleans(),
 )
+
+
+class Drawn:
+    """The same world without hypothesis, for very many cases: everything from one `random.Random`."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self.draw = draw
+
+    def documents(self) -> str:
+        """A guardrail and two policies of a few rules each."""
+        verbs = (("deny", "require encryption for"), ("allow", "allow", "deny", "audit"), ("allow", "deny"))
+        out = NETWORKS
+        for (kind, name), chosen in zip(
+            (("Guardrail", "box"), ("Policy", "one"), ("Policy", "two")), verbs, strict=True
+        ):
+            rules = {self._sentence(chosen): None for _ in range(self.draw.randrange(5))}
+            if rules:
+                mode = self.draw.choice(("enforce", "enforce", "stage"))
+                body = "".join(f"- {rule}\n" for rule in rules)
+                out += f"kind: {kind}\nname: {name}\nowner: team-{name}\nmode: {mode}\nrules:\n{body}---\n"
+        return out
+
+    def _sentence(self, verbs: tuple[str, ...]) -> str:
+        choice = self.draw.choice
+        verb = choice(verbs)
+        services = choice(("", "", " on tcp/1", " on tcp/1-2", " on udp/1,tcp/2", " on icmp/3/1"))
+        encrypted = choice((" encrypted", "", "")) if verb in ("allow", "audit") else ""
+        where = choice(
+            (
+                *[""] * 6,
+                " where source.a = destination.a",
+                " where source.b > 1",
+                " where destination.a != source.b",
+            )
+        )
+        until = choice((*[""] * 8, " until 2020-01-01", " until 2100-01-01"))
+        return f"{verb} {self._selector()} to call {self._selector()}{services}{encrypted}{where}{until}"
+
+    def _selector(self) -> str:
+        kind = self.draw.randrange(6)
+        if kind == 0:
+            return "any"
+        if kind == 1:
+            return self.draw.choice(
+                ("net:lan", "net:world", "net:10.9.0.0/16", "fqdn:x.example", "fqdn:*.example")
+            )
+        forms = ("{}=1", "{}=2", '{}=""', "{}!=1", "{} in (1,12)", "{} notin (1,2)", "{}=1*", "{}", "!{}")
+        return ",".join(
+            self.draw.choice(forms).format(key) for key in self.draw.sample(_KEYS, self.draw.randrange(1, 3))
+        )
+
+    def request(self) -> Request:
+        """A flow between two parties of this world."""
+        service = self.draw.choice(
+            ((6, 1, 0), (6, 2, 0), (6, 3, 0), (17, 1, 0), (1, 3, 1), (1, 3, 2), (47, 0, 0))
+        )
+        return _request(self._party(), self._party(), service, self.draw.random() < 0.8)
+
+    def _party(self) -> Party:
+        labels = None
+        if self.draw.random() < 0.7:
+            labels = LabelSet(
+                {k: self.draw.choice(("1", "2", "12", "")) for k in _KEYS if self.draw.random() < 0.6}
+            )
+        names = frozenset(n for n in ("x.example", "y.example", "z.test") if self.draw.random() < 0.2)
+        address = self.draw.choice(
+            ("10.0.0.1", "10.9.0.1", "10.9.1.1", "192.0.2.1", "fd00::1", "2001:db8::1")
+        )
+        return Party(labels, None, ipaddress.ip_address(address), names)
