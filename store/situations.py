@@ -228,6 +228,22 @@ class History:
             out.workloads[workload["id"]] = workload
         return out
 
+    def new_and_old(self, sql: str, most: int) -> Iterable[tuple[Any, ...]]:
+        """The rows of a statement over flow_records: those of the segments, and of the newest flows if a store runs.
+
+        `sql` has one WHERE. At most `most` rows of the newest are taken, and a warning says so.
+        """
+        with self._local.catalog.reading() as cursor, time_limit(cursor, MAX_TIMEOUT_MS):
+            rows = cursor.execute(sql).fetchall()
+            last = one(cursor, "SELECT coalesce(max(seq), 0) FROM flow_records")[0]
+        yield from rows
+        if self._live is not None:
+            newer = sql.replace(" WHERE ", f" WHERE seq > {last} AND ", 1)
+            found = self._live.query(newer, limit=most, timeout_ms=MAX_TIMEOUT_MS)
+            if found.truncated:
+                self.warnings.append("part of the newest flows is left out: they differ in too many ways")
+            yield from zip(*(column.to_pylist() for column in found.table.columns), strict=True)
+
     def _both(self, sql: str) -> Iterable[tuple[Any, ...]]:
         with self._local.catalog.reading() as cursor:
             yield from cursor.execute(sql).fetchall()

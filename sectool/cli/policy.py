@@ -17,6 +17,7 @@ from sectool.cli.output import Column, Format, emit, emit_document
 from sectool.cli.policycheck import check
 from sectool.cli.policystaged import promote, staged_report
 from sectool.cli.revisions import documents_of, fetch_history, fetch_revision, in_force
+from sectool.cli.suggest import suggest
 from sectool.cli.text import escape_block
 from sectool.errors import Exit, UsageError
 
@@ -184,6 +185,7 @@ app.command("check")(check)
 app.command("promote")(promote)
 app.command("staged-report")(staged_report)
 app.command("backtest")(backtest)
+app.command("suggest")(suggest)
 
 
 @app.command()
