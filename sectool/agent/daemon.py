@@ -456,6 +456,7 @@ class Daemon:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            self._announcer.alive()
             try:
                 await self._every_second()
             except Exception:  # one bad second must not end renewal for good

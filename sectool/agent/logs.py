@@ -47,13 +47,22 @@ class Announcer:
     def enforcing(self, **facts: object) -> None:
         """Everything is in place."""
         self._tell({"ok": True, **facts})
+        self._notify(b"READY=1")
+
+    def alive(self) -> None:
+        """The agent's loop turns: what systemd's watchdog waits for (sd_notify(3)), if there is one."""
+        if "WATCHDOG_USEC" in os.environ:
+            self._notify(b"WATCHDOG=1")
+
+    def _notify(self, state: bytes) -> None:
         address = os.environ.get("NOTIFY_SOCKET")
-        if address:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-                try:
-                    notify.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
-                except OSError as error:
-                    log.warning("cannot tell systemd that we are ready: %s", error)
+        if not address:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notify:
+            try:
+                notify.sendto(state, "\0" + address[1:] if address.startswith("@") else address)
+            except OSError as error:
+                log.warning("cannot tell systemd %s: %s", state.decode(), error)
 
     def failed(self, error: str, hint: str, code: int) -> None:
         """It did not come up."""
