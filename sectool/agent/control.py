@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sectool import __version__
-from sectool.agent import federation
+from sectool.agent import federation, workloads
 from sectool.agent.apply import apply, check, promote, rollback
 from sectool.agent.handover import try_installed
 from sectool.agent.names import known
@@ -17,6 +17,7 @@ from sectool.agent.revisions import Revision
 from sectool.api.server import Operation, Reply, Request
 from sectool.errors import SectoolError, UsageError
 from sectool.events import now_us
+from sectool.origins import Origin, refusal
 
 if TYPE_CHECKING:
     from sectool.agent.daemon import Daemon
@@ -42,7 +43,8 @@ def operations(daemon: Daemon) -> Mapping[str, Operation]:
         "policy.show": bind(_policy_show),
         "policy.history": bind(_policy_history),
         "identity.list": bind(_identities),
-        "workload.list": bind(_workloads),
+        "workload.list": bind(workloads.workload_list),
+        "workload.tree": bind(workloads.workload_tree),
         "names.list": bind(_names),
         "trust.list": bind(federation.trust_list),
         "trust.show": bind(federation.trust_show),
@@ -97,7 +99,7 @@ async def _status(daemon: Daemon, request: Request) -> Reply:
             "workers": workers,
             "store": {"pid": daemon.store.child.pid, "restarts": daemon.store.child.restarts},
             "events_lost_by_agent": daemon.events.lost,
-            "workloads": len(daemon.identities.by_workload),
+            "workloads": len(daemon.discovery.inventory.by_id),
             "programs": len(daemon.programs.by_id),
             "identities_refused": daemon.identities.refused,
         }
@@ -150,42 +152,6 @@ async def _identities(daemon: Daemon, request: Request) -> Reply:
     return Reply({"items": items})
 
 
-async def _workloads(daemon: Daemon, request: Request) -> Reply:
-    seen: list[dict[str, Any]] = [
-        {
-            "id": entry.workload_id,
-            "name": entry.workload.name,
-            "automatic": entry.workload.automatic,
-            "labels": dict(entry.workload.labels),
-            "spiffe_id": entry.credential.peer.spiffe_id,
-            "uid": entry.facts.uid,
-            "user": entry.facts.user,
-            "executable": entry.facts.executable,
-            "sha256": entry.facts.sha256,
-            "unit": entry.facts.unit,
-            "cgroup": entry.facts.cgroup,
-            "since": entry.since_us,
-            "connected": True,
-        }
-        for entry in daemon.identities.by_workload.values()
-    ]
-    cgroups = {item["cgroup"] for item in seen}
-    # Programs that `sectool run` started and that have not opened a connection yet.
-    waiting = [p for p in daemon.programs.by_id.values() if p.cgroup not in cgroups]
-    seen += [
-        {
-            "name": p.name,
-            "automatic": False,
-            "labels": p.labels,
-            "uid": p.uid,
-            "cgroup": p.cgroup,
-            "connected": False,
-        }
-        for p in waiting
-    ]
-    return Reply({"items": seen})
-
-
 async def _names(daemon: Daemon, request: Request) -> Reply:
     active = daemon.revisions.active
     engine = active.engine if active else None
@@ -201,6 +167,8 @@ async def _register(daemon: Daemon, request: Request) -> Reply:
     if name is not None and not isinstance(name, str):
         raise UsageError("run.register: name has to be text")
     for key, value in labels.items():
+        if why := refusal(key, Origin.OPERATOR):
+            raise UsageError(why, "choose another key")
         if not daemon.host.constraints.permits(key, value):
             raise UsageError(
                 f"host {daemon.host.name} may not vouch for {key}={value}",
@@ -208,6 +176,7 @@ async def _register(daemon: Daemon, request: Request) -> Reply:
             )
     daemon.programs.sweep()
     program = daemon.programs.register(name, labels, request.peer.uid, request.peer.pid)
+    daemon.discovery.see([request.peer.pid])
     return Reply({"name": program.name, "cgroup": program.cgroup, "cgroup_id": program.cgroup_id})
 
 

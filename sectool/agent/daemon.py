@@ -34,19 +34,21 @@ from sectool.agent import control, keyfolder
 from sectool.agent.apply import policy_problem
 from sectool.agent.background import prepare_run_folder
 from sectool.agent.cleanup import remove_run_files
+from sectool.agent.discovery import Discovery
 from sectool.agent.eventlog import EventLog
 from sectool.agent.federation import Relations
 from sectool.agent.handover import Given, Handover, Predecessor, taken
 from sectool.agent.health import Health
-from sectool.agent.identities import Identities, Issued
+from sectool.agent.identities import Identities, Issued, read_facts
 from sectool.agent.logs import Announcer, start_logging
 from sectool.agent.programs import Program, Programs, forget_programs
 from sectool.agent.records import Records
 from sectool.agent.reload import reload
 from sectool.agent.revisions import Revisions, draft
-from sectool.agent.settings import load_settings
+from sectool.agent.settings import load_settings, rules_config
 from sectool.agent.storeproc import StoreProcess
 from sectool.agent.worker import Key, PolicyText, Setup, Worker
+from sectool.agent.workloads import tell
 from sectool.api.paths import Paths
 from sectool.api.server import Server
 from sectool.errors import Exit, SectoolError
@@ -123,14 +125,7 @@ class Daemon:
         self.host = load_host(paths.state)
         self.started_us = now_us()
         self.mask = MASK if self.settings.mask is None else self.settings.mask
-        self.rules_config = rules.RulesConfig(
-            self.settings.queue,
-            self.settings.workers,
-            self.mask,
-            others=self.settings.other_protocols,
-            strangers=self.settings.stranger_rate,
-            known=self.settings.syn_rate,
-        )
+        self.rules_config = rules_config(self.settings)
         self.state = "starting"
         self.relations = Relations(paths.state, self.host.trust_domain)
         self._first_policy = draft(load(policy).text) if policy else None
@@ -235,11 +230,15 @@ class Daemon:
             self.health.raise_("event store", f"it has not answered for {STORE_START_S:.0f} s")
         self.programs = Programs(cgroup.mount(), self.paths.programs, self._program_ended)
         self.programs.load()
+        known = await self.records.workloads_open()
+        self.discovery = Discovery(self.identities, cgroup.Cgroups(), lambda turn: tell(self, turn, known))
         push.callback(self._say_stopped)
         await self._start_workers(output, PREDECESSOR_S if after_crash else 0.0)
         server = Server(self.paths.control_socket, control.operations(self), self.settings.socket_group)
         await server.start()
         push.push_async_callback(server.close)
+        await self.discovery.start()
+        push.push_async_callback(self.discovery.close)
         self._install_rules()
         self._adopt = False
         self.state = "enforcing"
@@ -397,14 +396,26 @@ class Daemon:
             workload.path, workload.labels, now_us(), self.settings.svid_lifetime_s
         )
 
-    def _identify(self, worker: Worker, key: Key, facts: Mapping[str, Any]) -> None:
+    def _identify(self, worker: Worker, key: Key, raw: Mapping[str, Any]) -> None:
+        try:
+            facts = read_facts(raw)
+        except SectoolError as error:
+            self._refuse(worker, key, raw, error)
+            return
+        self.discovery.with_container(facts, lambda full: self._present(worker, key, full))
+
+    def _present(self, worker: Worker, key: Key, facts: Facts) -> None:
         try:
             entry = self.identities.identify(key, facts)
         except SectoolError as error:
-            log.warning("no identity for %s: %s", facts.get("executable", "a socket"), error.message)
-            worker.send({"t": "credential", "key": key, "error": error.message})
+            self._refuse(worker, key, {"executable": facts.executable or "a socket"}, error)
             return
         worker.send(*_credential(key, entry))
+        self.discovery.connected(entry.workload_id)
+
+    def _refuse(self, worker: Worker, key: Key, raw: Mapping[str, Any], error: SectoolError) -> None:
+        log.warning("no identity for %s: %s", raw.get("executable", "a socket"), error.message)
+        worker.send({"t": "credential", "key": key, "error": error.message})
 
     def _issued(self, entry: Issued, before: Credential | None) -> None:
         # The connection that waits comes first: what is to be recorded follows once the answer is on its way.
@@ -413,8 +424,7 @@ class Daemon:
         )
 
     def _program_ended(self, program: Program) -> None:
-        for entry in self.identities.forget_cgroup(program.cgroup):
-            self.records.stopped(self.events, entry)
+        self.identities.forget_cgroup(program.cgroup)
 
     def define_rules(self) -> None:
         """Dictionary entries for every rule of the active revision, ahead of the flows they decide."""
@@ -463,7 +473,7 @@ class Daemon:
                 log.exception("the agent's regular work failed")
 
     async def _every_second(self) -> None:
-        for entry in self.identities.renew_due(now_us()):
+        for entry in self.identities.renew_due(now_us(), self.discovery.inventory.wanted):
             for key in entry.keys:
                 for worker in self.workers:
                     worker.send(*_credential(key, entry))

@@ -79,30 +79,46 @@ class Identities:
         self.by_workload: OrderedDict[int, Issued] = OrderedDict()
         self.refused = 0
 
-    def identify(self, key: Key, raw: Mapping[str, Any]) -> Issued:
+    def identify(self, key: Key, raw: Mapping[str, Any] | Facts) -> Issued:
         """The workload and credential for a socket with these facts. Raises SectoolError when there can be none."""
         try:
-            facts = read_facts(raw)
-            try:
-                workload = self._resolve(facts)
-            except LabelError as error:
-                raise SectoolError(f"labels do not fit together: {error}") from None
-            number = workload_id(workload, facts)
-            entry = self.by_workload.get(number)
-            if entry is None:
-                entry = Issued(number, workload, facts, self._issue(workload), now_us())
-                self._remember(entry)
-                self._issued(entry, None)
-            elif entry.credential.renew_at_us <= now_us():
-                self._renew(entry)
+            facts = raw if isinstance(raw, Facts) else read_facts(raw)
+            found = self.resolve(facts)
+            if isinstance(found, SectoolError):
+                raise found
+            entry = self._entry(*found, facts)
         except SectoolError:
             self.refused += 1
             raise
-        self.by_workload.move_to_end(number)
         entry.keys[key] = None
         entry.keys.move_to_end(key)
         if len(entry.keys) > MAX_KEYS:
             entry.keys.popitem(last=False)
+        return entry
+
+    def resolve(self, facts: Facts) -> tuple[int, Workload] | SectoolError:
+        """Id and workload for these facts; the error when their labels do not fit together."""
+        try:
+            workload = self._resolve(facts)
+        except LabelError as error:
+            return SectoolError(f"labels do not fit together: {error}")
+        except SectoolError as error:
+            return error
+        return workload_id(workload, facts), workload
+
+    def ahead(self, number: int, workload: Workload, facts: Facts) -> Issued:
+        """The credential of a workload that was found running, before anything asks for it. Raises SectoolError."""
+        return self._entry(number, workload, facts)
+
+    def _entry(self, number: int, workload: Workload, facts: Facts) -> Issued:
+        entry = self.by_workload.get(number)
+        if entry is None:
+            entry = Issued(number, workload, facts, self._issue(workload), now_us())
+            self._remember(entry)
+            self._issued(entry, None)
+        elif entry.credential.renew_at_us <= now_us():
+            self._renew(entry)
+        self.by_workload.move_to_end(number)
         return entry
 
     def _remember(self, entry: Issued) -> None:
@@ -116,14 +132,19 @@ class Identities:
         entry.rotations += 1
         self._issued(entry, before)
 
-    def renew_due(self, now: int) -> list[Issued]:
-        """Renew every credential past half its life (`now` in UTC microseconds); those renewed.
+    def renew_due(self, now: int, wanted: Callable[[int], bool] = lambda _: True) -> list[Issued]:
+        """Renew every credential past half its life (`now` in UTC microseconds) that is wanted; those renewed.
 
+        One that is not (its workload has ended) is forgotten when it expires.
         A renewal that fails is tried again at the next call; the old credential stays good until it expires.
         """
         renewed: list[Issued] = []
         for entry in list(self.by_workload.values()):
             if entry.credential.renew_at_us > now:
+                continue
+            if not wanted(entry.workload_id):
+                if entry.credential.not_after_us <= now:
+                    del self.by_workload[entry.workload_id]
                 continue
             try:
                 self._renew(entry)
@@ -150,8 +171,8 @@ class Identities:
 
 
 def read_facts(raw: Mapping[str, Any]) -> Facts:
-    """A worker's JSON as Facts; SectoolError when it does not fit."""
+    """A worker's JSON as Facts; SectoolError when it does not fit. What is known of containers, the agent adds."""
     try:
-        return Facts(**raw)
+        return Facts(**{**raw, "more": ()})
     except TypeError as error:
         raise SectoolError(f"the packet worker sent facts that do not fit: {error}") from None

@@ -128,15 +128,6 @@ class Records:
         }
         events.define(Type.DICT_IDENTITY, peer.id, **identity)
         events.define(Type.DICT_WORKLOAD, entry.workload_id, **entry.describe())
-        if before is None:
-            events.emit(
-                Type.WORKLOAD_START,
-                workload_id=entry.workload_id,
-                workload=entry.workload.name,
-                pid=entry.facts.pid,
-                executable=entry.facts.executable,
-                labels=dict(peer.labels),
-            )
         events.emit(
             Type.IDENTITY_ISSUED if before is None else Type.IDENTITY_ROTATED,
             identity_id=peer.id,
@@ -148,19 +139,22 @@ class Records:
         )
         labels = dict(peer.labels)
         self._later(_put_identity, self._history, {**identity, "id": peer.id, "labels": labels}, self._agent)
-        if before is None:
-            workload = {
-                **entry.describe(),
-                "id": entry.workload_id,
-                "path": entry.workload.path,
-                "labels": labels,
-            }
-            self._later(_put_workload, self._history, workload, self._agent)
 
-    def stopped(self, events: EventLog, entry: Issued) -> None:
-        """A workload has ended."""
-        events.emit(Type.WORKLOAD_STOP, workload_id=entry.workload_id, workload=entry.workload.name)
-        self._later(_end_workload, self._history, entry.workload_id, self._agent)
+    def workload(self, number: int, body: dict[str, Any], since_us: int, reason: str) -> None:
+        """A workload is so since a moment."""
+        self._later(_put_workload, self._history, number, body, since_us, reason, self._agent)
+
+    def workload_ended(self, number: int, moment_us: int) -> None:
+        """A workload ended at a moment."""
+        self._later(_end_workload, self._history, number, moment_us, self._agent)
+
+    async def workloads_open(self) -> dict[int, dict[str, Any]]:
+        """Workloads that run, as far as is on record."""
+        return await self._do(_workloads_open, self._history)
+
+    async def workloads_at(self, moment_us: int) -> list[tuple[int, int, int | None, dict[str, Any]]]:
+        """Workloads of a moment: id, since when, until when (None: no end known), what they were."""
+        return await self._do(_workloads_at, self._history, moment_us)
 
 
 def _complain(done: Future[None]) -> None:
@@ -236,13 +230,24 @@ def _put_identity(history: ControlHistory, identity: dict[str, Any], agent: Acto
     history.append("identity", identity["spiffe_id"], identity, agent, "issued")
 
 
-def _put_workload(history: ControlHistory, workload: dict[str, Any], agent: Actor) -> None:
-    history.append("workload", str(workload["id"]), workload, agent, "seen")
+def _put_workload(
+    history: ControlHistory, number: int, body: dict[str, Any], since_us: int, reason: str, agent: Actor
+) -> None:
+    history.append("workload", str(number), body, agent, reason, valid_from=since_us)
 
 
-def _end_workload(history: ControlHistory, number: int, agent: Actor) -> None:
-    if any(version.key == str(number) for version in history.current("workload")):
-        history.close("workload", str(number), agent, "its last process has ended")
+def _end_workload(history: ControlHistory, number: int, moment_us: int, agent: Actor) -> None:
+    history.close("workload", str(number), agent, "its last process has ended", valid_to=moment_us)
+
+
+def _workloads_open(history: ControlHistory) -> dict[int, dict[str, Any]]:
+    return {int(version.key): version.body for version in history.current("workload")}
+
+
+def _workloads_at(
+    history: ControlHistory, moment_us: int
+) -> list[tuple[int, int, int | None, dict[str, Any]]]:
+    return [(int(v.key), v.valid_from, v.valid_to, v.body) for v in history.as_of("workload", moment_us)]
 
 
 def _put_trust(history: ControlHistory, domains: dict[str, TrustRecord], actor: Actor, reason: str) -> None:

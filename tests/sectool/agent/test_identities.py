@@ -111,7 +111,7 @@ def test_a_renewal_that_fails_leaves_the_old_credential_until_it_expires(host: H
     assert entry.workload_id not in book.by_workload
 
 
-@pytest.mark.parametrize("raw", [{}, {"uid": 1}, {**FACTS, "more": 1}])
+@pytest.mark.parametrize("raw", [{}, {"uid": 1}, {**FACTS, "stray": 1}])
 def test_facts_that_do_not_fit_are_refused_and_counted(host: HostIdentity, raw: dict[str, Any]) -> None:
     made = Book(host)
     with pytest.raises(SectoolError, match="do not fit"):
