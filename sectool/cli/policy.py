@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from sectool.cli.backtest import backtest
+from sectool.cli.backtest import Store, backtest
 from sectool.cli.changes import tell_change
 from sectool.cli.context import session
+from sectool.cli.effective import show as show_effective
 from sectool.cli.explain import explain
 from sectool.cli.moments import moment_us, show_time
 from sectool.cli.output import Column, Format, emit, emit_document
@@ -218,20 +219,33 @@ def diff_(
     new: Annotated[
         str | None, typer.Argument(metavar="[NEW]", help="A revision number, or a file [default: in force].")
     ] = None,
+    effective: Annotated[
+        bool,
+        typer.Option("--effective", help="What differs in effect: who may call whom, not how it is written."),
+    ] = False,
+    store: Store = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Show what differs in meaning between two revisions or files. Exits 1 when something does.
+
+    With --effective: which pairs of known workloads (those in the history), and which flows that could ever be, get
+    another verdict, on which services.
 
     \b
     Examples:
       sectool policy diff 3 4
       sectool policy diff 4 shop.yaml
+      sectool policy diff --effective 4 shop.yaml
     """
     from sectool.policy import diff
 
     at = session(ctx)
     before = documents_of(at, old)
     after = documents_of(at, new) if new is not None else in_force(at)[1]
+    if effective:
+        if show_effective(at, before, after, store, output):
+            raise typer.Exit(int(Exit.DENIED))
+        return
     changes = diff(before, after)
     if output in (Format.TABLE, Format.WIDE):
         for change in changes:
