@@ -3,9 +3,13 @@
 Reading and hashing a file and asking for an account's name take as long as they take, so the packet path has them done
 in the background (`later`). Executables larger than HASH_LIMIT are not hashed: their `sha256` is '', which no rule that
 asks for a hash matches.
+
+The path of an executable is the process's own: whoever has a mount namespace (any user can make one) can put any file at
+any path in it. So a path is believed when it leads to the same file here, or when the file lies on one of our mounts (it
+may have been deleted or replaced since). Otherwise FOREIGN_ROOT stands before it, and no pattern of a path matches.
 """
 # A Path costs as much as the system call.
-# ruff: noqa: PTH115
+# ruff: noqa: PTH115, PTH116, PTH123
 
 from __future__ import annotations
 
@@ -16,7 +20,6 @@ import pwd
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import asdict
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from nfq.background import Background, Steps
@@ -27,6 +30,7 @@ Executable: TypeAlias = tuple[int, int, int]  # device, inode, ctime in ns
 AMBIGUOUS: Final[Executable] = (0, 0, 0)
 Key: TypeAlias = tuple[int, int, int, int, int]  # cgroup id, uid, executable
 
+FOREIGN_ROOT: Final = "foreign-root:"
 HASH_LIMIT: Final = 1 << 30  # bytes
 SYNC_LIMIT: Final = 64 << 20  # bytes
 _READ: Final = 1 << 20
@@ -68,7 +72,7 @@ class Attributed(NamedTuple):
     def facts(self) -> dict[str, Any] | None:
         """The facts as plain values, for the agent."""
         found = self.attest()
-        return None if found is None else asdict(found)
+        return None if found is None else found.attested()
 
 
 class Attestor:
@@ -187,7 +191,27 @@ class Attestor:
         if (st.st_dev, st.st_ino, st.st_ctime_ns) != expected or not stat.S_ISREG(st.st_mode):
             image.close()
             return None
-        return image, _text(os.readlink(link)), _stamp(st)
+        path = os.readlink(link)
+        prefix = "" if _ours(path, image.fileno(), st) else FOREIGN_ROOT
+        return image, prefix + _text(path), _stamp(st)
+
+
+def _ours(path: str, image: int, st: os.stat_result) -> bool:
+    """Whether a path that another process sees means this open file to us, too."""
+    try:
+        here = os.stat(path)
+    except (OSError, ValueError):
+        pass
+    else:
+        if (here.st_dev, here.st_ino) == (st.st_dev, st.st_ino):
+            return True
+    try:
+        with open(f"/proc/thread-self/fdinfo/{image}", "rb") as info:
+            mount = next((line.split()[1] for line in info if line.startswith(b"mnt_id:")), b"")
+        with open("/proc/thread-self/mountinfo", "rb") as mounts:
+            return any(line.split(b" ", 1)[0] == mount for line in mounts)
+    except OSError:
+        return False
 
 
 def _stamp(st: os.stat_result) -> _Stamp:

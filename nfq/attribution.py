@@ -15,9 +15,9 @@ What cannot be attested, and is not claimed:
   a systemd-activated listener counts as systemd's.
 - Programs of one user in one cgroup can act for each other (ptrace, LD_PRELOAD, exec after connect): the executable is
   a fact about the process, not proof of intent. Separate users or cgroups are the boundary.
-- Between the packet and the look at /proc a process may exec or end; ending gives 'ambiguous'. What all processes of a
-  cgroup run is believed for BELIEVED_S while the list of its processes stays the same: an exec in the same process that
-  follows a connection within that time, and connects itself, is taken for what ran before.
+- Between the packet and the look at /proc a process may exec or end; ending gives 'ambiguous'. In a cgroup of more than
+  FEW processes, what all of them run is believed for BELIEVED_S while the list of them stays the same: an exec in one
+  of them that follows a connection within that time, and connects itself, is taken for what ran before.
 - In a mixed cgroup the holder of a socket is remembered for REMEMBERED_S, verified each time; that another program has
   got the socket as well is seen after that time.
 - Looking is bounded, in one lookup and per cgroup and second; beyond it, and where /proc must not be read, the answer
@@ -34,7 +34,7 @@ import resource
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -47,6 +47,7 @@ from sectool.identity.workload import Facts
 
 REMEMBERED_S: Final = 5.0
 BELIEVED_S: Final = 0.05
+FEW: Final = 4  # processes of a cgroup that are all looked at every time
 _PAGE: Final = 4096
 _MEMBERS_LIMIT: Final = 16 * _PAGE  # bytes of cgroup.procs; a larger cgroup stays ambiguous
 _LOOKS: Final = 4096  # at processes and descriptors, for one socket
@@ -125,7 +126,7 @@ class Attributor:
         """
 
         def plain(facts: Facts | None) -> None:
-            done(None if facts is None else asdict(facts))
+            done(None if facts is None else facts.attested())
 
         self._attestor.later(what, plain)
 
@@ -193,10 +194,15 @@ class Attributor:
         before = self._members(sock.cgroup_id)
         if not before:
             return 0, 0, AMBIGUOUS
-        known = self._uniform.get(sock.cgroup_id)
-        if known is not None and known.members == before and time.monotonic() < known.until:
-            return known.answer
         pids = before.split()
+        known = self._uniform.get(sock.cgroup_id)
+        if (
+            known is not None
+            and len(pids) > FEW
+            and known.members == before
+            and time.monotonic() < known.until
+        ):
+            return known.answer
         if len(pids) > _LOOKS:
             raise _UndecidedError
         first: Executable | None = None
@@ -214,6 +220,8 @@ class Attributor:
         if first is None or self._members(sock.cgroup_id) != before:
             return self._holder(sock, self._members(sock.cgroup_id).split())
         answer = (witness if len(pids) == 1 else 0), witness, first
+        if len(pids) <= FEW:
+            return answer
         if len(self._uniform) >= _UNIFORM_LIMIT:
             self._uniform.clear()
         self._uniform[sock.cgroup_id] = _Uniform(before, answer, time.monotonic() + BELIEVED_S)

@@ -62,12 +62,24 @@ class Facts:
     pid: int
     more: tuple[tuple[str, str], ...] = ()  # of its container (sectool.identity.containers.Container.facts)
 
+    def attested(self) -> dict[str, object]:
+        """What the kernel says, as plain values, for the agent (which adds what is known of containers)."""
+        return {
+            "uid": self.uid,
+            "user": self.user,
+            "executable": self.executable,
+            "sha256": self.sha256,
+            "cgroup": self.cgroup,
+            "unit": self.unit,
+            "pid": self.pid,
+        }
+
     def mapping(self) -> dict[str, str]:
         """The keys a Workload document may match on."""
         return {
             **dict(self.more),
             "systemd.unit": self.unit,
-            "user": self.user,
+            "user": self.user or str(self.uid),
             "executable": self.executable,
             "sha256": self.sha256,
             "cgroup": self.cgroup,
