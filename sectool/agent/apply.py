@@ -151,6 +151,8 @@ async def _activate(
         daemon.health.raise_(policy_problem(worker.number), why)
     if _workloads(before) != _workloads(revision):
         daemon.identities.forget_sockets()
+        if daemon.endpoint is not None:
+            daemon.endpoint.changed()
         daemon.discovery.resolve_again()
         for worker in daemon.workers:
             worker.send({"t": "flush_workloads"})

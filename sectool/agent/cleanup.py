@@ -12,7 +12,7 @@ from sectool.errors import SectoolError
 
 # Kept by a stop that is no `down`: the successor needs the journals of authorised flows, and the store what is left
 # in the rings.
-_ALWAYS = ("agent.pid", "control.sock", "events.sock")
+_ALWAYS = ("agent.pid", "control.sock", "events.sock", "workload.sock")
 _AT_DOWN = ("ring-agent", "ring-worker-*", "names-worker-*", "*.lock", "agent.log")
 
 

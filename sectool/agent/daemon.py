@@ -47,6 +47,7 @@ from sectool.agent.reload import reload
 from sectool.agent.revisions import Revisions, draft
 from sectool.agent.settings import load_settings, rules_config
 from sectool.agent.storeproc import StoreProcess
+from sectool.agent.svids import Endpoint
 from sectool.agent.worker import Key, PolicyText, Setup, Worker
 from sectool.agent.workloads import tell
 from sectool.api.paths import Paths
@@ -128,6 +129,7 @@ class Daemon:
         self.rules_config = rules_config(self.settings)
         self.state = "starting"
         self.relations = Relations(paths.state, self.host.trust_domain)
+        self.endpoint: Endpoint | None = None
         self._first_policy = draft(load(policy).text) if policy else None
         self._adopt = False  # until the first start is through: connections that exist already are let live
         self.rules_installed = False
@@ -257,6 +259,10 @@ class Daemon:
             await self.revisions.activated(active.revision)
         self.records.trusted(self.relations.records(self.trusted_bundle))
         push.push_async_callback(self.relations.close)
+        if self.settings.workload_api:
+            self.endpoint = Endpoint(self)
+            push.push_async_callback(self.endpoint.close)
+            await self.endpoint.start()
         log.info("enforcing as %s in %s", self.host.name, self.host.trust_domain)
         if self.handover is not None:
             gaps = ", ".join(
@@ -381,6 +387,10 @@ class Daemon:
             self.health.clear(late)
             self.records.activated_later(active.revision)
 
+    def workload_of(self, facts: Facts) -> Workload:
+        """Which workload these facts are. Raises SectoolError, LabelError."""
+        return self._resolve(facts)
+
     def _resolve(self, facts: Facts) -> Workload:
         registered = {program.cgroup: program.labels for program in self.programs.by_id.values()}
         return resolve(
@@ -444,6 +454,8 @@ class Daemon:
 
     def trust(self, host: HostIdentity) -> None:
         """Take this enrolment and the relationships on disk, and hand their trust bundles to the workers."""
+        if host.authority.certificate != self.host.authority.certificate and self.endpoint is not None:
+            self.endpoint.changed(identities=True)
         self.host = host
         self.relations.reread(host.trust_domain)
         self.trust_changed(None, "")
@@ -455,6 +467,8 @@ class Daemon:
                 {"t": "bundle", "accepted": to_wire(self.relations.federation.accepted)}, self._bundle()
             )
         self.records.trusted(self.relations.records(self.trusted_bundle), actor, reason)
+        if self.endpoint is not None:
+            self.endpoint.changed()
         if reason:
             self.events.emit(
                 Type.TRUST_CHANGED,

@@ -26,6 +26,7 @@ class Settings:
     mask: int | None = None  # three bits of packet and connection marks; None: the packet path's own
     reject: bool = False  # answer denied connections with RST instead of silence
     svid_lifetime_s: int = 3600
+    workload_api: bool = True  # serve the SPIFFE Workload API in the run folder
     clock_skew_s: int = 60
     resolvers: tuple[str, ...] | None = None  # networks whose DNS answers count; None: those of resolv.conf
     syn_rate: int = 2000  # inbound handshakes per second and source prefix
@@ -38,7 +39,9 @@ class Settings:
         int, ...
     ] = ()  # IP protocols beside TCP, UDP, ICMP that pass; all others are dropped
     socket_group: str | None = None  # group that may read over the local API; None: root only
-    roles: dict[str, tuple[str, ...]] = field(default_factory=dict)  # role -> groups that hold it; none: root only
+    roles: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # role -> groups that hold it; none: root only
 
 
 def rules_config(settings: Settings) -> RulesConfig:
@@ -138,6 +141,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "mask": _mask,
     "reject": _truth,
     "svid_lifetime_s": _number(10, 86400),
+    "workload_api": _truth,
     "clock_skew_s": _number(0, 600),
     "resolvers": _networks,
     "syn_rate": _number(1, 1_000_000),

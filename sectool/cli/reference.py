@@ -35,6 +35,7 @@ SETTINGS = {
     "mask": "which bits of packet and connection marks are sectool's; three or more",
     "reject": "answer denied connections with a RST instead of silence",
     "svid_lifetime_s": "lifetime of an identity in seconds; renewed at half of it",
+    "workload_api": "serve the SPIFFE Workload API at `workload.sock` in the run folder, for all users of the host",
     "clock_skew_s": "how far a peer's clock may be off, in seconds",
     "resolvers": "networks whose DNS answers count for `fqdn:` rules (default: the resolvers of resolv.conf)",
     "syn_rate": "inbound handshakes per second and source prefix",

@@ -55,6 +55,9 @@ def run(
         control.call("run.register", labels=dict(labels), name=name)
     if account is not None:
         become(*account)
+    workload_api = session(ctx).paths.run / "workload.sock"
+    if workload_api.exists():
+        os.environ.setdefault("SPIFFE_ENDPOINT_SOCKET", f"unix://{workload_api}")
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and programs inherit that
     try:
         os.execvp(command[0], command)  # noqa: S606

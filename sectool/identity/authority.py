@@ -239,6 +239,24 @@ class RootAuthority:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Portable:
+    """An SVID for its workload to hold itself, for TLS with whoever knows SPIFFE. Times are UTC microseconds.
+
+    It carries no labels, which is how enforcers tell it from a credential: in a handshake of theirs it is refused, so
+    that a key which a program can lose opens no connection that policy allows to labels.
+    """
+
+    spiffe_id: str
+    leaf_der: bytes = field(repr=False)
+    host_der: bytes = field(repr=False)
+    key: SigningKey = field(repr=False)
+    fingerprint: bytes
+    serial: str  # hexadecimal, as in PeerIdentity
+    not_after_us: int
+    renew_at_us: int  # half of the lifetime
+
+
 class HostAuthority:
     """A host's own CA, which issues the SVIDs of the workloads on it."""
 
@@ -323,6 +341,28 @@ class HostAuthority:
                 f"the CA of host {self.host_name} is valid from {iso(self._profile.not_before_us)} only",
                 "set this host's clock",
             )
+
+    def issue_portable(self, spiffe_path: str, now_us: int, ttl_s: int = DEFAULT_TTL_S) -> Portable:
+        """A new SVID with a key of its own, for its workload to hold. Raises CredentialError as `issue` does."""
+        spiffe_id = SpiffeId(self.trust_domain, spiffe_path)
+        self._check(spiffe_id, LabelSet(), now_us)
+        end_us = min(now_us + ttl_s * SECOND, self.not_after_us) // SECOND * SECOND
+        begin_us = (now_us - BACKDATE_S * SECOND) // SECOND * SECOND
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = (
+            _builder(key.public_key(), x509.Name([]), self._issuer, begin_us, end_us)
+            .add_extension(self._issuer_id, False)
+            .add_extension(_LEAF_USAGE, True)
+            .add_extension(_LEAF_PURPOSES, False)
+            .add_extension(_NO_CA, True)
+            .add_extension(_uri(spiffe_id), True)
+            .sign(self._key, _digest(self._key))
+        )
+        der = leaf.public_bytes(Encoding.DER)
+        fingerprint = read_profile(der, "leaf").fingerprint
+        renew_us = now_us + (end_us - now_us) // 2
+        serial = f"{leaf.serial_number:x}"
+        return Portable(str(spiffe_id), der, self._der, key, fingerprint, serial, end_us, renew_us)
 
     def issue(
         self, spiffe_path: str, labels: LabelSet, now_us: int, ttl_s: int = DEFAULT_TTL_S

@@ -300,6 +300,10 @@ class Verifier:
                 DropReason.SPIFFE_ID_INVALID,
                 f"{spiffe_id} is not below {constraints.path_prefix}, all that its host CA may issue",
             )
+        if leaf.labels is None and constraints is not None:
+            raise refusal(
+                DropReason.KEY_USAGE_INVALID, "the SVID was handed to its workload, not made for handshakes"
+            )
         if leaf.labels is None:
             mapped = self._path_labels(spiffe_id) if self._path_labels else {}
             return self._as_we_see_it(spiffe_id.trust_domain, mapped, mapped)

@@ -175,15 +175,28 @@ def test_where_a_peer_is_from_is_not_its_own_to_say(forge: Forge, lie: dict[str,
 
 
 def test_an_svid_without_labels_is_marked_as_well(forge: Forge) -> None:
-    leaf = forge.sign_leaf(labels=None)
+    """Of another issuer: CAs of ours make none for handshakes."""
+    leaf, host = forge.sign_leaf(labels=None), forge.sign_host(constraints=None)
     plain = Verifier(forge.bundle(), own_domain=OURS)
     marked = LabelSet({"domain": DOMAIN, "federated": "true"})
-    assert plain.verify(forge.blob(leaf), NOW).labels == marked
+    assert plain.verify(forge.blob(leaf, host), NOW).labels == marked
     rules = path_labels([PathRule("spiffe://*", LabelSet({"app": "theirs"}))])
     mapped = Verifier(forge.bundle(), own_domain=OURS, path_labels=rules)
-    assert mapped.verify(forge.blob(leaf), NOW).labels["federated"] == "true"
+    assert mapped.verify(forge.blob(leaf, host), NOW).labels["federated"] == "true"
 
 
 def test_no_workload_of_ours_can_carry_the_mark(authority: HostAuthority) -> None:
     with pytest.raises(CredentialError, match="federated"):
         authority.issue("/host/web1/wl/x", LabelSet({"federated": "true"}), NOW)
+
+
+def test_an_svid_that_a_workload_holds_opens_no_handshake(authority: HostAuthority, forge: Forge) -> None:
+    held = authority.issue_portable("/host/web1/wl/x", NOW)
+    assert held.spiffe_id == f"spiffe://{DOMAIN}/host/web1/wl/x"
+    assert held.renew_at_us == NOW + 1_800_000_000
+    leaf = forge.sign_leaf(labels=None)
+    with pytest.raises(CredentialError) as caught:
+        verifier(forge, own=DOMAIN).verify(forge.blob(leaf), NOW)
+    assert caught.value.reason == DropReason.KEY_USAGE_INVALID
+    with pytest.raises(CredentialError):
+        authority.issue_portable("/host/other/wl/x", NOW)
