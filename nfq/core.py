@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache, partial
@@ -197,6 +197,13 @@ class Credentials:
             self._refused_us[key] = now_us
         if len(self._known) > self.limit:
             self._forget(next(iter(self._known)))
+
+    def discard(self, gone: Callable[[PeerIdentity], bool]) -> set[int]:
+        """Forget workloads with such identities, so that the agent is asked again; the identities' ids."""
+        found = {k: w for k, w in self._known.items() if isinstance(w, LocalWorkload) and gone(w.identity)}
+        for key in found:
+            self._forget(key)
+        return {workload.identity.id for workload in found.values()}
 
     def clear(self) -> None:
         """Forget all: the rules that map facts to workloads have changed."""

@@ -188,19 +188,24 @@ def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us
 
 
 def distrust(core: Core, doubtful: Callable[[PeerIdentity], bool], reason: DropReason, now_us: int) -> int:
-    """Cut every flow, half open or live, plain or encrypted, whose peer is `doubtful`. Returns how many live ones.
+    """Cut every flow, half open or live, plain or encrypted, one of whose ends is `doubtful`. How many live ones.
 
     For identities that are not trusted any more; `reason` is what their records say. The caller ends their sessions,
     and with them connections that are being made under one; a peer that has still to answer is verified when it does.
     """
     for flow in core.accepting:
-        if flow.peer is not None and doubtful(flow.peer):
+        if any(map(doubtful, flow.identities)):
             core.accepting.remove(flow)
+            if not flow.recorded:
+                core.recorder.denied(flow, reason, now_us)
+    for flow in core.connecting:
+        if any(map(doubtful, flow.identities)):
+            core.connecting.remove(flow)
             if not flow.recorded:
                 core.recorder.denied(flow, reason, now_us)
     cut = 0
     for flow in core.live:
-        if flow.state in _CARRIED and flow.peer is not None and doubtful(flow.peer):
+        if flow.state in _CARRIED and any(map(doubtful, flow.identities)):
             _cut(core, flow, now_us, reason)
             cut += 1
     return cut + udp.distrust(core, doubtful, reason, now_us)

@@ -185,6 +185,12 @@ class Flow:
         self.recorded = False
         self.journal_slot = -1
 
+    @property
+    def identities(self) -> list[PeerIdentity]:
+        """Whose flow it is, as far as that is known: our workload's identity, and the other end's."""
+        ends = [end.identity for end in (self.local, self.peer_local) if end is not None]
+        return ends if self.peer is None else [*ends, self.peer]
+
     def forget_handshake(self) -> None:
         """Drop what only the handshake needed: keys must not outlive their use."""
         self.hello = self.attempt = self.held = None

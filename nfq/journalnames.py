@@ -132,6 +132,8 @@ def _to_json(i: PeerIdentity) -> dict[str, object]:
         "fingerprint": i.fingerprint.hex(),
         "serial": i.serial,
         "host": i.host,
+        "issuer": i.issuer,
+        "issuer_serial": i.issuer_serial,
     }
 
 

@@ -233,7 +233,7 @@ def distrust(core: Core, doubtful: Callable[[PeerIdentity], bool], reason: DropR
     """As nfq.datapath.distrust, for flows of datagrams."""
     tables = core.udp
     for half_open in tables.accepting:
-        if half_open.peer is not None and doubtful(half_open.peer):
+        if any(map(doubtful, half_open.identities)):
             tables.accepting.remove(half_open)
             if half_open.resume is None:
                 core.recorder.denied(half_open, reason, now_us)
@@ -244,7 +244,7 @@ def distrust(core: Core, doubtful: Callable[[PeerIdentity], bool], reason: DropR
     count = 0
     for live in tables.live:
         flow = tables.find(tables.live, live.key)
-        if flow is not None and flow.peer is not None and doubtful(flow.peer):
+        if flow is not None and any(map(doubtful, flow.identities)):
             _end(core, flow, now_us, reason)
             count += 1
     return count

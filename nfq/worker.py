@@ -50,6 +50,7 @@ from sectool.errors import SectoolError
 from sectool.events import DropReason, Point, now_us
 from sectool.identity.credential import Credential
 from sectool.identity.federation import from_wire
+from sectool.identity.revocation import Revocations
 from sectool.identity.trust import TrustBundle
 from sectool.identity.verify import PeerIdentity, Verifier
 from sectool.policy import Engine, parse
@@ -105,6 +106,7 @@ class Worker:
             own_domain=str(header["trust_domain"]),
             accepted=from_wire(header.get("accepted") or {}),
         )
+        verifier.set_revocations(Revocations.from_wire(bytes.fromhex(header.get("revoked", ""))))
         self.ring = RingWriter.open_or_create(Path(header["ring"]))
         self.journal = Journal(Path(header["journal"]))
         self.ports = KernelPorts(self.journal, int(header["mask"]))
@@ -162,6 +164,7 @@ class Worker:
                 self._adopt(found, now)
         bundle = self.verifier.bundle
         self._distrust(lambda peer: not bundle.roots.get(peer.trust_domain), DropReason.UNTRUSTED_DOMAIN)
+        self._cut_revoked()
         if self.journal.foreign or self.journal.forgotten:
             what = "a journal that this version cannot read" if self.journal.foreign else "some flows"
             sys.stderr.write(f"{self.journal.path}: {what} could not be restored; their connections end\n")
@@ -293,6 +296,8 @@ class Worker:
                 self.name_sources = _name_sources(self.names, header)
             case "bundle":
                 self._trust(header, payload)
+            case "revoked":
+                self._revoked(payload)
             case "stats":
                 self._send_stats()
             case "stop":
@@ -313,6 +318,24 @@ class Worker:
         }
         if changed:
             self._distrust(lambda peer: peer.trust_domain in changed, DropReason.UNTRUSTED_DOMAIN)
+
+    def _revoked(self, payload: bytes) -> None:
+        """Refuse what these lists revoke from now on, and end at once what rests on it."""
+        self.verifier.set_revocations(Revocations.from_wire(payload))
+        ended, cut = self._cut_revoked()
+        self._send({"t": "revoked", "sessions": ended, "cut": cut})
+
+    def _cut_revoked(self) -> tuple[int, int]:
+        revocations = self.verifier.revocations
+        if not revocations:
+            return 0, 0
+
+        def revoked(peer: PeerIdentity) -> bool:
+            return bool(revocations.of(peer))
+
+        gone = self.core.credentials.discard(revoked)
+        ended = self.core.sessions.revoke(lambda session: session.local in gone or revoked(session.peer))
+        return ended, datapath.distrust(self.core, revoked, DropReason.REVOKED_LIVE, now_us())
 
     def _distrust(self, doubtful: Callable[[PeerIdentity], bool], reason: DropReason) -> None:
         datapath.distrust(self.core, doubtful, reason, now_us())

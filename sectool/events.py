@@ -136,6 +136,7 @@ class DropReason(IntEnum):
     SPIFFE_ID_INVALID = 32
     NO_LOCAL_IDENTITY = 33  # our own workload could not be identified
     NO_LISTENER = 34  # nothing listens on the port: there is no workload to decide for
+    REVOCATION_STALE = 35  # the signed list that would say whether it is revoked has expired
     # handshake
     HANDSHAKE_MALFORMED = 40
     VERSION_UNSUPPORTED = 41

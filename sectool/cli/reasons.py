@@ -27,6 +27,7 @@ MEANING: dict[DropReason, str] = {
     DropReason.KEY_USAGE_INVALID: "a certificate is used for what it was not issued for",
     DropReason.SPIFFE_ID_INVALID: "the peer's SPIFFE ID is not valid or not within what its host may issue",
     DropReason.NO_LOCAL_IDENTITY: "this host's own workload could not be given an identity; see agent.log",
+    DropReason.REVOCATION_STALE: "the list of what is revoked has expired, so nobody new is trusted; renew it",
     DropReason.NO_LISTENER: "nothing listens on the port, so there is no workload to decide for",
     DropReason.HANDSHAKE_MALFORMED: "a handshake message could not be read",
     DropReason.VERSION_UNSUPPORTED: "the peer speaks a protocol version this host does not",

@@ -44,7 +44,7 @@ from sectool.identity.extensions import (
     encode_labels,
 )
 from sectool.identity.files import new_directory, read_file, write_atomic
-from sectool.identity.profile import Profile, is_host_name, read_profile
+from sectool.identity.profile import Profile, is_host_name, key_id, read_profile
 from sectool.identity.spiffe import SpiffeId, check_trust_domain
 from sectool.labels import FEDERATED_LABEL, LabelSet
 
@@ -94,7 +94,13 @@ def _authority_key(identifier: bytes) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier(identifier, None, None)
 
 
-def _digest(key: SigningKey) -> hashes.SHA256 | None:
+def authority_key(key: VerifyingKey) -> x509.AuthorityKeyIdentifier:
+    """The extension that names the key something was signed with."""
+    return _authority_key(_key_identifier(key))
+
+
+def digest_of(key: SigningKey) -> hashes.SHA256 | None:
+    """What a signature by `key` hashes with; Ed25519 brings its own."""
     return None if isinstance(key, ed25519.Ed25519PrivateKey) else _SHA256
 
 
@@ -235,7 +241,7 @@ class RootAuthority:
             .add_extension(
                 x509.UnrecognizedExtension(CONSTRAINTS_OID, encode_constraints(constraints)), False
             )
-            .sign(self._key, _digest(self._key))
+            .sign(self._key, digest_of(self._key))
         )
 
 
@@ -265,6 +271,7 @@ class HostAuthority:
         "_issuer",
         "_issuer_id",
         "_key",
+        "_names",
         "_profile",
         "_root",
         "constraints",
@@ -292,6 +299,7 @@ class HostAuthority:
         self.trust_domain = profile.spiffe_id().trust_domain
         self.host_name = profile.host_name()
         self.constraints = decode_constraints(profile.constraints)
+        self._names = key_id(profile.public_key), f"{profile.serial:x}"
 
     def __repr__(self) -> str:
         return f"HostAuthority({self.host_name!r}, {self.trust_domain!r})"
@@ -356,7 +364,7 @@ class HostAuthority:
             .add_extension(_LEAF_PURPOSES, False)
             .add_extension(_NO_CA, True)
             .add_extension(_uri(spiffe_id), True)
-            .sign(self._key, _digest(self._key))
+            .sign(self._key, digest_of(self._key))
         )
         der = leaf.public_bytes(Encoding.DER)
         fingerprint = read_profile(der, "leaf").fingerprint
@@ -396,7 +404,7 @@ class HostAuthority:
             .add_extension(_NO_CA, True)
             .add_extension(_uri(spiffe_id), True)
             .add_extension(x509.UnrecognizedExtension(LABELS_OID, encode_labels(labels)), False)
-            .sign(self._key, _digest(self._key))
+            .sign(self._key, digest_of(self._key))
         )
         leaf_der = leaf.public_bytes(Encoding.DER)
         stream = compress(leaf_der, self._der)
@@ -412,7 +420,7 @@ class HostAuthority:
         read = read_profile(leaf_der, "leaf")
         validity = (max(begin_us, host.not_before_us, self._root.not_before_us), end_us)
         peer = PeerIdentity.of(
-            spiffe_id, labels, public, validity, read.fingerprint, read.serial, self.host_name
+            spiffe_id, labels, public, validity, read.fingerprint, read.serial, self.host_name, self._names
         )
         return Credential(
             leaf_der=leaf_der,

@@ -45,6 +45,8 @@ class PeerIdentity:
     serial: str  # the leaf's serial number, lower-case hexadecimal
     host: str  # name of the host whose CA vouches; '' for a CA that is not one of ours
     id: int  # stable_id(fingerprint): the identity's id in events
+    issuer: str = ""  # SHA-256 of the host CA's public key, hexadecimal; '' where nobody looked
+    issuer_serial: str = ""  # and the serial number of its certificate
 
     @classmethod
     def of(
@@ -56,6 +58,7 @@ class PeerIdentity:
         fingerprint: bytes,
         serial: int,
         host: str,
+        issuer: tuple[str, str] = ("", ""),
     ) -> PeerIdentity:
         """Build one, with the label `domain`.
 
@@ -84,6 +87,8 @@ class PeerIdentity:
             serial=f"{serial:x}",
             host=host,
             id=stable_id(fingerprint),
+            issuer=issuer[0],
+            issuer_serial=issuer[1],
         )
 
 
@@ -122,6 +127,7 @@ class Credential:
                 "fingerprint": peer.fingerprint.hex(),
                 "serial": peer.serial,
                 "host": peer.host,
+                "issuer": [peer.issuer, peer.issuer_serial],
             },
             separators=(",", ":"),
         ).encode()
@@ -163,6 +169,7 @@ class Credential:
         fingerprint = bytes.fromhex(fields["fingerprint"])
         if len(fingerprint) != 32 or not isinstance(fields["host"], str):
             raise ValueError("peer")
+        issuer, issuer_serial = map(str, fields["issuer"])
         peer = PeerIdentity.of(
             spiffe_id,
             LabelSet.parse(fields["labels"]),
@@ -171,6 +178,7 @@ class Credential:
             fingerprint,
             int(fields["serial"], 16),
             fields["host"],
+            (issuer, issuer_serial),
         )
         return cls(
             leaf_der=parts.leaf_der,

@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from sectool.clock import from_datetime
@@ -48,6 +49,11 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 def is_host_name(name: str) -> bool:
     """Whether `name` can name a host: it becomes a common name, a SPIFFE path segment and text in events."""
     return _HOST_NAME.fullmatch(name) is not None
+
+
+def key_id(key: VerifyingKey) -> str:
+    """SHA-256 of a public key (SubjectPublicKeyInfo) in hexadecimal: a CA goes by it whatever certificate it has."""
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def refusal(reason: DropReason, message: str, hint: str = "") -> CredentialError:

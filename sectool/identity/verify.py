@@ -9,7 +9,7 @@ hold:
     4 CA and key usage flags         KEY_USAGE_INVALID
     5 validity, delegation's bound   CREDENTIAL_EXPIRED, CREDENTIAL_NOT_YET_VALID,
                                      DELEGATION_INVALID, DELEGATION_EXPIRED
-    6 revocation                     CREDENTIAL_REVOKED
+    6 revocation                     CREDENTIAL_REVOKED, REVOCATION_STALE
     7 path and labels                SPIFFE_ID_INVALID, LABEL_NOT_PERMITTED
     8 host CA signed by a root       UNTRUSTED_CHAIN     (remembered per host CA)
     9 leaf signed by the host CA     UNTRUSTED_CHAIN
@@ -32,7 +32,8 @@ from sectool.events import DropReason
 from sectool.identity.blob import MAX_BLOB, Blob, unpack
 from sectool.identity.credential import PeerIdentity
 from sectool.identity.extensions import LabelConstraints, decode_constraints, decode_labels
-from sectool.identity.profile import Profile, read_profile, refusal
+from sectool.identity.profile import Profile, key_id, read_profile, refusal
+from sectool.identity.revocation import Revocations
 from sectool.identity.spiffe import SpiffeId
 from sectool.identity.trust import TrustBundle
 from sectool.labels import DOMAIN_LABEL, FEDERATED_LABEL, LabelSet
@@ -77,13 +78,18 @@ class _Host:
     spiffe_id: SpiffeId
     constraints: LabelConstraints | None  # None: not one of ours, its leaves may carry no labels
     name: str
+    key: str  # key_id
+    serial: str
 
 
 def _read_host(der: bytes) -> _Host:
     profile = read_profile(der, "host CA")
     raw = profile.constraints
     constraints = decode_constraints(raw) if raw is not None else None
-    return _Host(profile, profile.spiffe_id(), constraints, profile.host_name() if constraints else "")
+    name = profile.host_name() if constraints else ""
+    return _Host(
+        profile, profile.spiffe_id(), constraints, name, key_id(profile.public_key), f"{profile.serial:x}"
+    )
 
 
 class Verifier:
@@ -98,6 +104,7 @@ class Verifier:
         "_own",
         "_path_labels",
         "_refused",
+        "_revocations",
         "_revoked",
         "_skew_us",
     )
@@ -130,6 +137,7 @@ class Verifier:
         self._refused: dict[bytes, tuple[int, int, str, str]] = {}
         self._hosts: dict[bytes, tuple[_Host, Profile]] = {}
         self._revoked: frozenset[str] = frozenset()
+        self._revocations = Revocations()
 
     @property
     def cached(self) -> tuple[int, int]:
@@ -166,6 +174,16 @@ class Verifier:
         self._bundle = bundle
         self.forget()
 
+    @property
+    def revocations(self) -> Revocations:
+        """The signed lists that count now."""
+        return self._revocations
+
+    def set_revocations(self, revocations: Revocations) -> None:
+        """Refuse from now on what these signed lists revoke, in place of those before."""
+        self._revocations = revocations
+        self.forget()
+
     def set_revoked(self, revoked: Iterable[str]) -> None:
         """Refuse exactly these from now on: SHA-256 fingerprints or serial numbers, of leaves or host CAs.
 
@@ -191,6 +209,8 @@ class Verifier:
         peer = self._good.get(key)
         if peer is not None:
             if peer.not_before_us - self._skew_us <= now_us <= peer.not_after_us:
+                if now_us > self._revocations.first_stale_us:
+                    self._check_fresh(peer.trust_domain, peer.issuer, now_us)
                 return peer
             del self._good[key]
         known = self._refused.get(key)
@@ -236,6 +256,8 @@ class Verifier:
         if self._revoked:
             self._check_revoked(leaf)
             self._check_revoked(host.profile)
+        if self._revocations:
+            self._check_lists(leaf, spiffe_id, host, now_us)
         labels = self._labels(leaf, spiffe_id, host)
 
         root = proven[1] if proven else self._root_of(host, now_us)
@@ -257,6 +279,7 @@ class Verifier:
             leaf.fingerprint,
             leaf.serial,
             host.name,
+            (host.key, host.serial),
         )
 
     def _check_names(self, leaf: SpiffeId, host: _Host) -> None:
@@ -292,6 +315,24 @@ class Verifier:
         names = [f"{profile.serial:x}", *(each.hex().lstrip("0") for each in profile.fingerprints())]
         if not self._revoked.isdisjoint(names):
             raise refusal(DropReason.CREDENTIAL_REVOKED, f"the {profile.role} {profile.serial:x} is revoked")
+
+    def _check_lists(self, leaf: Profile, spiffe_id: SpiffeId, host: _Host, now_us: int) -> None:
+        begin = max(leaf.not_before_us, host.profile.not_before_us)
+        domain = spiffe_id.trust_domain
+        why = self._revocations.why(
+            domain, str(spiffe_id), f"{leaf.serial:x}", begin, (host.key, host.serial)
+        )
+        if why:
+            raise refusal(DropReason.CREDENTIAL_REVOKED, why)
+        self._check_fresh(domain, host.key, now_us)
+
+    def _check_fresh(self, trust_domain: str, issuer: str, now_us: int) -> None:
+        if why := self._revocations.stale(trust_domain, issuer, now_us):
+            raise refusal(
+                DropReason.REVOCATION_STALE,
+                why,
+                "get a newer list: sectool revocation import FILE; or set revocation_expired: open",
+            )
 
     def _labels(self, leaf: Profile, spiffe_id: SpiffeId, host: _Host) -> Mapping[str, str]:
         constraints = host.constraints
