@@ -31,6 +31,7 @@ from nfq.netns import NamespaceLock
 from nfq.preflight import preflight
 from sectool import __version__
 from sectool.agent import control, keyfolder
+from sectool.agent.alerts import Alerts
 from sectool.agent.apply import policy_problem
 from sectool.agent.background import prepare_run_folder
 from sectool.agent.cleanup import remove_run_files
@@ -143,6 +144,7 @@ class Daemon:
         self.workers: list[Worker] = []
         self.health = Health(self._health_changed)
         self.identities = Identities(self._resolve, self._issue, self._issued)
+        self.alerts = Alerts(self)
         self._announcer = announcer
         self._defined = time.monotonic()
         self._stack = contextlib.AsyncExitStack()
@@ -244,6 +246,8 @@ class Daemon:
         self._install_rules()
         self._adopt = False
         self.state = "enforcing"
+        self.alerts.start()
+        push.push_async_callback(self.alerts.close)
         active = self.revisions.active
         self.events.emit(
             Type.ENFORCER_START,

@@ -40,6 +40,7 @@ class Reloaded:
 def reload(daemon: Daemon) -> Reloaded:
     """Apply what has changed. Raises SectoolError for a file with a mistake in it; then nothing has changed."""
     wanted, host = load_settings(daemon.paths.settings), load_host(daemon.paths.state)
+    daemon.alerts.reread()
     changed = [
         f.name for f in fields(Settings) if getattr(wanted, f.name) != getattr(daemon.settings, f.name)
     ]

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Place] = {
     "flows": Place(
         "sectool.cli.flows", "List or follow the connections seen, with verdict and reason.", "flows"
     ),
+    "alerts": Place("sectool.cli.alerts", "List what is wrong now, and who was told."),
     "events": Place(
         "sectool.cli.flows", "List what else happened: workloads, identities, policy, enforcer.", "events"
     ),

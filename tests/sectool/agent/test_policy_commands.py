@@ -1,7 +1,8 @@
-"""Explaining, staging and promoting on a running host."""
+"""Explaining, alerting, staging and promoting on a running host."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -29,6 +30,11 @@ rules:
 
 
 def test_a_recorded_connection_is_explained_then_staged_policy_promoted(host: Host) -> None:
+    told = host.folder / "told.json"
+    (host.state / "alerts.yaml").write_text(
+        "alerts: [{name: hammering, when: denied-burst, count: 1, send: [page]}]\n"
+        f"send: {{page: {{command: [/bin/sh, -c, 'cat > {told}']}}}}\n"
+    )
     host.ok("up", "--background")
     assert host.apply(POLICY, "--reason", "opening day").code == 0
     server = host.popen(
@@ -54,6 +60,12 @@ def test_a_recorded_connection_is_explained_then_staged_policy_promoted(host: Ho
         assert answer["recorded"]["flow"]["event.id"] == flow["event.id"]
         assert answer["nearest_allow"]["since"]["reason"] == "opening day"
         assert [side["verdict"] for side in answer["sides"]] == ["deny", "deny"]
+        until(told.exists, "the alert was sent")
+        message = until(lambda: told.read_text(), "all of it")
+        assert json.loads(message)["text"].startswith("app=batch")
+        alerts = host.sectool("alerts")
+        assert alerts.code == 1
+        assert "hammering" in alerts.out
         report = host.sectool("policy", "staged-report", "-o", "json")
         assert report.code == 1
         assert "allow app=batch to call app=db on tcp/5432" in report.out

@@ -1,0 +1,154 @@
+"""What is wrong now, and since when: findings come in, raised and cleared alerts go out. No I/O, no clock.
+
+    finding                       no finding for `hold`
+---------------> raised --------------------------------> cleared
+                 (told once, however often it is found again)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from sectool.alerts.rules import AlertRule, AlertSettings
+from sectool.labels import stable_id
+
+MAX_ACTIVE: Final = 1000
+MAX_KEYS: Final = 20_000
+MAX_PLACES: Final = 10_000  # remembered of one scanning source
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something a rule is about. `subject` tells it from others of the same rule."""
+
+    subject: str
+    text: str
+    owners: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A raised alert; times in UTC microseconds. `count`: how often it was found."""
+
+    id: int
+    rule: str
+    when: str
+    finding: Finding
+    raised_us: int
+    seen_us: int
+    count: int = 1
+
+    def describe(self) -> dict[str, Any]:
+        """As it is recorded and sent."""
+        return {
+            "id": self.id,
+            "alert": self.rule,
+            "when": self.when,
+            "subject": self.finding.subject,
+            "text": self.finding.text,
+            "owners": list(self.finding.owners),
+            "raised": self.raised_us,
+            **({"details": dict(self.finding.details)} if self.finding.details else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An alert that was raised, or is over."""
+
+    alert: Alert
+    raised: bool
+    send: tuple[str, ...] = ()
+
+
+class Watch:
+    """The alerts that are raised. At most 1000 at a time; what is found beyond that is counted in `overflow`."""
+
+    def __init__(self, settings: AlertSettings) -> None:
+        self.settings = settings
+        self.active: dict[int, Alert] = {}
+        self.overflow = 0
+
+    def settle(self, settings: AlertSettings) -> None:
+        """Other rules from now on; alerts of rules that are gone are cleared by the next `tick`."""
+        self.settings = settings
+
+    def restore(self, alert: Alert) -> None:
+        """An alert that was raised before a restart."""
+        self.active[alert.id] = alert
+
+    def found(self, rule: AlertRule, findings: Iterable[Finding], now_us: int) -> list[Change]:
+        """What a look at the record brought for one rule."""
+        out = []
+        for finding in findings:
+            number = stable_id(f"{rule.name}\0{finding.subject}".encode())
+            known = self.active.get(number)
+            if known is not None:
+                self.active[number] = replace(known, seen_us=now_us, count=known.count + 1)
+                continue
+            if len(self.active) >= MAX_ACTIVE:
+                self.overflow += 1
+                continue
+            alert = Alert(number, rule.name, rule.when, finding, now_us, now_us)
+            self.active[number] = alert
+            out.append(Change(alert, True, rule.send))
+        return out
+
+    def tick(self, now_us: int) -> list[Change]:
+        """Alerts that are over."""
+        rules = {rule.name: rule for rule in self.settings.rules}
+        out = []
+        for alert in list(self.active.values()):
+            rule = rules.get(alert.rule)
+            if rule is None or now_us - alert.seen_us >= rule.hold_us:
+                del self.active[alert.id]
+                out.append(Change(alert, False, rule.send if rule else ()))
+        return out
+
+
+class Counting:
+    """How often each key came within a stretch of time. Bounded: the oldest keys are forgotten first."""
+
+    def __init__(self, within_us: int) -> None:
+        self._within = within_us
+        self._seen: dict[Any, deque[tuple[int, int]]] = {}
+
+    def add(self, key: Any, count: int, now_us: int) -> int:
+        """Count it; gives the sum within the stretch that ends now."""
+        times = self._seen.setdefault(key, deque())
+        times.append((now_us, count))
+        while times[0][0] <= now_us - self._within:
+            times.popleft()
+        if len(self._seen) > MAX_KEYS:
+            self.sweep(now_us)
+            while len(self._seen) > MAX_KEYS:
+                del self._seen[next(iter(self._seen))]
+        return sum(n for _, n in times)
+
+    def sweep(self, now_us: int) -> None:
+        """Forget what is too old to count."""
+        for key in [k for k, times in self._seen.items() if times[-1][0] <= now_us - self._within]:
+            del self._seen[key]
+
+
+class Places:
+    """How many different things each key touched within a stretch of time. Bounded in both."""
+
+    def __init__(self, within_us: int) -> None:
+        self._within = within_us
+        self._seen: dict[Any, dict[Any, int]] = {}
+
+    def add(self, key: Any, place: Any, now_us: int) -> int:
+        """Note it; gives how many different ones there are within the stretch that ends now."""
+        if key not in self._seen and len(self._seen) >= MAX_KEYS:
+            del self._seen[next(iter(self._seen))]
+        places = self._seen.setdefault(key, {})
+        places.pop(place, None)
+        places[place] = now_us
+        while len(places) > MAX_PLACES or next(iter(places.values())) <= now_us - self._within:
+            del places[next(iter(places))]
+        return len(places)
