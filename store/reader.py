@@ -18,7 +18,7 @@ import pyarrow as pa
 from sectool.api.client import Answer, Client
 from sectool.errors import NoDaemonError, PrivilegeError, StoreError
 from sectool.filters import Filter
-from store import segment
+from store import questions, segment
 from store.catalog import Catalog
 from store.flows import list_events, list_flows
 from store.query import DEFAULT_ROWS, DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS, Result, run
@@ -71,6 +71,9 @@ class Reader(Protocol):
 
     def tail(self, filter_: Filter = ..., from_seq: int | None = None) -> Iterator[TailFrame]:
         """New flows as they come; NoDaemonError without a store process."""
+
+    def ask(self, question: str, **fields: Any) -> dict[str, Any]:
+        """One of store.questions, with its fields (None: not given)."""
 
     def stats(self) -> dict[str, Any]:
         """Counters and state of the store."""
@@ -164,6 +167,10 @@ class LiveReader:
                 table = from_ipc(answer.payload) if answer.payload else None
                 yield TailFrame(table, int(answer["next_seq"]), int(answer.get("gap", 0)))
 
+    def ask(self, question: str, **fields: Any) -> dict[str, Any]:
+        """One of store.questions."""
+        return questions.decode(self._client.call("ask", question=question, **_given(**fields)).payload)
+
     def stats(self) -> dict[str, Any]:
         """Counters and state of the store."""
         return {key: value for key, value in self._client.call("stats").header.items() if key != "ok"}
@@ -256,6 +263,10 @@ class LocalReader:
             "no daemon runs, so there is nothing to follow",
             "start it with `sectool up`, or leave --follow out",
         )
+
+    def ask(self, question: str, **fields: Any) -> dict[str, Any]:
+        """One of store.questions."""
+        return questions.decode(questions.encode(questions.answer(self._catalog, question, _given(**fields))))
 
     def stats(self) -> dict[str, Any]:
         """What the files say."""

@@ -27,7 +27,7 @@ from sectool.api import wire
 from sectool.api.server import Peer
 from sectool.errors import Exit, PrivilegeError, SectoolError, UsageError
 from sectool.filters import Filter
-from store import query
+from store import query, questions
 from store.flows import Tail, list_events, list_flows, no_new_flows
 from store.process import Store
 from store.query import Result
@@ -65,6 +65,7 @@ class Server:
             "query": self._query,
             "flows": self._flows,
             "events": self._events,
+            "ask": self._ask,
         }
         self._listener = self._listen()
 
@@ -242,6 +243,11 @@ class Server:
         assert timeout_ms is not None
         with self._slot():
             return _table(list_events(self.store.catalog, types, timeout_ms=timeout_ms, **bounds))
+
+    def _ask(self, request: Mapping[str, Any]) -> Answer:
+        with self._slot():
+            document = questions.answer(self.store.catalog, request.get("question"), request)
+        return {}, questions.encode(document)
 
     def _tail(self, client: socket.socket, request: Mapping[str, Any]) -> None:
         """Send new flows until the client hangs up or the store ends."""

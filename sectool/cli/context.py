@@ -32,6 +32,7 @@ class Session:
     paths: Paths = field(default_factory=Paths.resolve)
     color_mode: Color = Color.AUTO
     quiet: bool = False
+    offline: bool = False  # --store: the files of a folder or bundle, never a daemon
 
     @property
     def color(self) -> bool:

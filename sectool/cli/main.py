@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from sectool.cli.context import Color, Session
 from sectool.cli.lazy import Place, Unloaded
 from sectool.cli.report import INTERRUPTED, defect, from_os, report, usage
 from sectool.errors import Exit, SectoolError
+from sectool.errors import UsageError as SectoolUsage
 
 COMMANDS: dict[str, Place] = {
     "ca": Place("sectool.cli.ca", "The trust domain's root: make it, once."),
@@ -40,6 +42,10 @@ COMMANDS: dict[str, Place] = {
     "events": Place(
         "sectool.cli.flows", "List what else happened: workloads, identities, policy, enforcer.", "events"
     ),
+    "timeline": Place(
+        "sectool.cli.timeline", "Everything that happened around a moment, or to one thing.", "timeline"
+    ),
+    "store": Place("sectool.cli.store", "The recorded history as files: how much, whether sound, what is kept."),
     "query": Place("sectool.cli.query", "Ask the event store in SQL, read-only.", "query"),
     "identity": Place("sectool.cli.identity", "The identities this host has issued."),
     "trust": Place("sectool.cli.trust", "Other trust domains: whose identities count here, and how far."),
@@ -98,6 +104,10 @@ def root(
     run: Annotated[
         str | None, typer.Option(metavar="DIR", help="Run folder [env: SECTOOL_RUN; default: /run/sectool].")
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Read this case bundle or state folder, and ask no daemon."),
+    ] = None,
     color: Annotated[Color, typer.Option(help="Colour on stdout.")] = Color.AUTO,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No talk on stderr but errors and warnings.")
@@ -116,7 +126,12 @@ def root(
       sectool flows --verdict deny --since 10m
       sectool explain 'app=web -> app=db tcp/5432'
     """
-    ctx.obj = Session(Paths.resolve(state, run), color, quiet)
+    if store is None:
+        ctx.obj = Session(Paths.resolve(state, run), color, quiet)
+    elif state or run:
+        raise SectoolUsage("--store stands for --state and --run", "give it alone")
+    else:  # where no daemon listens
+        ctx.obj = Session(Paths.resolve(store, Path(store) / "no-daemon"), color, quiet, offline=True)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,0 +1,54 @@
+"""Commands that ask about the past, run as their user runs them, on the files of a small history."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sectool.cli.conftest import Cli
+from tests.store.conftest import StoreLab
+from tests.store.shop import HOUR, fill, settle
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[StoreLab]:
+    """Two days of a shop, in files."""
+    base = Path(tempfile.mkdtemp(prefix="st-past-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    lab = StoreLab(base)
+    try:
+        fill(lab)
+        settle(lab)
+        yield lab
+    finally:
+        lab.close()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def _unix(lab: StoreLab, hours: float) -> str:
+    return str(lab.T0 + round(hours * HOUR))
+
+
+def test_timeline_tells_people_and_programs(cli: Cli, shop: StoreLab) -> None:
+    window = ("--since", _unix(shop, 23), "--until", _unix(shop, 28))
+    done = cli("--store", shop.state, "timeline", *window)
+    assert done.code == 0
+    assert "alice applied, as policy revision 2: reason 2" in done.out
+    assert "app=web was denied app=db tcp/5432: default_deny x300 in 29s" in done.out
+    assert "\x1b" not in done.out
+    assert "\\x1b[31mred" in done.out
+    done = cli("--store", shop.state, "timeline", *window, "--kind", "loss", "-o", "json")
+    document = json.loads(done.out)
+    assert [item["type"] for item in document["items"]] == ["events.lost"]
+    assert document["truncated"] is False
+
+
+def test_nothing_there_is_said(cli: Cli, tmp_path: Path) -> None:
+    done = cli("--store", tmp_path / "none", "timeline")
+    assert done.code == 3
+    assert "none" in done.err
+    assert cli("--store", tmp_path, "--state", tmp_path, "timeline").code == 2
