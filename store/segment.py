@@ -2,6 +2,7 @@
 
     flows-20260301T140000Z-1.duckdb      a segment: live (written by the store process) or sealed (mode 0440)
     chain.jsonl                          one entry per sealed segment, each hashed over the one before
+    flows-20260301T140000Z-1.parquet/    a sealed segment made compact (store.compaction): a file a table
     *.damaged-<microseconds>             what could not be opened: kept, never touched again
 
 A segment begins at every start of the store and whenever the live one is too old or too large.
@@ -28,7 +29,8 @@ from sectool.events import now_us
 CHAIN = "chain.jsonl"
 GENESIS = "0" * 64
 NOT_NOW = "cannot be opened now"  # what of a Damage that is none: the file may be sound
-_NAME = re.compile(r"flows-[0-9]{8}T[0-9]{6}Z-[0-9]+\.duckdb")
+NATIVE, COMPACT = ".duckdb", ".parquet"
+_NAME = re.compile(r"flows-[0-9]{8}T[0-9]{6}Z-[0-9]+\.(duckdb|parquet)")
 # An open that fails for one of these says nothing about the file's content.
 _NOT_ITS_FAULT = (
     "lock",
@@ -71,12 +73,19 @@ def segment_name(start_us: int, number: int) -> str:
 
 
 def segment_files(events: Path) -> list[Path]:
-    """All segments in `events`, oldest first."""
+    """All segments in `events`, oldest first. Of one that is there twice (compaction was killed) the native one."""
     try:
         found = [path for path in events.iterdir() if _NAME.fullmatch(path.name)]
     except FileNotFoundError:
         return []
+    native = {path.stem for path in found if not compact(path)}
+    found = [path for path in found if not compact(path) or path.stem not in native]
     return sorted(found, key=lambda p: (p.name.split("-")[1], int(p.stem.rpartition("-")[2])))
+
+
+def compact(path: Path) -> bool:
+    """Whether a segment is a folder of Parquet files, not a native file."""
+    return path.suffix == COMPACT
 
 
 def one(cursor: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
@@ -153,9 +162,22 @@ def _quoted(path: Path) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """SHA-256 of a segment, in hex. Of a folder it is that of its files' names and hashes."""
+    if path.is_dir():
+        lines = [f"{file_hash(file)}  {file.name}\n" for file in sorted(path.iterdir())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a segment; 0 when it is not there."""
+    try:
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.iterdir())
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def seal(events: Path, path: Path, summary: Summary) -> None:
@@ -196,7 +218,7 @@ def _entry_hash(entry: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _entries(events: Path) -> Iterator[dict[str, Any]]:
+def entries(events: Path) -> Iterator[dict[str, Any]]:
     """The chain's entries up to the first line that is none."""
     try:
         lines = (events / CHAIN).read_bytes().split(b"\n")
@@ -220,7 +242,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def sealed(events: Path) -> dict[str, dict[str, Any]]:
     """Chain entries by segment name."""
-    return {entry["segment"]: entry for entry in _entries(events) if isinstance(entry.get("segment"), str)}
+    return {entry["segment"]: entry for entry in entries(events) if isinstance(entry.get("segment"), str)}
 
 
 def mend_chain(events: Path) -> list[Damage]:
@@ -274,23 +296,36 @@ def verify_chain(events: Path) -> list[Damage]:
             problems.append(Damage(CHAIN, f"entry {number} was edited"))
             break
         previous = entry["hash"]
-        if isinstance(entry.get("retired"), str):
-            retired.add(entry["retired"])
+        for word in ("retired", "replaces"):
+            if isinstance(entry.get(word), str):
+                retired.add(entry[word])
         if isinstance(entry.get("segment"), str):
             listed[entry["segment"]] = str(entry.get("sha256"))
     for name, digest in listed.items():
         path = events / name
         if not path.exists():
-            if name not in retired:
+            if name not in retired and name not in gone(events):
                 problems.append(Damage(name, "is missing"))
         elif not hmac.compare_digest(file_hash(path), digest):
             problems.append(Damage(name, "was changed after it was sealed"))
+    problems += [
+        Damage(path.name, "is read-only as sealed segments are, but the chain does not list it")
+        for path in segment_files(events)
+        if path.name not in listed and not path.stat().st_mode & 0o200
+    ]
     return problems
+
+
+def gone(events: Path) -> set[str]:
+    """Names of segments that the chain says were removed: retired, or replaced by a compact one."""
+    return {
+        str(entry[word]) for entry in entries(events) for word in ("retired", "replaces") if entry.get(word)
+    }
 
 
 def chain_head(events: Path) -> tuple[int, str]:
     """Number and hash of the newest entry: noted elsewhere, they betray a chain cut short."""
     number, digest = 0, GENESIS
-    for entry in _entries(events):
+    for entry in entries(events):
         number, digest = entry["n"], entry["hash"]
     return number, digest

@@ -148,7 +148,7 @@ def test_sequence_numbers_go_on_after_a_restart(lab: Any) -> None:
         store.close()
     seqs = lab.reader().query("SELECT seq FROM flow_records ORDER BY seq").table["seq"].to_pylist()
     assert seqs == [1, 2, 3]
-    chain = [entry["segment"] for entry in segment._entries(lab.events)]
+    chain = [entry["segment"] for entry in segment.entries(lab.events)]
     assert len(chain) == len(set(chain)) == 3
 
 

@@ -1,0 +1,138 @@
+"""`sectool store`: the recorded history as files: how much there is, whether it is sound, what is kept of it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sectool.cli.context import Session, session
+from sectool.cli.moments import show_time
+from sectool.cli.output import Column, Format, emit, emit_document, paint
+from sectool.cli.text import escape, size
+from sectool.errors import Exit
+
+if TYPE_CHECKING:
+    from store.verify import Verdict
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="Format of the data on stdout.")]
+
+
+@app.callback()
+def store() -> None:
+    """The recorded history as files: how much there is, whether it is sound, what is kept of it.
+
+    \b
+    Examples:
+      sectool store stats
+      sectool store verify
+      sectool store prune --keep-days 90
+    """
+
+
+@app.command()
+def verify(
+    ctx: typer.Context,
+    anchor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--anchor", metavar="HASH", help="A head noted earlier that has to be there still (repeatable)."
+        ),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Find edits, removals and reorderings in sealed history and in the control history. Reads all of it; no daemon.
+
+    Prints the head of each chain. Note them somewhere else, now and then: given as --anchor later, they also betray
+    that the newest part was cut off. Exits 1 when something does not hold, naming each place.
+
+    \b
+    Examples:
+      sectool store verify
+      sectool store verify -o json | jq -r '.heads[].hash'     what to note
+      sectool store verify --anchor 5f1d…
+    """
+    from store.verify import anchor as noted
+    from store.verify import verify as check
+
+    at = session(ctx)
+    anchors = [noted(text) for text in anchor or ()]
+    verdict = check(at.paths.state, anchors)
+    if output in (Format.TABLE, Format.WIDE):
+        for line in _verdict(verdict, len(anchors), at.color):
+            sys.stdout.write(line + "\n")
+    else:
+        emit_document(_document(verdict), output, "sectool.store.verify/1")
+    if verdict.problems:
+        raise typer.Exit(int(Exit.DENIED))
+
+
+def _document(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "sound": not verdict.problems,
+        "problems": [{"where": p.where, "what": p.what} for p in verdict.problems],
+        "heads": [{"chain": h.chain, "entries": h.entries, "hash": h.hash} for h in verdict.heads],
+        "segments": verdict.segments,
+        "bytes": verdict.bytes,
+        "unsealed": list(verdict.unsealed),
+    }
+
+
+def _verdict(verdict: Verdict, anchors: int, color: bool) -> list[str]:
+    out = [
+        f"{paint('DOES NOT HOLD', 'bad', color)}  {escape(problem.where)} {escape(problem.what)}"
+        for problem in verdict.problems
+    ]
+    if not verdict.problems:
+        also = f", and {anchors} noted heads are in place" if anchors else ""
+        out.append(
+            f"{paint('sound', 'good', color)}  {verdict.segments} sealed segments ({size(verdict.bytes)})"
+            f" and every recorded change are as they were written{also}"
+        )
+    out += [f"head of {h.chain:<8} entry {h.entries:<6} {h.hash}" for h in verdict.heads]
+    if verdict.unsealed:
+        out.append(f"not sealed yet, and not covered: {escape(', '.join(verdict.unsealed))}")
+    return out
+
+
+@app.command()
+def stats(ctx: typer.Context, output: Output = Format.TABLE) -> None:
+    """List the segments: what time each covers, how much is in it, and how large it is.
+
+    \b
+    Examples:
+      sectool store stats
+      sectool store stats -o json | jq '.bytes_per_event'
+    """
+    from store.inventory import inventory
+
+    at = session(ctx)
+    rows = inventory(at.paths.events)
+    total = sum(int(row["bytes"]) for row in rows)
+    sealed = [row for row in rows if row["rows"] is not None]
+    events = sum(int(row["rows"]) for row in sealed)
+    extra = {
+        "bytes": total,
+        "rows": events,
+        "bytes_per_event": round(sum(int(row["bytes"]) for row in sealed) / events, 1) if events else None,
+    }
+    columns = [
+        Column("SEGMENT", lambda r: r["name"]),
+        Column("STATE", lambda r: r["state"], lambda r: "bad" if r["state"] == "damaged" else ""),
+        Column("FROM", lambda r: show_time(r["first_us"])),
+        Column("UNTIL", lambda r: show_time(r["last_us"])),
+        Column("ROWS", lambda r: "" if r["rows"] is None else r["rows"], right=True),
+        Column("SIZE", lambda r: size(int(r["bytes"])), right=True),
+        Column("SHA-256", lambda r: r["sha256"] or "", wide=True),
+    ]
+    emit(rows, columns, output, "sectool.store.segment/1", color=at.color, extra=extra)
+    if output in (Format.TABLE, Format.WIDE):
+        _summary(at, extra)
+
+
+def _summary(at: Session, extra: dict[str, Any]) -> None:
+    each = f", {extra['bytes_per_event']} bytes an event when sealed" if extra["bytes_per_event"] else ""
+    at.say(f"{extra['rows']} events in sealed segments, {size(extra['bytes'])} on disk{each}")
