@@ -52,7 +52,7 @@ from sectool.identity.credential import Credential
 from sectool.identity.federation import from_wire
 from sectool.identity.revocation import Revocations
 from sectool.identity.trust import TrustBundle
-from sectool.identity.verify import PeerIdentity, Verifier
+from sectool.identity.verify import PeerIdentity, Verifier, path_labels, path_rules
 from sectool.policy import Engine, parse
 from sectool.ring import RingWriter
 
@@ -105,6 +105,7 @@ class Worker:
             clock_skew_s=int(header["clock_skew_s"]),
             own_domain=str(header["trust_domain"]),
             accepted=from_wire(header.get("accepted") or {}),
+            path_labels=path_labels(path_rules((p, m.items()) for p, m in header.get("path_labels") or ())),
         )
         verifier.set_revocations(Revocations.from_wire(bytes.fromhex(header.get("revoked", ""))))
         self.ring = RingWriter.open_or_create(Path(header["ring"]))

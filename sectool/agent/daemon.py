@@ -58,15 +58,19 @@ from sectool.events import Type, now_us
 from sectool.identity.credential import Credential
 from sectool.identity.enrolment import HostIdentity, load_host
 from sectool.identity.federation import to_wire
+from sectool.identity.spiffe import SpiffeId
 from sectool.identity.trust import TrustBundle
+from sectool.identity.verify import path_labels, path_rules
 from sectool.identity.workload import Facts, Workload, resolve
 from sectool.policy import load
+from sectool.spiffe.spire import Spire, credential_of
 from store.control import Actor
 
 log = logging.getLogger("sectool.agent")
 
 STORE_START_S = 15.0
 WORKER_START_S = 20.0
+SPIRE_START_S = 2.0
 WORKER_GRACE_S = 5.0
 WORKER_SILENCE_S = 20.0
 PREDECESSOR_S = 8.0  # for what a killed daemon's children still hold
@@ -131,6 +135,8 @@ class Daemon:
         self.state = "starting"
         self.relations = Relations(paths.state, self.host.trust_domain)
         self.endpoint: Endpoint | None = None
+        self.spire: Spire | None = None
+        self._path_labels = path_labels(path_rules(self.settings.path_labels))
         self._first_policy = draft(load(policy).text) if policy else None
         self._adopt = False  # until the first start is through: connections that exist already are let live
         self.rules_installed = False
@@ -237,6 +243,8 @@ class Daemon:
         known = await self.records.workloads_open()
         self.discovery = Discovery(self.identities, cgroup.Cgroups(), lambda turn: tell(self, turn, known))
         push.callback(self._say_stopped)
+        if self.settings.spire_socket is not None:
+            await self._ask_spire(self.settings.spire_socket)
         await self._start_workers(output, PREDECESSOR_S if after_crash else 0.0)
         server = Server(self.paths.control_socket, control.operations(self), self.settings.socket_group)
         await server.start()
@@ -323,6 +331,7 @@ class Daemon:
             "enforced_networks": list(self.enforced_networks),
             "host": self.host.name,
             "trust_domain": self.host.trust_domain,
+            "path_labels": [[pattern, dict(labels)] for pattern, labels in settings.path_labels],
             "accepted": to_wire(self.relations.federation.accepted),
             "clock_skew_s": settings.clock_skew_s,
             "syn_rate": settings.syn_rate,
@@ -370,6 +379,21 @@ class Daemon:
 
     # What the parts report.
 
+    async def _ask_spire(self, socket: Path) -> None:
+        """Take SVIDs from a SPIRE agent from now on; without one at the start, from when it answers."""
+
+        def problem(why: str) -> None:
+            if why:
+                self.health.raise_("SPIRE", why)
+            else:
+                self.health.clear("SPIRE")
+
+        self.spire = Spire(socket, problem)
+        following = asyncio.create_task(self.spire.run(), name="spire")
+        self._stack.callback(following.cancel)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.spire.heard.wait(), SPIRE_START_S)
+
     def _health_changed(self, degraded: bool, what: str, why: str) -> None:
         if degraded:
             log.error("degraded: %s: %s", what, why)
@@ -406,6 +430,10 @@ class Daemon:
         )
 
     def _issue(self, workload: Workload) -> Credential:
+        taken = self.spire.of(workload.name) if self.spire is not None else None
+        if taken is not None:  # and if it cannot be used, there is no identity: not another one instead
+            labels = self._path_labels(SpiffeId.parse(taken.spiffe_id))
+            return credential_of(taken, labels, now_us())
         return self.host.authority.issue(
             workload.path, workload.labels, now_us(), self.settings.svid_lifetime_s
         )

@@ -13,6 +13,8 @@ from nfq.marks import MASK
 from nfq.rules import RulesConfig
 from nfq.suites import ALL
 from sectool.errors import DocumentError, UsageError
+from sectool.labels import LabelError, LabelSet
+from sectool.origins import Origin, refusal
 from sectool.policy.service import PROTOCOL_NAMES
 
 
@@ -26,6 +28,8 @@ class Settings:
     mask: int | None = None  # three bits of packet and connection marks; None: the packet path's own
     reject: bool = False  # answer denied connections with RST instead of silence
     svid_lifetime_s: int = 3600
+    spire_socket: Path | None = None  # Workload API of a SPIRE agent, whose SVIDs are used where there is one
+    path_labels: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # labels of SVIDs that carry none
     workload_api: bool = True  # serve the SPIFFE Workload API in the run folder
     clock_skew_s: int = 60
     resolvers: tuple[str, ...] | None = None  # networks whose DNS answers count; None: those of resolv.conf
@@ -134,6 +138,32 @@ def _roles(value: Any) -> dict[str, tuple[str, ...]]:
     return out
 
 
+def _path(value: Any) -> Path:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise ValueError("expected an absolute path")
+    return Path(value)
+
+
+def _path_labels(value: Any) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    if not isinstance(value, dict):
+        raise ValueError("expected SPIFFE IDs with labels, such as {'spiffe://td/ns/shop/*': {ns: shop}}")
+    out = []
+    for pattern, labels in value.items():
+        if not isinstance(pattern, str) or not pattern.startswith("spiffe://") or "*" in pattern[:-1]:
+            raise ValueError(f"{pattern!r} is no SPIFFE ID, and no beginning of one with a * behind it")
+        if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
+            raise ValueError(f"{pattern}: expected labels, such as {{app: web}}")
+        for key in map(str, labels):
+            if refused := refusal(key, Origin.OPERATOR):
+                raise ValueError(f"{pattern}: {refused}")
+        try:
+            LabelSet(labels)
+        except LabelError as error:
+            raise ValueError(f"{pattern}: {error}") from None
+        out.append((pattern, tuple(sorted(labels.items()))))
+    return tuple(out)
+
+
 _READ: dict[str, Callable[[Any], Any]] = {
     "enforced_networks": _networks,
     "queue": _number(0, 65000),
@@ -141,6 +171,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "mask": _mask,
     "reject": _truth,
     "svid_lifetime_s": _number(10, 86400),
+    "spire_socket": _path,
+    "path_labels": _path_labels,
     "workload_api": _truth,
     "clock_skew_s": _number(0, 600),
     "resolvers": _networks,

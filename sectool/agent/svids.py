@@ -140,9 +140,17 @@ class Endpoint:
     def __init__(self, daemon: Daemon, cgroups: Callable[[], Cgroups] = Cgroups) -> None:
         self._callers = Callers(cgroups())
         self._svids = Svids(daemon)
-        source = Source(
-            self._callers.attest, self._svids.of, self._svids.bundles, lambda: daemon.host.trust_domain
-        )
+
+        async def attest(caller: Caller) -> Facts:
+            facts = await self._callers.attest(caller)
+            full: asyncio.Future[Facts] = asyncio.get_running_loop().create_future()
+            daemon.discovery.with_container(facts, lambda f: None if full.done() else full.set_result(f))
+            try:
+                return await asyncio.wait_for(full, ATTEST_S)
+            except TimeoutError:
+                raise SectoolError(f"nobody tells of the container of process {caller.pid}") from None
+
+        source = Source(attest, self._svids.of, self._svids.bundles, lambda: daemon.host.trust_domain)
         self.api = WorkloadApi(daemon.paths.run / SOCKET, source, now_us)
 
     async def start(self) -> None:

@@ -42,7 +42,7 @@ NEGATIVE_TTL_S = 5
 NEGATIVE_SIZE = 4096
 HOST_SIZE = 4096
 
-__all__ = ["PathLabels", "PathRule", "PeerIdentity", "TrustBundle", "Verifier", "path_labels"]
+__all__ = ["PathLabels", "PathRule", "PeerIdentity", "TrustBundle", "Verifier", "path_labels", "path_rules"]
 
 PathLabels = Callable[[SpiffeId], Mapping[str, str]]
 
@@ -53,6 +53,11 @@ class PathRule:
 
     pattern: str
     labels: LabelSet
+
+
+def path_rules(pairs: Iterable[tuple[str, Iterable[tuple[str, str]]]]) -> list[PathRule]:
+    """Rules from patterns and labels, as settings and the packet worker's configuration hold them."""
+    return [PathRule(pattern, LabelSet(dict(labels))) for pattern, labels in pairs]
 
 
 def path_labels(rules: Sequence[PathRule]) -> PathLabels:
