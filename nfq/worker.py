@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-from nfq import datapath, udp
+from nfq import datapath, netns, udp
 from nfq.accounting import Accounting
 from nfq.adoption import Adopted, adopt_established
 from nfq.attribution import raise_descriptor_limit
@@ -584,6 +584,8 @@ def serve(fd: int) -> int:
         frame = _first(control, worker)
         if frame.header.get("standby") and not worker.stand_by():
             return 0
+        if inside := frame.header.get("netns"):
+            netns.join(str(inside))  # before anything is opened that belongs to a namespace
         worker.configure(frame.header, frame.payload)
         worker.restore(frame.header)
     except SectoolError as e:

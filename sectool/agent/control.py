@@ -14,6 +14,7 @@ from sectool.agent.handover import try_installed
 from sectool.agent.names import known
 from sectool.agent.reload import reload
 from sectool.agent.revisions import Revision
+from sectool.agent.revocation import identity_revoke, identity_rotate, revocation_import, revocation_list
 from sectool.api.server import Operation, Reply, Request
 from sectool.errors import SectoolError, UsageError
 from sectool.events import now_us
@@ -43,6 +44,10 @@ def operations(daemon: Daemon) -> Mapping[str, Operation]:
         "policy.show": bind(_policy_show),
         "policy.history": bind(_policy_history),
         "identity.list": bind(_identities),
+        "identity.revoke": bind(identity_revoke, writes=True),
+        "identity.rotate": bind(identity_rotate, writes=True),
+        "revocation.list": bind(revocation_list),
+        "revocation.import": bind(revocation_import, writes=True),
         "workload.list": bind(workloads.workload_list),
         "workload.tree": bind(workloads.workload_tree),
         "names.list": bind(_names),

@@ -46,6 +46,7 @@ from sectool.agent.programs import Program, Programs, forget_programs
 from sectool.agent.records import Records
 from sectool.agent.reload import reload
 from sectool.agent.revisions import Revisions, draft
+from sectool.agent.revocation import Revoked
 from sectool.agent.settings import load_settings, rules_config
 from sectool.agent.storeproc import StoreProcess
 from sectool.agent.svids import Endpoint
@@ -137,6 +138,7 @@ class Daemon:
         self.endpoint: Endpoint | None = None
         self.spire: Spire | None = None
         self._path_labels = path_labels(path_rules(self.settings.path_labels))
+        self.revoked = Revoked(paths.state, self.trusted_bundle, *self._revocation_settings)
         self._first_policy = draft(load(policy).text) if policy else None
         self._adopt = False  # until the first start is through: connections that exist already are let live
         self.rules_installed = False
@@ -295,7 +297,7 @@ class Daemon:
         for number in range(self.settings.workers):
             worker = Worker(
                 number,
-                Setup(lambda n=number: self._worker_config(n), self._bundle, self.policy_text),  # type: ignore[misc]
+                Setup(lambda n=number: self._worker_config(n), self._bundle, self.policy_text, self.revoked.to_wire),  # type: ignore[misc]
                 identify=self._identify,
                 changed=lambda why, n=number: self._worker_changed(n, why),  # type: ignore[misc]
                 output=output,
@@ -343,6 +345,10 @@ class Daemon:
     def trusted_bundle(self) -> TrustBundle:
         """Roots of our own trust domain and of those we have a relationship with."""
         return self.relations.federation.added_to(self.host.bundle)
+
+    @property
+    def _revocation_settings(self) -> tuple[bool, int]:
+        return self.settings.revocation_expired == "closed", self.settings.clock_skew_s
 
     def _bundle(self) -> bytes:
         return self.trusted_bundle.to_pem().encode("ascii")
@@ -434,9 +440,10 @@ class Daemon:
         if taken is not None:  # and if it cannot be used, there is no identity: not another one instead
             labels = self._path_labels(SpiffeId.parse(taken.spiffe_id))
             return credential_of(taken, labels, now_us())
-        return self.host.authority.issue(
+        made = self.host.authority.issue(
             workload.path, workload.labels, now_us(), self.settings.svid_lifetime_s
         )
+        return self.revoked.refuse_revoked(made)
 
     def _identify(self, worker: Worker, key: Key, raw: Mapping[str, Any]) -> None:
         try:
@@ -498,6 +505,8 @@ class Daemon:
             worker.send(
                 {"t": "bundle", "accepted": to_wire(self.relations.federation.accepted)}, self._bundle()
             )
+        self.revoked.reread(self.trusted_bundle, *self._revocation_settings)
+        self.tell_workers({"t": "revoked"}, self.revoked.to_wire())
         self.records.trusted(self.relations.records(self.trusted_bundle), actor, reason)
         if self.endpoint is not None:
             self.endpoint.changed()
@@ -509,6 +518,17 @@ class Daemon:
                 trust_domains=list(self.trusted_bundle.trust_domains),
             )
 
+    def tell_workers(self, header: dict[str, Any], payload: bytes) -> None:
+        """One frame to every packet worker."""
+        for worker in self.workers:
+            worker.send(header, payload)
+
+    def present_again(self, entries: Sequence[Issued]) -> None:
+        """Hand the credentials of these workloads to whoever speaks for them."""
+        for entry in entries:
+            for key in entry.keys:
+                self.tell_workers(*_credential(key, entry))
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
@@ -519,10 +539,8 @@ class Daemon:
                 log.exception("the agent's regular work failed")
 
     async def _every_second(self) -> None:
-        for entry in self.identities.renew_due(now_us(), self.discovery.inventory.wanted):
-            for key in entry.keys:
-                for worker in self.workers:
-                    worker.send(*_credential(key, entry))
+        self.present_again(self.identities.renew_due(now_us(), self.discovery.inventory.wanted))
+        self.revoked.watch(self, now_us())
         self.relations.refresh_due(self, now_us())
         for worker in self.workers:
             worker.check(WORKER_SILENCE_S)

@@ -156,6 +156,19 @@ class Identities:
             renewed.append(entry)
         return renewed
 
+    def reissue(self, which: Callable[[Issued], bool]) -> list[Issued]:
+        """Replace credentials at once, whatever their age; those replaced. One that cannot be is forgotten."""
+        renewed = []
+        for entry in [e for e in self.by_workload.values() if which(e)]:
+            try:
+                self._renew(entry)
+            except SectoolError as error:
+                log.error("no new identity for %s: %s", entry.workload.name, error.message)
+                del self.by_workload[entry.workload_id]
+                continue
+            renewed.append(entry)
+        return renewed
+
     def forget_sockets(self) -> None:
         """After the Workload documents changed every socket is asked for again; credentials stay for who needs them."""
         for entry in self.by_workload.values():

@@ -108,6 +108,10 @@ class Records:
         """Trust domains trusted from now on, and no others; `actor` is who asked for the change, if anybody."""
         self._later(_put_trust, self._history, domains, actor or self._agent, reason)
 
+    def revoked(self, taken: dict[str, Any], actor: Actor | None, reason: str) -> None:
+        """A revocation list is in force, in place of its issuer's one before."""
+        self._later(_put_revocation, self._history, taken, actor or self._agent, reason)
+
     # Workloads and identities.
 
     def issued(
@@ -248,6 +252,10 @@ def _workloads_at(
     history: ControlHistory, moment_us: int
 ) -> list[tuple[int, int, int | None, dict[str, Any]]]:
     return [(int(v.key), v.valid_from, v.valid_to, v.body) for v in history.as_of("workload", moment_us)]
+
+
+def _put_revocation(history: ControlHistory, taken: dict[str, Any], actor: Actor, reason: str) -> None:
+    history.append("revocation", str(taken["issuer"]), taken, actor, reason)
 
 
 def _put_trust(history: ControlHistory, domains: dict[str, TrustRecord], actor: Actor, reason: str) -> None:

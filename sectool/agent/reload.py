@@ -25,6 +25,7 @@ LIVE: Final = frozenset(
         "activation_timeout_s",
         "suites",
         "roles",
+        "revocation_expired",
     )
 )
 

@@ -42,6 +42,7 @@ class Settings:
     other_protocols: tuple[
         int, ...
     ] = ()  # IP protocols beside TCP, UDP, ICMP that pass; all others are dropped
+    revocation_expired: str = "closed"  # when a revocation list has expired: `closed` refuses, `open` lets pass
     socket_group: str | None = None  # group that may read over the local API; None: root only
     roles: dict[str, tuple[str, ...]] = field(
         default_factory=dict
@@ -164,6 +165,12 @@ def _path_labels(value: Any) -> tuple[tuple[str, tuple[tuple[str, str], ...]], .
     return tuple(out)
 
 
+def _closed_or_open(value: Any) -> str:
+    if value not in ("closed", "open"):
+        raise ValueError("expected closed (refuse whom an expired revocation list speaks of) or open (let them pass)")
+    return str(value)
+
+
 _READ: dict[str, Callable[[Any], Any]] = {
     "enforced_networks": _networks,
     "queue": _number(0, 65000),
@@ -181,6 +188,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "activation_timeout_s": _number(1, 60),
     "suites": _suites,
     "other_protocols": _protocols,
+    "revocation_expired": _closed_or_open,
     "socket_group": _name,
     "roles": _roles,
 }

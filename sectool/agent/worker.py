@@ -2,8 +2,8 @@
 
 Frames of sectool.api.wire over a socketpair, each with `t`:
 
-    to the worker    config, go, policy, credential, flush_workloads, bundle, settings, stats, stop
-    from the worker  standing_by, ready, identify, stats, policy_active, fatal
+    to the worker    config, go, policy, credential, flush_workloads, bundle, revoked, settings, stats, stop
+    from the worker  standing_by, ready, identify, stats, policy_active, revoked, fatal
 
 A worker is configured from scratch at every start, so one that died comes back with the present policy revision
 and an empty memory of workloads; what it has to remember of flows is in its journal, not here.
@@ -60,6 +60,7 @@ class Setup:
     config: Callable[[], dict[str, Any]]
     bundle: Callable[[], bytes]
     policy: Callable[[], PolicyText]
+    revoked: Callable[[], bytes] = bytes  # sectool.identity.revocation.Revocations.to_wire
 
 
 class Worker:
@@ -156,6 +157,7 @@ class Worker:
         self._pump = asyncio.create_task(self._listen(reader), name=f"listen to worker {self.number}")
         standby = self._predecessor is not None
         self.send({"t": "config", "standby": standby, **self._setup.config()}, self._setup.bundle())
+        self.send({"t": "revoked"}, self._setup.revoked())
         self._send_policy(self._setup.policy())
         return process
 
@@ -271,6 +273,10 @@ class Worker:
                 self._heard_stats.set()
             case "policy_active":
                 self._policy_active(header)
+            case "revoked":
+                ended, cut = header.get("sessions"), header.get("cut")
+                if ended or cut:
+                    log.info("worker %d: revocation ended %s sessions, cut %s live flows", self.number, ended, cut)
             case "fatal":
                 self.fatal = SectoolError(
                     str(header.get("error", "the packet worker failed")), str(header.get("hint", ""))

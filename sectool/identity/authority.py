@@ -310,6 +310,11 @@ class HostAuthority:
         return self._profile.certificate
 
     @property
+    def key_id(self) -> str:
+        """By what lists of revoked credentials know this CA (sectool.identity.profile.key_id)."""
+        return self._names[0]
+
+    @property
     def not_after_us(self) -> int:
         """When this host CA stops to be valid, UTC microseconds, inclusive."""
         return min(self._profile.not_after_us, self._root.not_after_us)

@@ -41,6 +41,7 @@ from sectool.identity.authority import HostAuthority, RootAuthority
 from sectool.identity.credential import Credential
 from sectool.identity.extensions import LabelConstraints
 from sectool.identity.federation import to_wire
+from sectool.identity.revocation import Revocations
 from sectool.identity.trust import TrustBundle
 from sectool.labels import LabelSet
 from sectool.ring import RingReader
@@ -95,6 +96,7 @@ class Host:
         certificate = root.certificate.public_bytes(Encoding.PEM).decode()
         self.trusted = TrustBundle().with_root(root.trust_domain, certificate)
         self.accepted: dict[str, LabelConstraints] = {}  # labels of federated domains that count
+        self.revocations = Revocations()
         key = ec.generate_private_key(ec.SECP256R1())
         constraints = LabelConstraints({"app": ("*",), "env": ("*",)}, f"/host/{name}/")
         self.authority = HostAuthority(root.issue_host(key.public_key(), name, constraints, now_us()), key)
@@ -164,6 +166,7 @@ class Host:
         }
         self.settings = settings
         self._send(config, self.trusted.to_pem().encode())
+        self._send({"t": "revoked"}, self.revocations.to_wire())
         self._thread = threading.Thread(target=self._listen, args=(ours,), daemon=True)
         self._thread.start()
         if text is not None:
@@ -212,6 +215,11 @@ class Host:
         """Trust these domains from now on, and of the labels of others these."""
         self.trusted, self.accepted = trusted, accepted or {}
         self._send({"t": "bundle", "accepted": to_wire(self.accepted)}, trusted.to_pem().encode())
+
+    def revoke(self, revocations: Revocations) -> None:
+        """Have these lists count from now on, and no others."""
+        self.revocations = revocations
+        self._send({"t": "revoked"}, revocations.to_wire())
 
     def _begin_policy(self, text: str) -> None:
         self.revision += 1
