@@ -17,10 +17,12 @@ from sectool.policy.model import (
     DocumentKind,
     DocumentSet,
     NetworkDoc,
+    NetworkPolicyDoc,
     PolicyDoc,
     TestDoc,
     WorkloadDoc,
 )
+from sectool.policy.netpolfields import NetworkPolicyFields, is_network_policy
 from sectool.policy.yamlpos import MAX_TEXT, Scalar, Source, clean, closest, compose
 
 MAX_FILES: Final = 4096
@@ -128,7 +130,8 @@ def _assemble(sources: list[Source]) -> DocumentSet:
     references: list[tuple[str, Scalar]] = []
     for source in sources:
         for node in compose(source):
-            reader = Fields(node)
+            reader: Fields | NetworkPolicyFields
+            reader = NetworkPolicyFields(node) if is_network_policy(node) else Fields(node)
             document = reader.document()
             places[id(document)] = reader.name_node
             references.extend(reader.references)
@@ -160,6 +163,7 @@ def _build(documents: list[Document], sources: tuple[tuple[str, str], ...]) -> D
         tuple(d for d in ordered if isinstance(d, WorkloadDoc)),
         tuple(d for d in ordered if isinstance(d, TestDoc)),
         sources,
+        tuple(d for d in ordered if isinstance(d, NetworkPolicyDoc)),
     )
 
 

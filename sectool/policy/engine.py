@@ -5,7 +5,7 @@ Evaluation, in this order; the first step that ends it decides:
   1. A guardrail denies                    -> denied (GUARDRAIL_DENY).
   2. A guardrail requires encryption       -> noted.
   3. An intent denies                      -> denied (INTENT_DENY).
-  4. An intent allows                      -> allowed; encrypted if any allowing intent, or step 2, says so;
+  4. An intent allows (or NetworkPolicies) -> allowed; encrypted if any allowing intent, or step 2, says so;
                                               denied (ENCRYPTION_UNAVAILABLE) if so and the two ends cannot.
   5. An intent audits                      -> let through and marked (AUDIT); encryption as in step 4.
                                               Reached only by what would otherwise be denied by default, so it
@@ -29,6 +29,7 @@ from sectool.events import Action, DropReason
 from sectool.labels import LabelSet
 from sectool.policy.index import RuleIndex
 from sectool.policy.model import DocumentSet
+from sectool.policy.netpol import NetworkPolicies
 from sectool.policy.network import IPAddress, NetworkTable
 from sectool.policy.request import Party, Request
 from sectool.policy.rules import CompiledRule, Facts, Networks, Phase, Rule, compile_rules
@@ -118,8 +119,9 @@ class Engine:
         self.revision = revision
         networks = Networks(documents)
         self.compiled = compile_rules(documents, networks)
-        self.rules: tuple[Rule, ...] = tuple(c.rule for c in self.compiled)
-        self.has_staged = any(c.staged for c in self.compiled)
+        self.network_policies = NetworkPolicies(documents.network_policies, networks)
+        self.rules: tuple[Rule, ...] = (*(c.rule for c in self.compiled), *self.network_policies.rules)
+        self.has_staged = any(c.staged for c in self.compiled) or self.network_policies.has_staged
         self.network_specs = tuple(networks.specs)  # all that rules speak of
         self._networks = NetworkTable(networks.specs)
         self._has_networks = bool(networks.specs)
@@ -186,9 +188,9 @@ class Engine:
         matching, until = self.matching(request, now_us)
         pending: Verdict | None = None
         if self.has_staged:
-            pending = judge(matching, request.can_encrypt)
+            pending = judge(self._with_pods(matching, request, staged=True), request.can_encrypt)
             matching = [rule for rule in matching if not rule.staged]
-        verdict = judge(matching, request.can_encrypt)
+        verdict = judge(self._with_pods(matching, request), request.can_encrypt)
         required = verdict.encrypt_rule
         return Decision(
             verdict.action,
@@ -200,6 +202,24 @@ class Engine:
             pending.rule.rule if pending and pending.rule else None,
             until,
         )
+
+    def _with_pods(
+        self, matching: list[CompiledRule], request: Request, *, staged: bool = False
+    ) -> list[CompiledRule]:
+        """The rules that match, and what NetworkPolicies allow as the last of the intents that allow."""
+        if not self.network_policies:
+            return matching
+        allowing = self.network_policies.allowing(
+            self.facts(request.source),
+            self.facts(request.destination),
+            request.protocol,
+            request.port,
+            staged=staged,
+        )
+        if allowing is None:
+            return matching
+        before = [rule for rule in matching if rule.phase is not Phase.INTENT_AUDIT]
+        return [*before, allowing, *matching[len(before) :]]
 
     def matching(self, request: Request, now_us: int) -> tuple[list[CompiledRule], int | None]:
         """All rules that match, staged ones included, in order of rank; and when that may change."""

@@ -51,6 +51,7 @@ _FIELDS: Final[dict[DocumentKind, tuple[str, ...]]] = {
     DocumentKind.NETWORK: ("kind", "name", "owner", "description", "cidrs", "except"),
     DocumentKind.WORKLOAD: ("kind", "name", "owner", "description", "match", "labels"),
     DocumentKind.TEST: ("kind", "name", "owner", "mode", "description", "allow", "deny"),
+    DocumentKind.NETWORK_POLICY: (),
 }
 
 
@@ -79,7 +80,7 @@ class Fields:
                 return self._network()
             case DocumentKind.WORKLOAD:
                 return self._workload()
-            case DocumentKind.TEST:
+            case DocumentKind.TEST | DocumentKind.NETWORK_POLICY:  # the latter never comes here: see documents
                 return self._test()
 
     def _policy(self) -> PolicyDoc:
@@ -138,7 +139,7 @@ class Fields:
                 )
         spec = NetworkSpec(tuple(n for _, n in cidrs), tuple(n for _, n in excepts))
         if sample(spec) is None:
-            raise node.fail("this network holds no address: everything is excepted")
+            raise node.fail("this network holds no address: everything is excepted", "remove an exception")
         return NetworkDoc(node.value, spec, self._text("owner"), self._text("description"), node.where)
 
     def _cidrs(self, field: str, *, required: bool = False) -> list[tuple[Scalar, IPNetwork]]:
@@ -151,7 +152,7 @@ class Fields:
                 message, _, hint = str(error).partition("; ")
                 raise node.fail(message, hint) from None
             if any(network == other for _, other in out):
-                raise node.fail(f"{network} is given twice")
+                raise node.fail(f"{network} is given twice", "keep one of them")
             out.append((node, network))
         return out
 
@@ -169,15 +170,15 @@ class Fields:
             try:
                 check_label(key_node.value, "")
             except LabelError as error:
-                raise key_node.fail(str(error)) from None
+                raise key_node.fail(str(error), "rename the label") from None
             if why := refusal(key_node.value, Origin.OPERATOR):
                 raise key_node.fail(why, "choose another key")
             try:
                 check_label(key_node.value, value.value)
             except LabelError as error:
-                raise value.fail(str(error)) from None
+                raise value.fail(str(error), "choose a value that labels can have") from None
             if len(labels) == MAX_LABELS:
-                raise key_node.fail(f"more than {MAX_LABELS} labels")
+                raise key_node.fail(f"more than {MAX_LABELS} labels", "keep those that policy asks for")
             labels[key_node.value] = value.value
         return WorkloadDoc(
             self._name(),
@@ -263,7 +264,9 @@ class Fields:
             )
         limit = 2000 if field == "description" else 120
         if len(node.value) > limit:
-            raise node.fail(f"{field!r} has {len(node.value)} characters; at most {limit} are kept")
+            raise node.fail(
+                f"{field!r} has {len(node.value)} characters; at most {limit} are kept", "shorten it"
+            )
         return node.value.strip()
 
     def _scalar(self, field: str) -> Scalar:
@@ -305,7 +308,7 @@ class Fields:
             raise at.fail(
                 f"{field!r} must be a mapping with at least one entry", f"e.g. {field}: {{key: value}}"
             )
-        return [(k, self._word(v, f"{k.value!r}")) for k, v in node.entries.values()]
+        return [(k, self._word(v, f"{k.value!r}", "write KEY: VALUE")) for k, v in node.entries.values()]
 
 
 def _inside(inner: IPNetwork, outer: IPNetwork) -> bool:
@@ -321,9 +324,9 @@ def _match_value(key: str, node: Scalar) -> str:
     value = node.value
     bad = bad_character(value)
     if bad >= 0:
-        raise node.fail(f"character U+{ord(value[bad]):04X} may not stand here", "", bad)
+        raise node.fail(f"character U+{ord(value[bad]):04X} may not stand here", "remove it", bad)
     if len(value) > 4096:
-        raise node.fail(f"{len(value)} characters; no {key} is that long")
+        raise node.fail(f"{len(value)} characters; no {key} is that long", "shorten it, or end it with a *")
     star = value.find("*")
     if star >= 0 and not (key in _MATCH_PREFIX and star == len(value) - 1):
         hint = f"only {', '.join(_MATCH_PREFIX)} take a *, and only at their end"

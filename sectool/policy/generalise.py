@@ -36,7 +36,7 @@ INSTANCE_KEYS: Final = frozenset(
 BOUNDARY_KEYS: Final = frozenset(
     {
         *("env", "environment", "stage", "tenant", "pci", "compliance"),
-        *(DOMAIN_LABEL, FEDERATED_LABEL, "k8s.ns"),
+        *(DOMAIN_LABEL, FEDERATED_LABEL, "k8s.ns", "k8s.namespace"),
     }
 )
 NAME_KEYS: Final = ("app", "k8s.label.app", "k8s.label.app.kubernetes.io/name", "service")

@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 from sectool.labels import LabelSet
 from sectool.policy.flow import FlowSpec
 from sectool.policy.network import NetworkSpec
+from sectool.policy.selector import Clause
 from sectool.policy.sentence import Sentence
 
 
@@ -32,6 +33,7 @@ class DocumentKind(StrEnum):
     NETWORK = "Network"
     WORKLOAD = "Workload"
     TEST = "Test"
+    NETWORK_POLICY = "NetworkPolicy"  # of Kubernetes, networking.k8s.io/v1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,80 @@ class TestDoc:
     __test__: ClassVar[bool] = False  # pytest: this is no test class
 
 
-Document = PolicyDoc | NetworkDoc | WorkloadDoc | TestDoc
+POD_LABEL: Final = "k8s.label."  # a pod's label KEY is its workload's label k8s.label.KEY
+NAMESPACE_LABEL: Final = "k8s.nslabel."
+
+
+@dataclass(frozen=True, slots=True)
+class NetPeer:
+    """A peer of a NetworkPolicy: addresses, or pods by labels; None where the field is not there."""
+
+    pods: tuple[Clause, ...] | None = None
+    namespaces: tuple[Clause, ...] | None = None
+    block: NetworkSpec | None = None
+
+    def __str__(self) -> str:
+        if self.block is not None:
+            but = f" except {' '.join(map(str, self.block.excepts))}" if self.block.excepts else ""
+            return f"{' '.join(map(str, self.block.cidrs))}{but}"
+        pods = "all pods" if not self.pods else f"pods {','.join(map(str, self.pods))}"
+        if self.namespaces is None:
+            return f"{pods} of its namespace"
+        return f"{pods} of " + (
+            f"namespaces {','.join(map(str, self.namespaces))}" if self.namespaces else "all namespaces"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NetPort:
+    """A port of a NetworkPolicy: numbers from `low` to `high`, or a name of the called pod's."""
+
+    protocol: int
+    low: int = 0
+    high: int = 65535
+    name: str = ""
+
+    def __str__(self) -> str:
+        family = {6: "tcp", 17: "udp", 132: "sctp"}[self.protocol]
+        if self.name:
+            return f"{family}/{self.name}"
+        if (self.low, self.high) == (0, 65535):
+            return family
+        return f"{family}/{self.low}" + (f"-{self.high}" if self.high != self.low else "")
+
+
+@dataclass(frozen=True, slots=True)
+class NetRule:
+    """An ingress or egress rule of a NetworkPolicy. No peers: everybody; no ports: everything."""
+
+    peers: tuple[NetPeer, ...] = ()
+    ports: tuple[NetPort, ...] = ()
+
+    def text(self, direction: str) -> str:
+        """For people."""
+        peers = "; ".join(map(str, self.peers)) or "everybody"
+        on = f" on {','.join(map(str, self.ports))}" if self.ports else ""
+        return f"{'from' if direction == 'ingress' else 'to'} {peers}{on}"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicyDoc:
+    """A NetworkPolicy of Kubernetes. `name` is NAMESPACE/NAME; a direction it does not isolate is None."""
+
+    name: str
+    namespace: str
+    selector: tuple[Clause, ...]  # in keys of Kubernetes; none: all pods of the namespace
+    ingress: tuple[NetRule, ...] | None
+    egress: tuple[NetRule, ...] | None
+    owner: str = ""
+    mode: Mode = Mode.ENFORCE
+    description: str = ""
+    where: str = ""
+
+    kind: ClassVar[DocumentKind] = DocumentKind.NETWORK_POLICY
+
+
+Document = PolicyDoc | NetworkDoc | WorkloadDoc | TestDoc | NetworkPolicyDoc
 
 
 @dataclass(frozen=True)
@@ -136,6 +211,7 @@ class DocumentSet:
     workloads: tuple[WorkloadDoc, ...] = ()
     tests: tuple[TestDoc, ...] = ()
     sources: tuple[tuple[str, str], ...] = ()  # file name, text
+    network_policies: tuple[NetworkPolicyDoc, ...] = ()
 
     def documents(self) -> Iterator[Document]:
         yield from self.guardrails
@@ -143,6 +219,7 @@ class DocumentSet:
         yield from self.networks
         yield from self.workloads
         yield from self.tests
+        yield from self.network_policies
 
     def __len__(self) -> int:
         return sum(1 for _ in self.documents())
@@ -198,4 +275,11 @@ def canonical_document(document: Document) -> dict[str, object]:
             out["mode"] = document.mode.value
             out["allow"] = [str(e.flow) for e in document.expectations if e.allow]
             out["deny"] = [str(e.flow) for e in document.expectations if not e.allow]
+        case NetworkPolicyDoc():
+            out["mode"] = document.mode.value
+            out["podSelector"] = ",".join(map(str, document.selector))
+            for direction in ("ingress", "egress"):
+                rules: tuple[NetRule, ...] | None = getattr(document, direction)
+                if rules is not None:
+                    out[direction] = [rule.text(direction) for rule in rules]
     return out

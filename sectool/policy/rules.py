@@ -32,6 +32,7 @@ _PHASES = {
     ("Policy", Verb.DENY): Phase.INTENT_DENY,
     ("Policy", Verb.ALLOW): Phase.INTENT_ALLOW,
     ("Policy", Verb.AUDIT): Phase.INTENT_AUDIT,
+    ("NetworkPolicy", Verb.ALLOW): Phase.INTENT_ALLOW,
 }
 
 
@@ -219,6 +220,11 @@ class Networks:
                 else NetworkSpec((selector.network,))
             )
         return self._numbers[selector]
+
+    def add(self, spec: NetworkSpec) -> int:
+        """The number of addresses that no selector names."""
+        self.specs.append(spec)
+        return len(self.specs) - 1
 
 
 def compile_rules(documents: DocumentSet, networks: Networks) -> list[CompiledRule]:

@@ -76,7 +76,12 @@ def as_if_enforced(documents: DocumentSet) -> DocumentSet:
         return tuple(replace(d, mode=Mode.ENFORCE) if d.mode is Mode.STAGE else d for d in docs)
 
     return replace(
-        documents, policies=enforced(documents.policies), guardrails=enforced(documents.guardrails)
+        documents,
+        policies=enforced(documents.policies),
+        guardrails=enforced(documents.guardrails),
+        network_policies=tuple(
+            replace(d, mode=Mode.ENFORCE) if d.mode is Mode.STAGE else d for d in documents.network_policies
+        ),
     )
 
 

@@ -21,7 +21,7 @@ import yaml
 from sectool.errors import DocumentError
 
 MAX_TEXT: Final = 8 * 1024 * 1024  # characters of one source
-MAX_DEPTH: Final = 8
+MAX_DEPTH: Final = 12  # values of a NetworkPolicy's expressions are at 11
 MAX_NODES: Final = 500_000  # of one source
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -229,14 +229,15 @@ def compose(source: Source) -> Iterator[Node]:
     except yaml.MarkedYAMLError as error:
         raise _yaml_error(source, error) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise source.error(1, 1, f"not readable as YAML: {' '.join(str(error).split())}") from None
+        problem = " ".join(str(error).split())
+        raise source.error(1, 1, f"not readable as YAML: {problem}", "is it a YAML file at all?") from None
 
 
 def _yaml_error(source: Source, error: yaml.MarkedYAMLError) -> DocumentError:
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     problem = error.problem or error.context or "unreadable"
-    hint = ""
+    hint = "look for a missing quote, bracket or colon, and at the indentation"
     if "mapping values" in problem:
         hint = "a text with ': ' in it must be quoted as a whole, e.g. - 'allow … because \"a: b\"'"
     elif "cannot start any token" in problem:
@@ -295,7 +296,7 @@ class _Composer:
                 event.style or "",
             )
         if depth > MAX_DEPTH:
-            raise self.error(event, f"nested more than {MAX_DEPTH} levels deep")
+            raise self.error(event, f"nested more than {MAX_DEPTH} levels deep", "no document needs that many")
         if isinstance(event, yaml.SequenceStartEvent):
             return Items(self.source, tuple(self.items(depth)), line, column)
         return Table(self.source, self.entries(depth), line, column)
