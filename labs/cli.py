@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from labs import scenariocli
+
 app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Practise on hosts made of network namespaces."
 )
+app.add_typer(scenariocli.app, name="scenario")
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Which lab, if there are several.")]
 

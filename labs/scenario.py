@@ -1,0 +1,252 @@
+"""Scenarios: what a learner is told, the hosts it plays on, the fault in them, and goals that code checks.
+
+A scenario is a YAML file in labs/scenarios, read as strictly as policy: an unknown field is an error with its place.
+
+    title, minutes, story, debrief   prose
+    hosts                            names of the shop's hosts (labs.topology)
+    policy                           start with the shop's own policy (default: none, everything is denied)
+    files                            host -> file name -> text, in the learner's folder there
+    setup, solution                  steps: {host, run, as, exit, background} or {answer, text}
+    goals                            {says, host, run, as, exit, shows, hides}, {says, host, sql, is}, {says, answer, is}
+    hints                            the next one each time it is asked for
+
+In commands `{work}` is the learner's folder on the host, and `{web}`, `{db}` … the hosts' IPv4 addresses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from labs.topology import SHOP
+from sectool.errors import DocumentError, UsageError
+
+FOLDER = Path(__file__).with_name("scenarios")
+NAME = re.compile(r"[a-z0-9-]{1,40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that is done on a host: a shell command, as a workload if it has labels."""
+
+    on: str
+    run: str
+    labels: tuple[str, ...] = ()
+    exit: int | None = 0  # None: whatever it is
+    background: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the learner says to a question of a goal."""
+
+    question: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What must hold at the end. One of: a command and what comes of it, a query and its value, an answer."""
+
+    says: str
+    on: str = ""
+    run: str = ""
+    labels: tuple[str, ...] = ()
+    exit: int = 0
+    shows: str = ""
+    hides: str = ""
+    sql: str = ""
+    answer: str = ""
+    expected: str = ""  # of a query or an answer; several forms of an answer are divided by |
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One scenario, as its file says."""
+
+    name: str
+    title: str
+    minutes: int
+    story: str
+    hosts: tuple[str, ...]
+    policy: bool
+    files: Mapping[str, Mapping[str, str]]
+    setup: tuple[Step, ...]
+    goals: tuple[Goal, ...]
+    hints: tuple[str, ...]
+    solution: tuple[Step | Answer, ...]
+    debrief: str
+
+
+def names() -> list[str]:
+    """All scenarios, in the order in which they teach."""
+    return sorted((path.stem for path in FOLDER.glob("*.yaml")), key=lambda name: (load(name).minutes, name))
+
+
+def load(name: str) -> Scenario:
+    """The scenario of that name. UsageError if there is none, DocumentError with the place of a mistake."""
+    path = FOLDER / f"{name}.yaml"
+    if not NAME.fullmatch(name) or not path.is_file():
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
+        raise UsageError(f"there is no scenario {name!r}", f"there are: {known}")
+    return parse(path.read_text(encoding="utf-8"), name)
+
+
+def parse(text: str, name: str) -> Scenario:
+    """A scenario's text. DocumentError with file:line:column."""
+    where = f"{name}.yaml"
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        raise DocumentError(at, f"not YAML: {getattr(error, 'problem', error)}") from None
+    read = _Reader(where, root)
+    top = read.mapping(value, (), _FIELDS, required=_FIELDS - {"policy", "files", "setup", "hints"})
+    hosts = tuple(read.texts(top["hosts"], ("hosts",)))
+    known = {host.name for host in SHOP.hosts}
+    for number, host in enumerate(hosts):
+        if host not in known:
+            raise read.error(
+                ("hosts", number), f"there is no host {host!r}; there are {', '.join(sorted(known))}"
+            )
+    read.hosts = frozenset(hosts)
+    files = top.get("files", {})
+    return Scenario(
+        name,
+        read.text(top["title"], ("title",)),
+        int(top["minutes"]),
+        read.text(top["story"], ("story",)),
+        hosts,
+        bool(top.get("policy", False)),
+        {host: dict(texts) for host, texts in files.items()},
+        tuple(read.all(top.get("setup", []), ("setup",), read.step)),
+        tuple(read.all(top["goals"], ("goals",), read.goal)),
+        tuple(read.texts(top.get("hints", []), ("hints",))),
+        tuple(read.all(top["solution"], ("solution",), read.step_or_answer)),
+        read.text(top["debrief"], ("debrief",)),
+    )
+
+
+_FIELDS = frozenset(
+    (
+        "title",
+        "minutes",
+        "story",
+        "hosts",
+        "policy",
+        "files",
+        "setup",
+        "goals",
+        "hints",
+        "solution",
+        "debrief",
+    )
+)
+_STEP = frozenset(("host", "run", "as", "exit", "background"))
+_GOAL = frozenset(("says", "host", "run", "as", "exit", "shows", "hides", "sql", "answer", "is"))
+
+At = tuple[str | int, ...]
+
+
+class _Reader:
+    """Checks values and knows where they stand."""
+
+    def __init__(self, where: str, root: Any) -> None:
+        self._where, self._root = where, root
+        self.hosts: frozenset[str] = frozenset()
+
+    def error(self, at: At, message: str) -> DocumentError:
+        """An error at the nearest place of the document that exists."""
+        node = self._root
+        for part in at:
+            found = None
+            if isinstance(node, yaml.MappingNode):
+                found = next((v for k, v in node.value if k.value == part), None)
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                found = node.value[part]
+            if found is None:
+                break
+            node = found
+        mark = node.start_mark if node is not None else None
+        return DocumentError(
+            f"{self._where}:{mark.line + 1}:{mark.column + 1}" if mark else self._where, message
+        )
+
+    def mapping(
+        self, value: Any, at: At, fields: frozenset[str], required: frozenset[str] = frozenset()
+    ) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.error(at, "expected fields and their values")
+        if unknown := [key for key in value if key not in fields]:
+            raise self.error(
+                (*at, unknown[0]), f"unknown field {unknown[0]!r}; there are {', '.join(sorted(fields))}"
+            )
+        if missing := sorted(required - set(value)):
+            raise self.error(at, f"missing: {', '.join(missing)}")
+        return dict(value)
+
+    def text(self, value: Any, at: At) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(at, "expected text")
+        return value.strip()
+
+    def texts(self, value: Any, at: At) -> list[str]:
+        if not isinstance(value, list):
+            raise self.error(at, "expected a list")
+        return [self.text(one, (*at, number)) for number, one in enumerate(value)]
+
+    def all(self, value: Any, at: At, read: Callable[[Any, At], Any]) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.error(at, "expected a list")
+        return [read(one, (*at, number)) for number, one in enumerate(value)]
+
+    def _host(self, value: Any, at: At) -> str:
+        host = self.text(value, at)
+        if host not in self.hosts:
+            raise self.error(at, f"{host!r} is not among this scenario's hosts")
+        return host
+
+    def step(self, value: Any, at: At) -> Step:
+        fields = self.mapping(value, at, _STEP, frozenset(("host", "run")))
+        return Step(
+            self._host(fields["host"], (*at, "host")),
+            self.text(fields["run"], (*at, "run")),
+            tuple(self.texts(fields.get("as", []), (*at, "as"))),
+            fields.get("exit", 0),
+            bool(fields.get("background", False)),
+        )
+
+    def step_or_answer(self, value: Any, at: At) -> Step | Answer:
+        if isinstance(value, dict) and "answer" in value:
+            fields = self.mapping(value, at, frozenset(("answer", "text")), frozenset(("answer", "text")))
+            return Answer(self.text(fields["answer"], at), self.text(str(fields["text"]), at))
+        return self.step(value, at)
+
+    def goal(self, value: Any, at: At) -> Goal:
+        fields = self.mapping(value, at, _GOAL, frozenset(("says",)))
+        kinds = [kind for kind in ("run", "sql", "answer") if kind in fields]
+        if len(kinds) != 1:
+            raise self.error(at, "a goal has exactly one of run, sql and answer")
+        if kinds[0] != "answer":
+            self._host(fields.get("host"), (*at, "host"))
+        if kinds[0] != "run" and "is" not in fields:
+            raise self.error(at, f"a goal with {kinds[0]} says what it `is`")
+        return Goal(
+            self.text(fields["says"], (*at, "says")),
+            str(fields.get("host", "")),
+            str(fields.get("run", "")),
+            tuple(self.texts(fields.get("as", []), (*at, "as"))),
+            int(fields.get("exit", 0)),
+            str(fields.get("shows", "")),
+            str(fields.get("hides", "")),
+            str(fields.get("sql", "")),
+            str(fields.get("answer", "")),
+            str(fields.get("is", "")),
+        )
