@@ -39,7 +39,7 @@ def test_a_scenario_is_read_as_it_is_written() -> None:
     ("old", "new", "words", "line"),
     [
         ("title: A title\n", "", "missing: title", 1),
-        ("minutes: 5", "minuts: 5", "unknown field 'minuts'", 1),
+        ("minutes: 5", "minuts: 5", "unknown field 'minuts'", 2),
         ("hosts: [web]", "hosts: [web, nowhere]", "there is no host 'nowhere'", 4),
         ('{host: web, run: "true"}', '{host: db, run: "true"}', "'db' is not among this scenario's hosts", 6),
         (
@@ -50,7 +50,7 @@ def test_a_scenario_is_read_as_it_is_written() -> None:
         ),
         ("is: me|myself", "shows: me", "what it `is`", 9),
         ("hints: [look]", "hints: look", "expected a list", 10),
-        ("story: Once.", "story: [", "not YAML", 4),
+        ("story: Once.", "story: [", "not YAML", 5),
     ],
 )
 def test_mistakes_are_named_with_their_place(old: str, new: str, words: str, line: int) -> None:
