@@ -14,6 +14,7 @@ from pathlib import Path
 import duckdb
 
 from store import schema
+from store.controlviews import ControlMirror, control_ddl
 from store.segment import NOT_NOW, Damage, damaged_by, one
 
 MEMORY = "1GB"
@@ -31,6 +32,7 @@ class Catalog:
         self._gate = threading.Condition()
         self._readers: set[duckdb.DuckDBPyConnection] = set()
         self._changing = False
+        self.control = ControlMirror(events)
         self._root = duckdb.connect(
             ":memory:",
             config={
@@ -56,7 +58,7 @@ class Catalog:
             "lock_configuration=true",
         ):
             self._root.execute(f"SET {setting}")
-        for statement in (*schema.catalog_ddl(), *schema.union_ddl([])):
+        for statement in (*schema.catalog_ddl(), *control_ddl(), *schema.union_ddl([])):
             self._root.execute(statement)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:

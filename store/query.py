@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from sectool.errors import Exit, SectoolError, UsageError
 from store.catalog import Catalog
+from store.controlviews import AT_A_MOMENT
 from store.segment import one
 
 # The copy it warns of is what spares the second planning (see `small`).
@@ -35,6 +36,7 @@ MAX_TIMEOUT_MS = 600_000
 TABLE_FUNCTIONS = frozenset(
     {
         *("flows_between", "flows_open_at"),
+        *AT_A_MOMENT,
         *("range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree", "summary"),
         *(
             "duckdb_tables",
@@ -93,7 +95,7 @@ def check(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
         if name not in TABLE_FUNCTIONS:
             raise UsageError(
                 f"the function {name} cannot be read from here",
-                "views: flows, flow_records, events; see docs/store.md",
+                "views: flows, flow_records, events, changes; see docs/store.md",
             )
     return text
 
@@ -159,6 +161,7 @@ def run(
     timeout_ms = min(max(timeout_ms, 1), MAX_TIMEOUT_MS)
     with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
         statement = check(cursor, sql)
+        catalog.control.refresh(cursor, statement)
         cursor.execute("BEGIN TRANSACTION READ ONLY")
         try:
             return fetch(cursor, statement, limit)
