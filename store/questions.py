@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sectool.errors import StoreError, UsageError
+from sectool.filters import Filter
 from store.catalog import Catalog
+from store.changes import DEFAULT_PAIRS, changes
+from store.connectivity import connectivity
 from store.timeline import AROUND, DEFAULT_ENTRIES, timeline
 
 Fields = Mapping[str, Any]
@@ -88,6 +91,30 @@ def _timeline(catalog: Catalog, fields: Fields) -> dict[str, Any]:
     ).document()
 
 
+def _changes(catalog: Catalog, fields: Fields) -> dict[str, Any]:
+    return changes(
+        catalog,
+        before=given(fields, "before", 0),
+        after=given(fields, "after", 0),
+        window=number(fields, "window"),
+        filter_=Filter.from_json(fields.get("filter")),
+        limit=given(fields, "limit", DEFAULT_PAIRS),
+    )
+
+
+def _connectivity(catalog: Catalog, fields: Fields) -> dict[str, Any]:
+    return connectivity(
+        catalog,
+        by=texts(fields, "by"),
+        since=number(fields, "since"),
+        until=number(fields, "until"),
+        at=number(fields, "at"),
+        filter_=Filter.from_json(fields.get("filter")),
+    )
+
+
 QUESTIONS: dict[str, Question] = {
     "timeline": _timeline,
+    "changes": _changes,
+    "connectivity": _connectivity,
 }

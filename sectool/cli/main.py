@@ -45,7 +45,14 @@ COMMANDS: dict[str, Place] = {
     "timeline": Place(
         "sectool.cli.timeline", "Everything that happened around a moment, or to one thing.", "timeline"
     ),
-    "store": Place("sectool.cli.store", "The recorded history as files: how much, whether sound, what is kept."),
+    "store": Place(
+        "sectool.cli.store", "The recorded history as files: how much, whether sound, what is kept."
+    ),
+    "diff": Place(
+        "sectool.cli.difference", "What changed between two moments, and who talks to whom now.", "diff"
+    ),
+    "map": Place("sectool.cli.map", "Who talks to whom, by labels: table, Graphviz, Mermaid or SVG.", "map"),
+    "top": Place("sectool.cli.top", "The console for incidents: what is denied, why, since when.", "top"),
     "query": Place("sectool.cli.query", "Ask the event store in SQL, read-only.", "query"),
     "identity": Place("sectool.cli.identity", "The identities this host has issued."),
     "trust": Place("sectool.cli.trust", "Other trust domains: whose identities count here, and how far."),

@@ -52,3 +52,19 @@ def test_nothing_there_is_said(cli: Cli, tmp_path: Path) -> None:
     assert done.code == 3
     assert "none" in done.err
     assert cli("--store", tmp_path, "--state", tmp_path, "timeline").code == 2
+
+
+def test_diff_and_map(cli: Cli, shop: StoreLab) -> None:
+    store = ("--store", shop.state)
+    done = cli(*store, "diff", "--from", _unix(shop, 24), "--to", _unix(shop, 48))
+    assert done.code == 1
+    assert "policy: revision 1 -> 2" in done.out
+    assert "+ app=web -> app=cache tcp/6379: 1 allowed" in done.out
+    assert "~ app=web -> app=db tcp/5432: 10 allowed -> 300 denied" in done.out
+    done = cli(*store, "diff", "--from", _unix(shop, 40), "--to", _unix(shop, 41), "--window", "1h")
+    assert (done.code, done.out) == (0, "")
+    window = ("--since", _unix(shop, 0), "--until", _unix(shop, 48))
+    done = cli(*store, "map", *window, "--to-label", "app=cache")
+    assert done.out.splitlines()[1].split() == ["app=web", "app=cache", "tcp/6379", "1"]
+    done = cli(*store, "map", *window, "-o", "svg")
+    assert done.out.startswith("<svg ")

@@ -1,0 +1,112 @@
+"""Who talks to whom, drawn by labels: nodes are parties with the same values of chosen labels, edges their flows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sectool.clock import HOUR
+from sectool.errors import UsageError
+from sectool.filters import Filter
+from sectool.labels import LabelError, check_label
+from store.catalog import Catalog
+from store.entity import conditions
+from store.pairs import add_up, add_up_open, named
+from store.query import time_limit
+
+DEFAULT_BY = ("app", "env")
+MAX_ROWS = 20_000
+MAX_ADDRESSES = 24  # parties without labels that get a node of their own; the rest share one
+_BUSIEST = f"(SELECT * FROM talk ORDER BY allowed + denied DESC LIMIT {MAX_ROWS + 1})"  # noqa: S608 -- a constant
+OTHERS = "other addresses"
+UNNAMED = "no such label"
+_COUNTS = ("allowed", "denied", "encrypted", "bytes")
+
+
+def connectivity(
+    catalog: Catalog,
+    *,
+    by: Sequence[str] = DEFAULT_BY,
+    since: int | None = None,
+    until: int | None = None,
+    at: int | None = None,
+    filter_: Filter | None = None,
+    timeout_ms: int = 60_000,
+) -> dict[str, Any]:
+    """Nodes and edges of the flows begun in [since, until), or open `at` a moment (UTC microseconds).
+
+    `by`: label keys. Without a time: the last hour on record. Raises UsageError for what is no label key.
+    """
+    for key in by:
+        try:
+            check_label(key, "x")
+        except LabelError as error:
+            raise UsageError(str(error), "--by takes label keys: --by app --by zone") from None
+    if not by:
+        by = DEFAULT_BY
+    if at is not None and (since is not None or until is not None):
+        raise UsageError("--at and --since/--until exclude each other")
+    with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
+        chosen = conditions(cursor, filter_ or Filter())
+        if at is not None:
+            add_up_open(cursor, "talk", at, chosen)
+        else:
+            if until is None:
+                row = cursor.execute("SELECT epoch_us(max(event_start)) FROM flow_records").fetchall()[0]
+                until = int(row[0] or 0) + 1
+            since = max(0, until - HOUR) if since is None else since
+            add_up(cursor, "talk", since, until, chosen)
+        rows = named(cursor, _BUSIEST)
+    truncated = len(rows) > MAX_ROWS
+    return {
+        "at": at,
+        "since": since,
+        "until": until,
+        "by": list(by),
+        "truncated": truncated,
+        **_draw(rows[:MAX_ROWS], by),
+    }
+
+
+def _draw(rows: Iterable[dict[str, Any]], by: Sequence[str]) -> dict[str, Any]:
+    rows = list(rows)
+    weight: Counter[str] = Counter()
+    for row in rows:
+        for end in ("source", "destination"):
+            if row[f"{end}_labels"] is None and row[f"{end}_ip"]:
+                weight[row[f"{end}_ip"]] += row["allowed"] + row["denied"] + 1
+    alone = {address for address, _ in weight.most_common(MAX_ADDRESSES)}
+
+    def node(row: dict[str, Any], end: str) -> str:
+        text = row[f"{end}_labels"]
+        if text is None:
+            address = row[f"{end}_ip"]
+            return address if address in alone else OTHERS
+        labels = dict(part.partition("=")[::2] for part in text.split(",") if part)
+        named_ = ",".join(f"{key}={labels[key]}" for key in by if key in labels)
+        return named_ or (labels.get("exe") or UNNAMED)
+
+    edges: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = node(row, "source"), node(row, "destination")
+        edge = edges.setdefault(
+            key, {"source": key[0], "destination": key[1], "services": [], **dict.fromkeys(_COUNTS, 0)}
+        )
+        if row["service"] not in edge["services"]:
+            edge["services"].append(row["service"])
+        for count in _COUNTS:
+            edge[count] += row[count]
+    labelled = {
+        node(row, end)
+        for row in rows
+        for end in ("source", "destination")
+        if row[f"{end}_labels"] is not None
+    }
+    names = sorted({name for key in edges for name in key})
+    return {
+        "nodes": [{"name": name, "identified": name in labelled} for name in names],
+        "edges": sorted(
+            edges.values(), key=lambda e: (-(e["allowed"] + e["denied"]), e["source"], e["destination"])
+        ),
+    }
