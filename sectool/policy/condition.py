@@ -161,9 +161,11 @@ def parse_conditions(reader: Reader) -> tuple[Condition, ...]:
         token = reader.token
         condition = _condition(reader)
         if condition in out:
-            raise reader.fail(token, f"condition '{condition}' is given twice")
+            raise reader.fail(token, f"condition '{condition}' is given twice", "keep one of them")
         if len(out) == MAX_CONDITIONS:
-            raise reader.fail(token, f"more than {MAX_CONDITIONS} conditions in one rule")
+            raise reader.fail(
+                token, f"more than {MAX_CONDITIONS} conditions in one rule", "make two rules of it"
+            )
         out.append(condition)
         if not reader.accept("and"):
             if reader.token.text in ("or", ","):
@@ -194,7 +196,9 @@ def _condition(reader: Reader) -> Condition:
         raise reader.unexpected("a value, source.KEY or destination.KEY")
     right = _reference(reader, value)
     if right == left:
-        raise reader.fail(value, f"'{left}' is compared with itself")
+        raise reader.fail(
+            value, f"'{left}' is compared with itself", "compare it with a value, or with the other side"
+        )
     if right is None:
         _check_literal(reader, value, left, operator)
     reader.take()
@@ -208,7 +212,7 @@ def _reference(reader: Reader, token: Token) -> LabelRef | None:
     try:
         check_label(key, "")
     except LabelError as error:
-        raise reader.fail(token, str(error), "", len(side) + 1) from None
+        raise reader.fail(token, str(error), "e.g. source.zone", len(side) + 1) from None
     return LabelRef(side, key)
 
 
@@ -224,4 +228,4 @@ def _check_literal(reader: Reader, token: Token, left: LabelRef, operator: str) 
     try:
         check_label(left.key, token.text)
     except LabelError as error:
-        raise reader.fail(token, str(error)) from None
+        raise reader.fail(token, str(error), "labels cannot have such a value") from None

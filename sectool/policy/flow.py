@@ -50,7 +50,9 @@ class PartySpec:
                 )
             address = sample(spec)
             if address is None:
-                raise UsageError(f"Network {self.place.name!r} excludes every address it holds")
+                raise UsageError(
+                    f"Network {self.place.name!r} excludes every address it holds", "give an address as ip:ADDRESS"
+                )
         return Party(self.labels, None, address, frozenset({self.name}) if self.name else frozenset())
 
     def __str__(self) -> str:
@@ -176,7 +178,7 @@ def _party(reader: Reader, what: str) -> PartySpec:
     try:
         return PartySpec(LabelSet(labels) if labels else None, place, address, name)
     except LabelError as error:
-        raise reader.fail(first, str(error)) from None
+        raise reader.fail(first, str(error), "leave out what no rule asks for") from None
 
 
 def _party_hint(word: str) -> str:
@@ -192,11 +194,12 @@ def _label(reader: Reader, labels: dict[str, str]) -> None:
     if value.kind not in ("word", "string"):
         raise reader.unexpected(f"a value for label '{key.text}'", hint='the empty value is written ""')
     if key.text in labels:
-        raise reader.fail(key, f"label '{key.text}' is given twice")
+        raise reader.fail(key, f"label '{key.text}' is given twice", "keep one of them")
     try:
         LabelSet({key.text: value.text})
     except LabelError as error:
-        raise reader.fail(value if error.args[0].startswith("value") else key, str(error)) from None
+        wrong = value if error.args[0].startswith("value") else key
+        raise reader.fail(wrong, str(error), "labels are written as in a rule: app=web") from None
     reader.take()
     labels[key.text] = value.text
 

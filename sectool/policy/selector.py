@@ -158,7 +158,11 @@ def parse_selector(reader: Reader, what: str) -> Selector:
     clauses = [_clause(reader, what, ())]
     while reader.accept(","):
         if len(clauses) == MAX_CLAUSES:
-            raise reader.fail(reader.token, f"more than {MAX_CLAUSES} clauses in one selector")
+            raise reader.fail(
+                reader.token,
+                f"more than {MAX_CLAUSES} clauses in one selector",
+                "give the workloads a label of their own",
+            )
         clauses.append(_clause(reader, "a further label clause", tuple(clauses)))
     return Labels(tuple(clauses))
 
@@ -227,7 +231,7 @@ def _clause(reader: Reader, what: str, before: tuple[Clause, ...]) -> Clause:
             clause = Clause(key, Op.EXISTS)
     for other in before:
         if other == clause:
-            raise reader.fail(first, f"clause '{clause}' is given twice")
+            raise reader.fail(first, f"clause '{clause}' is given twice", "keep one of them")
         if other.key == clause.key and other.op is clause.op is Op.EQ:
             raise reader.fail(
                 first,
@@ -254,10 +258,13 @@ def _key(reader: Reader, what: str, *, bare: bool) -> str:
 _SELECTOR_HINT: Final = "write labels (app=web), net:NAME, net:CIDR, fqdn:NAME or any"
 
 
+_VALUE_HINT: Final = "keys and values begin and end with a letter or digit"
+
+
 def _prefix_hint(word: str) -> str:
     prefix, colon, rest = word.partition(":")
     if not colon:
-        return ""
+        return _VALUE_HINT
     if prefix == "ip":
         return f"in a rule, write an address as a network: net:{rest}/{128 if ':' in rest else 32}"
     if prefix in ("nets", "network", "cidr"):
@@ -290,9 +297,9 @@ def _values(reader: Reader, key: str, operator: Token) -> tuple[str, ...]:
         token = reader.token
         value = _one_value(reader, key, in_list=True)
         if value in out:
-            raise reader.fail(token, f"value {token} is given twice")
+            raise reader.fail(token, f"value {token} is given twice", "keep one of them")
         if len(out) == MAX_VALUES:
-            raise reader.fail(token, f"more than {MAX_VALUES} values")
+            raise reader.fail(token, f"more than {MAX_VALUES} values", "make two rules of it, or ask for key=prefix*")
         out.append(value)
         if reader.accept(")"):
             return tuple(out)
@@ -314,7 +321,7 @@ def _check(reader: Reader, token: Token, key: str, value: str, shown: str) -> No
     try:
         check_label(key, value)
     except LabelError as error:
-        hint = "a * may only stand at the end, after =" if "*" in shown else ""
+        hint = "a * may only stand at the end, after =" if "*" in shown else _VALUE_HINT
         raise reader.fail(token, str(error), hint) from None
 
 

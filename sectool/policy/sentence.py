@@ -128,7 +128,9 @@ def _until(reader: Reader) -> Until:
     try:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
     except OverflowError:
-        raise reader.fail(token, f"{token} is outside the years 1 to 9999 in UTC") from None
+        raise reader.fail(
+            token, f"{token} is outside the years 1 to 9999 in UTC", "leave 'until' out for a rule without end"
+        ) from None
     return Until(moment.isoformat().replace("+00:00", "Z"), us)
 
 
@@ -140,7 +142,7 @@ def _because(reader: Reader) -> str:
         raise reader.fail(token, "the reason is empty", "say why, or leave 'because' out")
     if len(token.text) > MAX_REASON:
         raise reader.fail(
-            token, f"the reason has {len(token.text)} characters; at most {MAX_REASON} are kept"
+            token, f"the reason has {len(token.text)} characters; at most {MAX_REASON} are kept", "shorten it"
         )
     reader.take()
     return token.text
@@ -164,6 +166,7 @@ def _trailing(reader: Reader) -> Exception:
             "clauses of a selector are joined by ','; 'and' only after 'where'",
         )
     hint = closest(token.text, _TAIL) if token.kind == "word" else ""
+    hint = hint or "remove it, or make a second rule of it"
     return reader.fail(
         token, f"expected 'on', 'encrypted', 'where', 'until', 'because' or the end, found {token}", hint
     )

@@ -108,9 +108,9 @@ def parse_services(reader: Reader) -> tuple[Service, ...]:
         token = reader.token
         service = parse_service(reader)
         if service in out:
-            raise reader.fail(token, f"service {token} is given twice")
+            raise reader.fail(token, f"service {token} is given twice", "keep one of them")
         if len(out) == MAX_SERVICES:
-            raise reader.fail(token, f"more than {MAX_SERVICES} services in one rule")
+            raise reader.fail(token, f"more than {MAX_SERVICES} services in one rule", "make two rules of it")
         out.append(service)
         if not reader.accept(","):
             return tuple(out)

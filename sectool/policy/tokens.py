@@ -73,7 +73,9 @@ class Reader:
         text = scalar.value
         self.end = len(text) if end is None else end
         if self.end - start > MAX_SENTENCE:
-            raise scalar.fail(f"{self.end - start} characters; a sentence has at most {MAX_SENTENCE}")
+            raise scalar.fail(
+                f"{self.end - start} characters; a sentence has at most {MAX_SENTENCE}", "make two rules of it"
+            )
         bad = bad_character(text[start : self.end], "\t\r\n")
         if bad >= 0:
             raise scalar.fail(
@@ -117,7 +119,7 @@ class Reader:
             "'": 'texts are quoted with "',
             ";": "one rule is one sentence",
             "~": "there is no regular expression; use key=prefix*",
-        }.get(char, "")
+        }.get(char, "remove it, or put the text into quotation marks")
 
     def _unquote(self, found: re.Match[str]) -> str:
         body = found.group()[1:-1]
@@ -129,7 +131,9 @@ class Reader:
                     found.start() + 1 + escape.start(),
                 )
         if "\n" in body or "\t" in body or "\r" in body:
-            raise self.scalar.fail("a quoted text may not span lines or contain tabs", "", found.start())
+            raise self.scalar.fail(
+                "a quoted text may not span lines or contain tabs", "put it on one line, with spaces", found.start()
+            )
         return _ESCAPE.sub(r"\1", body)
 
     @property
@@ -166,7 +170,7 @@ class Reader:
         token = self.token
         if not hint and token.kind == "word" and words:
             hint = closest(token.text, words)
-        return self.fail(token, f"expected {expected}, found {token}", hint)
+        return self.fail(token, f"expected {expected}, found {token}", hint or f"put {expected} here")
 
     def fail(self, token: Token, message: str, hint: str = "", inside: int = 0) -> DocumentError:
         return self.scalar.fail(message, hint, token.offset + inside)
