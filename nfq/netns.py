@@ -80,6 +80,18 @@ def enter(target: Path | str | int) -> Iterator[None]:
         os.close(there)
 
 
+def join(target: Path | str) -> None:
+    """Be in the namespace at a path for good, this thread and what it starts. Raises SectoolError or PrivilegeError."""
+    try:
+        there = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as e:
+        raise SectoolError(f"no network namespace at {target}: {e.strerror}", "it has ended meanwhile") from None
+    try:
+        _check(_libc.setns(there, _CLONE_NEWNET), f"entering {target}")
+    finally:
+        os.close(there)
+
+
 @contextlib.contextmanager
 def throwaway() -> Iterator[None]:
     """Be in a new, empty namespace that vanishes with the last thing made in it. Raises PrivilegeError."""

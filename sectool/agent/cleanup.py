@@ -38,6 +38,7 @@ def clean(paths: Paths) -> list[str]:
     """
     from nfq import cgroup, rules
     from nfq.netns import NamespaceLock
+    from sectool.agent import namespaces
     from sectool.agent.programs import forget_programs
 
     lock = NamespaceLock(paths.run)
@@ -45,6 +46,7 @@ def clean(paths: Paths) -> list[str]:
     try:
         removed = ["kernel rules"] if rules.installed() else []
         rules.remove(paths.run)
+        removed += namespaces.clean(paths.run)
         if paths.run.is_dir():
             forget_programs(cgroup.mount(), paths.programs)
             removed += remove_run_files(paths, everything=True)

@@ -108,6 +108,7 @@ async def _status(daemon: Daemon, request: Request) -> Reply:
             "events_lost_by_agent": daemon.events.lost,
             "workloads": len(daemon.discovery.inventory.by_id),
             "programs": len(daemon.programs.by_id),
+            "inside": daemon.namespaces.describe(),
             "identities_refused": daemon.identities.refused,
         }
     )

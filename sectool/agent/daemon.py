@@ -42,6 +42,7 @@ from sectool.agent.handover import Given, Handover, Predecessor, taken
 from sectool.agent.health import Health
 from sectool.agent.identities import Identities, Issued, read_facts
 from sectool.agent.logs import Announcer, start_logging
+from sectool.agent.namespaces import Namespaces
 from sectool.agent.programs import Program, Programs, forget_programs
 from sectool.agent.records import Records
 from sectool.agent.reload import reload
@@ -209,7 +210,7 @@ class Daemon:
     async def _bring_up(self) -> None:
         push = self._stack
         prepare_run_folder(self.paths)
-        self._keys = keyfolder.key_folder(self.paths.run)
+        self.keys = keyfolder.key_folder(self.paths.run)
         if self.handover is not None:
             self._lock.inherit(self.handover.lock)
         else:
@@ -233,7 +234,7 @@ class Daemon:
             if not finding.ok:
                 raise SectoolError(finding.message, finding.hint)
         self._adopt = self.handover is None and not rules.present()
-        output = sys.stderr.fileno()
+        output = self.output = sys.stderr.fileno()
         self.store = StoreProcess(
             self.paths, self.settings.socket_group, output, lambda why: self.health.raise_("event store", why)
         )
@@ -253,6 +254,9 @@ class Daemon:
         push.push_async_callback(server.close)
         await self.discovery.start()
         push.push_async_callback(self.discovery.close)
+        self.namespaces = Namespaces(self)
+        self.discovery.elsewhere = self.namespaces.consider
+        push.push_async_callback(self.namespaces.close)
         self._install_rules()
         self._adopt = False
         self.state = "enforcing"
@@ -297,8 +301,8 @@ class Daemon:
         for number in range(self.settings.workers):
             worker = Worker(
                 number,
-                Setup(lambda n=number: self._worker_config(n), self._bundle, self.policy_text, self.revoked.to_wire),  # type: ignore[misc]
-                identify=self._identify,
+                Setup(lambda n=number: self.worker_config(n), self.bundle, self.policy_text, self.revoked.to_wire),  # type: ignore[misc]
+                identify=self.identify,
                 changed=lambda why, n=number: self._worker_changed(n, why),  # type: ignore[misc]
                 output=output,
             )
@@ -317,13 +321,14 @@ class Daemon:
         if not self.restarting:
             self._lock.release()
 
-    def _worker_config(self, number: int) -> dict[str, Any]:
+    def worker_config(self, number: int) -> dict[str, Any]:
+        """What a packet worker is told at its start."""
         settings = self.settings
         return {
             "run_dir": str(self.paths.run),
             "number": number,
             "ring": str(self.paths.worker_ring(number)),
-            "journal": str(self._keys / f"flows-worker-{number}"),
+            "journal": str(self.keys / f"flows-worker-{number}"),
             "journals": [str(path) for path in keyfolder.journals(self.paths.run)],
             "adopt": self._adopt,
             "queue": settings.queue,
@@ -350,7 +355,8 @@ class Daemon:
     def _revocation_settings(self) -> tuple[bool, int]:
         return self.settings.revocation_expired == "closed", self.settings.clock_skew_s
 
-    def _bundle(self) -> bytes:
+    def bundle(self) -> bytes:
+        """The roots that workers trust, in PEM."""
         return self.trusted_bundle.to_pem().encode("ascii")
 
     def policy_text(self) -> PolicyText:
@@ -445,7 +451,8 @@ class Daemon:
         )
         return self.revoked.refuse_revoked(made)
 
-    def _identify(self, worker: Worker, key: Key, raw: Mapping[str, Any]) -> None:
+    def identify(self, worker: Worker, key: Key, raw: Mapping[str, Any]) -> None:
+        """Answer a worker that asks for the workload behind a socket."""
         try:
             facts = read_facts(raw)
         except SectoolError as error:
@@ -503,7 +510,7 @@ class Daemon:
         """Whom we trust is another matter now: workers, record and events follow."""
         for worker in self.workers:
             worker.send(
-                {"t": "bundle", "accepted": to_wire(self.relations.federation.accepted)}, self._bundle()
+                {"t": "bundle", "accepted": to_wire(self.relations.federation.accepted)}, self.bundle()
             )
         self.revoked.reread(self.trusted_bundle, *self._revocation_settings)
         self.tell_workers({"t": "revoked"}, self.revoked.to_wire())
@@ -545,6 +552,7 @@ class Daemon:
         for worker in self.workers:
             worker.check(WORKER_SILENCE_S)
         self.programs.sweep()
+        self.namespaces.sweep()
         if time.monotonic() - self._defined > DEFINE_S:
             self.define_rules()
         if (

@@ -12,6 +12,7 @@ costs SHARE of the time. What is found here decides nothing: a connection is att
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -21,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from nfq import netns
 from nfq.attestation import Attestor, Attributed
 from nfq.cgroup import Cgroups
 from nfq.sockdiag import SockDiag, Socket, TcpState
@@ -29,7 +31,7 @@ from sectool.agent.inventory import Inventory, with_ports
 from sectool.agent.packages import Packages
 from sectool.agent.processes import Looker, Process
 from sectool.agent.procevents import ProcEvents
-from sectool.agent.runtimes import Runtimes
+from sectool.agent.runtimes import Places, Runtimes
 from sectool.errors import SectoolError
 from sectool.events import now_us
 from sectool.identity.containers import Container, ContainerRef, container_of
@@ -70,7 +72,9 @@ class Discovery:
     ) -> None:
         """`told` hears of starts, changes and ends."""
         self.inventory = Inventory()
-        self.namespaces = {os.stat(proc / "self/ns/net").st_ino}  # noqa: PTH116
+        self.elsewhere: Callable[[Process], None] = lambda _: None  # hears of processes in other namespaces
+        # Network namespaces by inode, with the path to enter them by; '' for the one we are in.
+        self._namespaces = {os.stat(proc / "self/ns/net").st_ino: ""}  # noqa: PTH116
         self.hearing = False
         self.look_s = 0.0  # what the last look at everything took
         self._identities = identities
@@ -79,7 +83,7 @@ class Discovery:
         self._cgroups = cgroups
         self._proc = proc
         self._attestor = Attestor(cgroups, os.fspath(proc))
-        self._runtimes = runtimes or Runtimes()
+        self._runtimes = runtimes or Runtimes(Places(cgroups=cgroups.mount))
         self._packages = packages or Packages()
         self._containers: OrderedDict[str, tuple[Container, float]] = OrderedDict()
         self._asking: dict[str, asyncio.Future[Container]] = {}
@@ -135,6 +139,15 @@ class Discovery:
         """What makes a workload of facts has changed: documents, labels, programs."""
         self._ready.extend((process, running.facts) for process, running in self.inventory.processes())
         self._work_soon()
+
+    def inside(self, inode: int, path: str) -> None:
+        """This network namespace is ours, too; `path` is to enter it by."""
+        self._namespaces[inode] = path
+        self.see(self._looker.pids())
+
+    def outside(self, inode: int) -> None:
+        """It is ours no more."""
+        self._namespaces.pop(inode, None)
 
     def connected(self, number: int) -> None:
         """The workload behind this identity has a connection."""
@@ -226,8 +239,11 @@ class Discovery:
 
     def _look(self, pid: int) -> None:
         process = self._looker.look(pid)
-        if process is None or process.netns not in self.namespaces or self._own in (pid, process.parent):
+        if process is None or self._own in (pid, process.parent):
             self.inventory.remove(pid, now_us())
+        elif process.netns not in self._namespaces:
+            self.inventory.remove(pid, now_us())
+            self.elsewhere(process)
         elif self.inventory.process(pid) != process:
             self._attest(process)
 
@@ -273,13 +289,20 @@ class Discovery:
 
     def with_container(self, facts: Facts, then: Callable[[Facts], None]) -> None:
         """Call `then` with these facts and those of the container behind them: at once, or once it is asked for."""
-        ref = self._container_ref(facts.cgroup)
+        self.container(
+            facts.cgroup,
+            lambda found: then(facts if found is None else replace(facts, more=found.facts())),
+        )
+
+    def container(self, cgroup: str, then: Callable[[Container | None], None]) -> None:
+        """Call `then` with the container that a cgroup belongs to: at once, or when its runtime has answered."""
+        ref = self._container_ref(cgroup)
         if ref is None:
-            then(facts)
+            then(None)
             return
         known = self._containers.get(ref.id)
         if known is not None and (known[0].told_by or time.monotonic() < known[1]):
-            then(_within(facts, known[0]))
+            then(known[0])
             return
         asking = self._asking.get(ref.id)
         if asking is None:
@@ -295,7 +318,7 @@ class Discovery:
                 log.warning("container %s: %s", ref.id[:12], error)
             found = Container(ref) if error is not None else answer.result()
             self._remember(found)
-            then(_within(facts, found))
+            then(found)
 
         asking.add_done_callback(answered)
 
@@ -330,7 +353,7 @@ class Discovery:
 
     def _listeners(self) -> None:
         try:
-            found = list(_listening())
+            found = [pair for path in list(self._namespaces.values()) for pair in _listening(path)]
         except SectoolError as error:
             log.warning("%s", error.message)
             return
@@ -378,20 +401,13 @@ class Discovery:
             self.inventory.owned(await asyncio.to_thread(self._packages.owners, missing))
 
 
-def _within(facts: Facts, container: Container) -> Facts:
-    return replace(facts, more=container.facts())
-
-
-def _listening() -> Iterable[tuple[str, Socket]]:
-    """Listening TCP and unconnected UDP sockets of this network namespace. Raises UnavailableError."""
-    for protocol, diag, states in (
-        ("tcp", SockDiag(), 1 << TcpState.LISTEN),
-        ("udp", DatagramDiag(), 1 << _UDP_OPEN),
-    ):
-        try:
+def _listening(namespace: str) -> list[tuple[str, Socket]]:
+    """Listening TCP and unconnected UDP sockets of a network namespace, '' for our own. Raises SectoolError."""
+    with netns.enter(namespace) if namespace else contextlib.nullcontext():
+        diags = ("tcp", SockDiag(), 1 << TcpState.LISTEN), ("udp", DatagramDiag(), 1 << _UDP_OPEN)
+    found = []
+    for protocol, diag, states in diags:
+        with contextlib.closing(diag):
             for v6 in (False, True):
-                for sock in diag.dump(v6, states):
-                    if sock.local_port:
-                        yield protocol, sock
-        finally:
-            diag.close()
+                found += [(protocol, sock) for sock in diag.dump(v6, states) if sock.local_port]
+    return found

@@ -24,6 +24,7 @@ LIVE: Final = frozenset(
         "syn_rate",
         "activation_timeout_s",
         "suites",
+        "enforce_inside",
         "roles",
         "revocation_expired",
     )

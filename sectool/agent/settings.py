@@ -44,6 +44,7 @@ class Settings:
     ] = ()  # IP protocols beside TCP, UDP, ICMP that pass; all others are dropped
     revocation_expired: str = "closed"  # when a revocation list has expired: `closed` refuses, `open` lets pass
     socket_group: str | None = None  # group that may read over the local API; None: root only
+    enforce_inside: tuple[str, ...] = ()  # containers, pods and named namespaces to enforce in; see `_inside`
     roles: dict[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # role -> groups that hold it; none: root only
@@ -139,6 +140,15 @@ def _roles(value: Any) -> dict[str, tuple[str, ...]]:
     return out
 
 
+def _inside(value: Any) -> tuple[str, ...]:
+    kinds = ("container:", "pod:", "netns:")
+    if not isinstance(value, list) or not all(isinstance(v, str) and v.startswith(kinds) for v in value):
+        raise ValueError("expected a list such as ['container:shop-*', 'pod:shop/web-*', 'netns:blue']")
+    if bad := [v for v in value if not v.partition(":")[2]]:
+        raise ValueError(f"{bad[0]!r} names nothing; '{bad[0]}*' would be all of them")
+    return tuple(value)
+
+
 def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value.startswith("/"):
         raise ValueError("expected an absolute path")
@@ -172,6 +182,7 @@ def _closed_or_open(value: Any) -> str:
 
 
 _READ: dict[str, Callable[[Any], Any]] = {
+    "enforce_inside": _inside,
     "enforced_networks": _networks,
     "queue": _number(0, 65000),
     "workers": _number(1, 64),

@@ -48,6 +48,8 @@ SETTINGS = {
     "activation_timeout_s": "how long a worker may take to switch the policy, in seconds",
     "suites": "cipher suites for encrypted flows, best first (default: by what the processor is good at)",
     "other_protocols": "IP protocols beside TCP, UDP and ICMP that pass, by name or number; all others are dropped",
+    "enforce_inside": "containers, pods and named network namespaces to enforce in from outside: a list of "
+    "`container:NAME`, `pod:NAMESPACE/NAME` and `netns:NAME`, with `*` and `?`",
     "socket_group": "group that may read over the local API (default: root only)",
 }
 
