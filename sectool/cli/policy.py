@@ -13,6 +13,7 @@ from sectool.cli.changes import tell_change
 from sectool.cli.context import session
 from sectool.cli.effective import show as show_effective
 from sectool.cli.explain import explain
+from sectool.cli.export import export
 from sectool.cli.moments import moment_us, show_time
 from sectool.cli.output import Column, Format, emit, emit_document
 from sectool.cli.policycheck import check
@@ -187,6 +188,7 @@ app.command("promote")(promote)
 app.command("staged-report")(staged_report)
 app.command("backtest")(backtest)
 app.command("suggest")(suggest)
+app.command("export")(export)
 
 
 @app.command()
