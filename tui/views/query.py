@@ -1,0 +1,135 @@
+"""SQL: one SELECT over the event store, its rows, and the queries asked before."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, Final
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.widgets import Static, TextArea
+
+from sectool.errors import SectoolError
+from tui.grid import Column, Grid, Row, clean_row
+from tui.source import Rows
+from tui.view import View
+from tui.words import count
+
+LIMIT: Final = 1000
+STARTERS: Final = (
+    "SELECT source_labels, destination_labels, destination_port, rule, count(*) AS denials\n"
+    "FROM flows_between(now()::TIMESTAMP - INTERVAL 1 HOUR, now()::TIMESTAMP)\n"
+    "WHERE action = 'deny' GROUP BY ALL ORDER BY denials DESC LIMIT 50",
+    "SELECT * FROM flows_open_at(now()::TIMESTAMP) LIMIT 50",
+    "SELECT type, count(*) AS n, max(ts) AS last FROM events GROUP BY ALL ORDER BY n DESC",
+)
+
+
+class Query(View):
+    """Ask."""
+
+    NAME = "query"
+    TITLE = "SQL"
+    DEFAULT_CSS = """
+    Query TextArea { height: 6; border: none; border-bottom: solid $primary; padding: 0; }
+    Query TextArea:focus { border: none; border-bottom: solid $accent; }
+    Query #state { height: 1; padding: 0 1; color: $text-muted; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: list[dict[str, Any]] = []
+        self._place = 0
+
+    def compose(self) -> ComposeResult:
+        """Text, state, rows."""
+        saved = self.console.settings.queries
+        yield TextArea(
+            saved[0] if saved else STARTERS[0], language=None, soft_wrap=True, tab_behavior="focus"
+        )
+        yield Static("F5 asks; tab goes to the rows, esc too", id="state", markup=False)
+        yield Grid((Column("", 10, 1),), empty="no rows yet: F5 runs the query", id="rows")
+
+    def reload(self) -> None:
+        """Only when asked to."""
+
+    def tick(self) -> None:
+        """A query runs once."""
+
+    def do_run(self, _: str) -> None:
+        """Ask, and remember what was asked."""
+        sql, source = self.query_one(TextArea).text, self.source
+        self._state("asking…")
+        self.forget()
+        self.ask("query", lambda: source.query(sql, limit=LIMIT))
+
+    def do_refresh(self, argument: str) -> None:
+        """The same."""
+        self.do_run(argument)
+
+    def do_cancel(self, _: str) -> None:
+        """Do not wait for it: the store stops it at its time limit."""
+        self.forget()
+        self._state("forgotten; the store stops it within 15 s")
+
+    def _state(self, text: str) -> None:
+        self.query_one("#state", Static).update(Text(text, no_wrap=True, overflow="ellipsis"))
+
+    def failed(self, what: str, error: SectoolError) -> None:
+        """Say why, and keep the rows."""
+        from sectool.cli.text import escape
+
+        self._state(escape(f"{error.message} {error.hint}".replace("\n", " ")))
+
+    def got(self, what: str, answer: Rows) -> None:
+        """Show the rows."""
+        self.items = answer.items
+        queries = self.console.settings.queries
+        sql = self.query_one(TextArea).text
+        self.console.settings.queries = [sql, *(q for q in queries if q != sql)][:20]
+        self.console.settings.save()
+        self._state(f"{count(len(self.items))} rows{' (there are more)' if answer.more else ''}")
+        names = list(self.items[0]) if self.items else ["no rows"]
+        lines = [tuple("" if row[n] is None else str(row[n]) for n in names) for row in self.items]
+        columns = []
+        for index, name in enumerate(names):
+            longest = max((len(line[index]) for line in lines), default=0)
+            number = bool(self.items) and all(
+                isinstance(r[name], int | float | None) for r in self.items[:50]
+            )
+            columns.append(Column(name, max(len(name), min(longest, 32)), 0 if number else 1, right=number))
+        self.query_one("#rows", Grid).show(
+            [clean_row(Row(str(i), line)) for i, line in enumerate(lines)], columns=columns
+        )
+
+    def first(self) -> TextArea:
+        """The text."""
+        return self.query_one(TextArea)
+
+    def do_back(self, argument: str) -> None:
+        """From the text to the rows, then back."""
+        if self.query_one(TextArea).has_focus:
+            self.query_one("#rows", Grid).focus()
+        else:
+            self.console.do_back(argument)
+
+    def on_grid_chosen(self, event: Grid.Chosen) -> None:
+        """Enter shows the whole row."""
+        event.stop()
+        from tui.dialogs import Shown
+
+        row = self.items[int(event.key)]
+        self.app.push_screen(Shown("row", "\n".join(f"{k}: {v}" for k, v in row.items())))
+
+    def selected(self) -> Any:
+        """The chosen row."""
+        key = self.query_one("#rows", Grid).key
+        return self.items[int(key)] if key else None
+
+    def cli(self) -> str:
+        """The same query."""
+        return f"sectool query {shlex.quote(self.query_one(TextArea).text)}"
+
+    def hint(self) -> str:
+        """What can be done."""
+        return "F5 run  F6 forget  tab rows and text  enter whole row  esc to the rows, then back"

@@ -1,0 +1,276 @@
+"""Why: what decided about one connection, since when and by whom, and the way from there to a change in force.
+
+explained ──d──► drafted ──k──► back-tested ──a──► applied (staged) ──P──► enforced
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from sectool.cli.text import escape, escape_block
+from sectool.clock import DAY
+from sectool.errors import SectoolError
+from sectool.events import now_us
+from tui.inquest import Draft, draft
+from tui.view import View
+from tui.views.flows import detail
+from tui.words import count
+
+STEPS = ("explained", "drafted", "back-tested", "applied", "enforced")
+
+
+class Why(View):
+    """One connection, explained."""
+
+    NAME = "why"
+    TITLE = "Why"
+    DEFAULT_CSS = """
+    Why #why-title { height: 1; padding: 0 1; text-style: bold; }
+    Why #steps { height: 1; padding: 0 1; }
+    Why VerticalScroll { padding: 0 1; }
+    Why #fix { height: auto; margin-top: 1; }
+    Why #answer { height: auto; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flow = ""
+        self.answer: Any = None
+        self.policy_text = ""
+        self.draft: Draft | None = None
+        self.outcome: Any = None
+        self.step = -1
+        self.done = ""
+        self._unjudged = SectoolError("")
+
+    def compose(self) -> ComposeResult:
+        """Steps, explanation, fix."""
+        yield Static(id="steps", markup=False)
+        with VerticalScroll(id="why-body"):
+            yield Static(id="answer", markup=False)
+            yield Static(id="fix", markup=False)
+
+    def first(self) -> VerticalScroll:
+        """The text, to be scrolled."""
+        return self.query_one("#why-body", VerticalScroll)
+
+    def explain(self, flow: str) -> None:
+        """Take up another connection."""
+        if flow == self.flow:
+            return
+        self.flow, self.answer, self.draft, self.outcome, self.step, self.done = (
+            flow,
+            None,
+            None,
+            None,
+            -1,
+            "",
+        )
+        self.forget()
+
+    def reload(self) -> None:
+        """Ask for the explanation."""
+        if not self.flow:
+            self._show()
+            return
+        flow, source = self.flow, self.source
+        if self.answer is None:
+            self.ask("explanation", lambda: source.explain(flow))
+
+    def tick(self) -> None:
+        """An explanation does not age."""
+
+    def failed(self, what: str, error: SectoolError) -> None:
+        """Say so in place."""
+        if what != "explanation":
+            self.console.trouble(error)
+        else:
+            self._unjudged = error
+            flow, source = self.flow, self.source
+            self.ask("facts", lambda: source.flow(flow))
+
+    def got(self, what: str, answer: Any) -> None:
+        """One more step done."""
+        if what == "explanation":
+            self.answer, self.policy_text = answer
+            self.step = 0
+        elif what == "facts":
+            text = Text(escape_block(f"{self._unjudged.message}.\n\n"))
+            self.query_one("#answer", Static).update(text + detail(answer, max(20, self.size.width - 4)))
+            return
+        elif what == "draft":
+            self.draft, self.step = answer, 1
+            self.outcome = None
+            self.do_backtest("")
+        elif what == "backtest":
+            self.outcome, self.step = answer, 2
+        elif what == "apply":
+            staged = self.draft is not None and self.draft.document
+            self.step = 3 if staged else 4
+            self.done = f"revision {answer['revision']} is in force" + (
+                f"; {self.draft.document} is staged, P enforces it" if staged and self.draft else ""
+            )
+            if answer.get("problems"):
+                self.done += f"; PROBLEM: {'; '.join(answer['problems'])}"
+        elif what == "promote":
+            self.step, self.done = 4, f"revision {answer['revision']} is in force and enforces it"
+        self._show()
+
+    def _show(self) -> None:
+        steps = Text(no_wrap=True)
+        for number, name in enumerate(STEPS):
+            if number:
+                steps.append(" → ", style="dim")
+            steps.append(
+                name, style="bold reverse" if number == self.step else "" if number < self.step else "dim"
+            )
+        self.query_one("#steps", Static).update(steps)
+        body = self.query_one("#answer", Static)
+        if self.answer is None:
+            body.update(
+                Text("looking…" if self.flow else "choose a connection in Pulse or Flows and press w")
+            )
+            return
+        body.update(_explanation(list(self.answer.lines())))
+        self.query_one("#fix", Static).update(self._fix())
+        if self.step:
+            self.first().scroll_end(animate=False)
+
+    def _fix(self) -> Text:
+        out = Text()
+        if self.draft is None:
+            return out
+        out.append("Draft\n", style="bold underline")
+        out.append(escape(self.draft.what) + "\n", style="bold")
+        if not self.draft.document:
+            out.append("taking a rule out cannot be staged: a applies it at once\n")
+        if self.outcome is None:
+            out.append("back-testing on the last day…\n")
+            return out
+        out.append("\nWhat it would have changed in the last day\n", style="bold underline")
+        found = self.outcome
+        if not found.changes:
+            out.append(f"nothing in {count(found.flows)} recorded flows\n")
+        for change in found.changes[:12]:
+            bad = str(change.kind) in ("newly denied", "no longer encrypted")
+            out.append(
+                f"{'✗' if bad else '+'} {count(change.flows):>5}  ", style="bold red" if bad else "bold"
+            )
+            out.append(
+                escape(f"{change.kind}: {change.source} → {change.destination} {change.service}") + "\n"
+            )
+        if len(found.changes) > 12:
+            out.append(f"and {len(found.changes) - 12} more kinds; y copies the command that lists them\n")
+        out.append(f"{count(found.judged)} of {count(found.flows)} flows were judged anew\n", style="dim")
+        if self.done:
+            out.append(f"\n{escape(self.done)}\n", style="bold green")
+        return out
+
+    # --- steps -----------------------------------------------------------------------------------------------
+
+    def do_draft(self, _: str) -> None:
+        """Draft against what is in force now."""
+        if self.answer is None:
+            self.console.tell("there is no explained connection yet")
+            return
+        answer, source = self.answer, self.source
+        self.ask("draft", lambda: draft(answer, source.revision().text))
+
+    def do_backtest(self, _: str) -> None:
+        """Judge the last day by the draft."""
+        if self.draft is None:
+            self.console.tell("d drafts a change first")
+            return
+        text, source, now = self.draft.text, self.source, now_us()
+        self.ask("backtest", lambda: source.backtest(text, now - DAY, None))
+
+    def do_apply(self, _: str) -> None:
+        """Apply it, after a question."""
+        if self.draft is None or self.outcome is None:
+            self.console.tell("d drafts a change and back-tests it first")
+            return
+        chosen, source = self.draft, self.source
+        bad = [c for c in self.outcome.changes if str(c.kind) in ("newly denied", "no longer encrypted")]
+        lines = [chosen.what, ""]
+        lines.append(
+            "Staged: it is judged and recorded, and decides nothing yet."
+            if chosen.document
+            else "It counts at once, on this host. The revision before stays on record (policies, B)."
+        )
+        if bad:
+            lines.append(f"{sum(c.flows for c in bad)} flows of the last day would fare WORSE by it.")
+        reason = f"fix for flow {self.flow}: {chosen.what}"[:500]
+        self.console.confirm(
+            "Apply this draft?", lines, lambda: self.ask("apply", lambda: source.apply(chosen.text, reason))
+        )
+
+    def do_promote(self, name: str) -> None:
+        """Enforce the staged draft, after a question."""
+        document = name or (self.draft.document if self.draft and self.step >= 3 else "")
+        if not document:
+            self.console.tell("nothing of this draft is staged; a applies it")
+            return
+        source = self.source
+        self.console.confirm(
+            f"Enforce {document}?",
+            ["From now on its rules decide, on this host.", "Connections it allows go through."],
+            lambda: self.ask(
+                "promote", lambda: source.promote([document], f"fix for flow {self.flow}"[:500])
+            ),
+        )
+
+    def selected_flow(self) -> str:
+        """The explained one."""
+        return self.flow
+
+    def selected(self) -> Any:
+        """The explanation as a document."""
+        return self.answer.document() if self.answer is not None else None
+
+    def cli(self) -> str:
+        """The same explanation; of a draft, the same back-test, with the draft written to a file."""
+        if self.draft is None:
+            return f"sectool explain {self.flow or 'FLOW'}"
+        folder = Path(tempfile.gettempdir())
+        with tempfile.NamedTemporaryFile(
+            "w", dir=folder, prefix="sectool-draft-", suffix=".yaml", delete=False
+        ) as file:
+            file.write(self.draft.text)
+        return f"sectool policy backtest --staged --since 24h {file.name}"
+
+    def hint(self) -> str:
+        """What comes next."""
+        return {
+            -1: "w on a connection explains it  esc back",
+            0: "d draft the smallest fix  y as command  o policies  esc back",
+            1: "back-testing…",
+            2: "a apply the draft  k back-test again  y as command  esc back",
+            3: "P enforce the staged draft  u pulse  esc back",
+            4: "u pulse: see it recover  esc back",
+        }[self.step]
+
+
+def _explanation(lines: list[str]) -> Text:
+    """The explanation's lines: verdict and headings bold, rules set in."""
+    out = Text()
+    for line in lines:
+        text = escape(line)
+        style = ""
+        if text.startswith("DENIED"):
+            style = "bold red"
+        elif text.startswith("ALLOWED"):
+            style = "bold green"
+        elif text.startswith("  in force"):
+            style = "yellow"
+        elif text.startswith("  "):
+            style = "bold" if text.startswith(("  deny", "  allow", "  require", "  audit")) else ""
+        out.append(text + "\n", style=style)
+    out.right_crop(1)
+    return out
