@@ -1,0 +1,300 @@
+"""Install, enforce a first connection, uninstall: on a system made from nothing, compared before and after.
+
+    python -m labs.cleanhost bookworm|trixie [--keep]
+
+debootstrap makes the smallest Debian there is, in a folder; install.sh runs in it by chroot. Two network namespaces are
+two hosts of a trust domain that both run the installed program. Then it is uninstalled, and every file, package, kernel
+rule and cgroup is compared with what was there before. Needs root and Debian's package mirror.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from labs import place
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
+MIRROR = "http://deb.debian.org/debian"
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+CACHE = ROOT / ".dev" / "roots"
+TREE = (
+    "install.sh",
+    "requirements.lock",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "packaging",
+    "sectool",
+    "nfq",
+)
+TREE_REST = ("store", "tui", "labs")
+# What package management keeps for itself, whatever is installed and removed again.
+PASSING = re.compile(
+    r"^/(var/log|var/cache|var/lib/apt|var/lib/dpkg|var/lib/systemd|proc|sys|dev|tmp|run|root/\.cache|srv/tree)(/|$)"
+    r"|^/etc/(ld\.so\.cache|\.pwd\.lock|(passwd|group|shadow|gshadow)-)$"
+)
+POLICY = """kind: Policy
+name: first
+owner: shop
+rules:
+  - allow app=web to call app=db on tcp/8000
+"""
+FETCH = "import urllib.request as u; print(u.urlopen('http://10.9.8.2:8000/', timeout=5).status)"
+
+
+class FailedError(Exception):
+    """A step did not do what it should."""
+
+
+def run(*command: str, check: bool = True, inside: Path | None = None, netns: str = "") -> str:
+    """A command, in a root and a network namespace if named; its output. FailedError with its words if it fails."""
+    argv = [*command] if inside is None else ["chroot", str(inside), *command]
+    if netns:
+        argv = ["nsenter", f"--net=/run/netns/{netns}", *argv]
+    env = {
+        **os.environ,
+        **dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), "/srv/tree/authorities.crt"),
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+    }
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
+    if check and done.returncode:
+        raise FailedError(
+            f"{' '.join(command)}: exit {done.returncode}\n{(done.stdout + done.stderr).strip()[-3000:]}"
+        )
+    return done.stdout + done.stderr
+
+
+def base(suite: str) -> Path:
+    """An archive of the system as debootstrap makes it; kept for the next time."""
+    archive = CACHE / f"{suite}.tar"
+    if not archive.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            say(f"debootstrap {suite}")
+            run("debootstrap", "--variant=minbase", suite, f"{folder}/root", MIRROR)
+            run("tar", "-C", f"{folder}/root", "-cf", f"{folder}/new.tar", "--numeric-owner", ".")
+            Path(f"{folder}/new.tar").replace(archive)
+    return archive
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    sys.stderr.write(f">> {text}\n")
+
+
+@contextmanager
+def system(suite: str, keep: bool) -> Iterator[Path]:
+    """A fresh system with its kernel file systems; gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="sectool-cleanhost-", dir="/var/tmp"))
+    root = folder / "root"
+    with ExitStack() as stack:
+        root.mkdir()
+        run("tar", "-C", str(root), "-xf", str(base(suite)))
+        if not keep:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        for name in ("proc", "sys", "dev"):
+            run("mount", "--rbind", f"/{name}", str(root / name))
+            run("mount", "--make-rslave", str(root / name))
+            stack.callback(run, "umount", "-R", "-l", str(root / name), check=False)
+        for file, to in (("/etc/resolv.conf", "etc/resolv.conf"), (AUTHORITIES, "srv/tree/authorities.crt")):
+            if Path(file).is_file():  # how this machine reaches mirrors
+                (root / to).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, root / to)
+        tree = root / "srv" / "tree"
+        tree.mkdir(parents=True, exist_ok=True)
+        for name in (*TREE, *TREE_REST):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(source, tree / name)
+        run("apt-get", "update", "-q", inside=root)
+        yield root
+
+
+def files(root: Path) -> dict[str, str]:
+    """Every file of a system: kind, mode, owner, and a digest of what is in it."""
+    found = {}
+    for at, folders, names in os.walk(root):
+        inside = "/" + str(Path(at).relative_to(root)) if at != str(root) else ""
+        folders[:] = [f for f in folders if not PASSING.match(f"{inside}/{f}")]
+        for name in (*folders, *names):
+            path, shown = Path(at) / name, f"{inside}/{name}"
+            if PASSING.match(shown):
+                continue
+            about = path.lstat()
+            what = f"{about.st_mode:o} {about.st_uid}:{about.st_gid}"
+            if path.is_symlink():
+                what += f" -> {path.readlink()}"
+            elif path.is_file():
+                what += " " + hashlib.sha256(path.read_bytes()).hexdigest()
+            found[shown] = what
+    return found
+
+
+def surroundings(root: Path) -> dict[str, str]:
+    """What else could be left: packages, kernel rules, cgroups, namespaces, shared memory."""
+    mount = place.cgroup_mount()
+    return {
+        "packages": run("dpkg-query", "-W", inside=root),
+        "iptables": run("iptables-save", check=False),
+        "nftables": run("nft", "list", "ruleset", check=False),
+        "cgroups": "\n".join(sorted(str(p) for p in mount.rglob("sectool*") if p.is_dir())),
+        "shared memory": "\n".join(
+            sorted(p.name for p in Path("/dev/shm").glob("sectool-*") if _of(root, p))
+        ),
+    }
+
+
+def _of(root: Path, folder: Path) -> bool:
+    try:
+        return (folder / "run-folder").read_text().startswith(("/run/sectool", "/srv/b"))
+    except OSError:
+        return False
+
+
+@contextmanager
+def hosts() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with a cable between them."""
+    token = secrets.token_hex(3)
+    names = (f"st-{token}-a", f"st-{token}-b")
+    with ExitStack() as stack:
+        for name in names:
+            run("ip", "netns", "add", name)
+            stack.callback(run, "ip", "netns", "del", name, check=False)
+        run(
+            "ip",
+            "-n",
+            names[0],
+            "link",
+            "add",
+            "eth0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            names[1],
+        )
+        for number, name in enumerate(names, 1):
+            run("ip", "-n", name, "address", "add", f"10.9.8.{number}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                run("ip", "-n", name, "link", "set", device, "up")
+        yield names
+
+
+def first_connection(root: Path) -> str:
+    """Enrol two hosts, enforce, make one allowed and one denied connection; what the record says of them."""
+    (root / "srv" / "first.yaml").write_text(POLICY)
+    b = ("--state", "/srv/b/state", "--run", "/srv/b/run")
+    where: tuple[tuple[str, ...], ...] = ((), b)
+    with hosts() as names, ExitStack() as stack:
+        run("sectool", "ca", "init", "--trust-domain", "first.example", inside=root)
+        for name, options in zip(("web", "db"), where, strict=True):
+            ca = ("--ca", "/var/lib/sectool/ca")
+            run("sectool", *options, "host", "enroll", "--name", name, *ca, inside=root)
+        for netns, options in zip(names, where, strict=True):
+            run(
+                "sectool",
+                *options,
+                "up",
+                "--background",
+                "--policy",
+                "/srv/first.yaml",
+                inside=root,
+                netns=netns,
+            )
+            stack.callback(run, "sectool", *options, "down", inside=root, netns=netns, check=False)
+        server = subprocess.Popen(
+            [
+                *("nsenter", f"--net=/run/netns/{names[1]}", "chroot", str(root), "sectool", *b, "run"),
+                *("--label", "app=db", "--", "python3", "-m", "http.server", "8000", "--directory", "/srv"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(server.wait)
+        stack.callback(server.kill)
+        fetch = ("python3", "-c", FETCH)
+        deadline = time.monotonic() + 20
+        while "200" not in (
+            said := run(
+                "sectool", "run", "-l", "app=web", "--", *fetch, inside=root, netns=names[0], check=False
+            )
+        ):
+            if time.monotonic() > deadline:
+                raise FailedError(f"the allowed connection did not come through: {said}")
+        denied = run(
+            "sectool", "run", "-l", "app=batch", "--", *fetch, inside=root, netns=names[0], check=False
+        )
+        if "200" in denied:
+            raise FailedError("a connection that no rule allows came through")
+        flows = ""
+        deadline = time.monotonic() + 20
+        while not ("allow" in flows and "deny" in flows):
+            flows = run("sectool", "flows", "-o", "csv", inside=root, netns=names[0])
+            if time.monotonic() > deadline:
+                raise FailedError(f"the record does not show both connections:\n{flows}")
+        return flows
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point; 0 when nothing differs."""
+    parser = argparse.ArgumentParser(
+        prog="cleanhost", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("suite", choices=sorted(SUITES))
+    parser.add_argument("--keep", action="store_true", help="leave the system's folder")
+    options = parser.parse_args(arguments)
+    begun = time.monotonic()
+    try:
+        with system(options.suite, options.keep) as root:
+            before, around = files(root), surroundings(root)
+            say(f"installing on {SUITES[options.suite]}")
+            run("/srv/tree/install.sh", inside=root)
+            installed = len(files(root)) - len(before)
+            say(f"{installed} files more; first connection")
+            first_connection(root)
+            say("upgrading in place, then uninstalling")
+            run("/srv/tree/install.sh", inside=root)
+            run("/opt/sectool/install.sh", "--uninstall", "--purge", inside=root)
+            for left in ("b", "first.yaml"):
+                shutil.rmtree(root / "srv" / left, ignore_errors=True)
+                (root / "srv" / left).unlink(missing_ok=True)
+            after = files(root)
+            different = [
+                *(f"left behind: {name}" for name in sorted(after.keys() - before.keys())),
+                *(f"gone: {name}" for name in sorted(before.keys() - after.keys())),
+                *(
+                    f"changed: {name}"
+                    for name in sorted(before.keys() & after.keys())
+                    if before[name] != after[name]
+                ),
+                *(f"changed: {what}" for what, now in surroundings(root).items() if now != around[what]),
+            ]
+    except FailedError as error:
+        say(f"FAILED: {error}")
+        return 1
+    for line in different:
+        print(line)
+    say(f"{SUITES[options.suite]}: {len(different)} differences, {time.monotonic() - begun:.0f} s")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
