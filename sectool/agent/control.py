@@ -14,7 +14,13 @@ from sectool.agent.handover import try_installed
 from sectool.agent.names import known
 from sectool.agent.reload import reload
 from sectool.agent.revisions import Revision
-from sectool.agent.revocation import identity_revoke, identity_rotate, revocation_import, revocation_list
+from sectool.agent.revocation import (
+    identity_revoke,
+    identity_rotate,
+    identity_show,
+    revocation_import,
+    revocation_list,
+)
 from sectool.api.server import Operation, Reply, Request
 from sectool.errors import SectoolError, UsageError
 from sectool.events import now_us
@@ -44,6 +50,7 @@ def operations(daemon: Daemon) -> Mapping[str, Operation]:
         "policy.show": bind(_policy_show),
         "policy.history": bind(_policy_history),
         "identity.list": bind(_identities),
+        "identity.show": bind(identity_show),
         "identity.revoke": bind(identity_revoke, writes=True),
         "identity.rotate": bind(identity_rotate, writes=True),
         "revocation.list": bind(revocation_list),
@@ -155,6 +162,7 @@ async def _identities(daemon: Daemon, request: Request) -> Reply:
                 "renew_at": entry.credential.renew_at_us,
                 "rotations": entry.rotations,
                 "bytes": len(entry.credential.blob),
+                "refused": daemon.revoked.current.of(peer),
             }
         )
     return Reply({"items": items})

@@ -11,12 +11,16 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from sectool.api.server import Reply, Request
 from sectool.clock import SECOND, iso
 from sectool.errors import CredentialError, UsageError
 from sectool.events import DropReason, Type, now_us
-from sectool.identity.authority import BACKDATE_S
+from sectool.identity.authority import BACKDATE_S, Portable
 from sectool.identity.credential import Credential
+from sectool.identity.enrolment import HostIdentity
 from sectool.identity.lists import Lists, revoke_here
 from sectool.identity.revocation import DEFAULT_DAYS, Entries, RevocationList, Revocations, plain_serial
 from sectool.identity.trust import TrustBundle
@@ -59,6 +63,16 @@ class Revoked:
                 DropReason.CREDENTIAL_REVOKED, f"no identity for it: {why}", "sectool revocation list"
             )
         return credential
+
+    def refuse_portable(self, host: HostIdentity, svid: Portable, now: int) -> None:
+        """CredentialError if the SVID, issued now for its workload to hold, is revoked."""
+        authority = host.authority
+        issuer = authority.key_id, f"{authority.certificate.serial_number:x}"
+        begin = now - BACKDATE_S * SECOND
+        if why := self.current.why(host.trust_domain, svid.spiffe_id, svid.serial, begin, issuer):
+            raise CredentialError(
+                DropReason.CREDENTIAL_REVOKED, f"no identity for it: {why}", "sectool revocation list"
+            )
 
     def watch(self, daemon: Daemon, now: int) -> None:
         """Renew our own list in time; warn of the others', well before they expire."""
@@ -158,6 +172,19 @@ async def identity_revoke(daemon: Daemon, request: Request) -> Reply:
     taken = revoke_here(daemon.paths.state, daemon.host, daemon.revoked.lists, entries, now, days=days)
     took(daemon, taken, actor, request.text("reason") or "revoked on its host")
     return Reply(describe(taken), taken.pem)
+
+
+async def identity_show(daemon: Daemon, request: Request) -> Reply:
+    """Certificates, in PEM as payload, of the identity `id`: SVID, host CA, root."""
+    wanted = request.number("id")
+    for entry in daemon.identities.by_workload.values():
+        credential = entry.credential
+        if credential.peer.id == wanted:
+            root = daemon.host.bundle.roots[daemon.host.trust_domain]
+            ders = (credential.leaf_der, credential.host_der)
+            chain = [*map(x509.load_der_x509_certificate, ders), *(r.certificate for r in root[:1])]
+            return Reply({"id": wanted}, b"".join(each.public_bytes(Encoding.PEM) for each in chain))
+    raise UsageError("this identity is not in use here any more", "sectool identity list")
 
 
 async def identity_rotate(daemon: Daemon, request: Request) -> Reply:

@@ -118,6 +118,7 @@ class Svids:
             if len(self._known) > MAX_KEPT:
                 self._known.popitem(last=False)
         self._known.move_to_end(number)
+        daemon.revoked.refuse_portable(daemon.host, known, now)
         key = known.key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
         return Svid(known.spiffe_id, known.leaf_der + known.host_der, key, known.renew_at_us)
 

@@ -14,14 +14,17 @@ critical then, RFC 5280, 4.2.1.6). CAs carry the SPIFFE ID of their trust domain
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -47,6 +50,9 @@ from sectool.identity.files import new_directory, read_file, write_atomic
 from sectool.identity.profile import Profile, is_host_name, key_id, read_profile
 from sectool.identity.spiffe import SpiffeId, check_trust_domain
 from sectool.labels import FEDERATED_LABEL, LabelSet
+
+if TYPE_CHECKING:
+    from sectool.identity.revocation import Entries
 
 BACKDATE_S = 60
 DEFAULT_TTL_S = 3600
@@ -104,16 +110,26 @@ def digest_of(key: SigningKey) -> hashes.SHA256 | None:
     return None if isinstance(key, ed25519.Ed25519PrivateKey) else _SHA256
 
 
-def encode_key(key: SigningKey) -> bytes:
-    """PKCS #8 PEM, not encrypted: for files of mode 0600 only."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+def encode_key(key: SigningKey, passphrase: bytes = b"") -> bytes:
+    """PKCS #8 PEM, encrypted with the passphrase if there is one; for files of mode 0600 either way."""
+    how = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how)
 
 
-def load_authority_files(cert_path: Path, key_path: Path, role: str, hint: str) -> tuple[Profile, SigningKey]:
+Passphrase = Callable[[], bytes]
+
+
+def _no_passphrase() -> bytes:
+    return b""
+
+
+def load_authority_files(
+    cert_path: Path, key_path: Path, role: str, hint: str, passphrase: Passphrase = _no_passphrase
+) -> tuple[Profile, SigningKey]:
     """Read a CA certificate (PEM) and its private key (PEM, mode 0600) and check that they belong together.
 
     Raises UsageError for missing files, SectoolError for a key others can read, for content that is not what
-    it should be and for a pair that does not fit.
+    it should be and for a pair that does not fit. `passphrase` is asked only for a key that is encrypted.
     """
     missing = f"there is no {role} here"
     cert_pem = read_file(cert_path, missing, hint)
@@ -125,9 +141,16 @@ def load_authority_files(cert_path: Path, key_path: Path, role: str, hint: str) 
     except (ValueError, CredentialError) as error:
         raise SectoolError(f"{cert_path} is not a usable {role} certificate: {error}", hint) from None
     try:
-        key = load_pem_private_key(key_pem, None)
+        encrypted = b"BEGIN ENCRYPTED PRIVATE KEY" in key_pem
+        secret = passphrase() if encrypted else b""
+        key = load_pem_private_key(key_pem, secret or None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise SectoolError(f"{key_path} is not an unencrypted private key in PEM", hint) from None
+        if encrypted:
+            raise UsageError(
+                f"{key_path} is encrypted, and the passphrase given does not open it",
+                "type it when asked, or hand it over with --passphrase-fd N",
+            ) from None
+        raise SectoolError(f"{key_path} is not a private key in PEM", hint) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
         raise SectoolError(f"{key_path} is neither a P-256 nor an Ed25519 key", hint)
     if key.public_key() != profile.public_key:
@@ -154,8 +177,11 @@ class RootAuthority:
         years: int = DEFAULT_ROOT_YEARS,
         *,
         force: bool = False,
+        passphrase: bytes = b"",
     ) -> RootAuthority:
         """Make a new P-256 root in `directory` (root.crt, root.key, trust-domain); all files or none.
+
+        The key's file is encrypted with `passphrase` unless that is empty.
 
         UsageError if the directory exists and `force` is not given, or if the trust domain or years make no
         sense.
@@ -184,16 +210,23 @@ class RootAuthority:
         exists = "a certificate authority is already here"
         hint = "every host enrolled with it would lose its trust; use force only to start over"
         with new_directory(directory, exists, hint, force=force) as fresh:
-            write_atomic(fresh / "root.key", encode_key(key), 0o600)
+            write_atomic(fresh / "root.key", encode_key(key, passphrase), 0o600)
             write_atomic(fresh / "root.crt", certificate.public_bytes(Encoding.PEM))
             write_atomic(fresh / "trust-domain", trust_domain.encode() + b"\n")
         return cls(trust_domain, certificate, key)
 
     @classmethod
-    def load(cls, directory: Path) -> RootAuthority:
+    def load(cls, directory: Path, passphrase: Passphrase = _no_passphrase) -> RootAuthority:
         """Load what `create` wrote; errors as in `load_authority_files`."""
         hint = "make one with: sectool ca init --trust-domain NAME"
-        profile, key = load_authority_files(directory / "root.crt", directory / "root.key", "root CA", hint)
+        if (directory / "root.crt").exists() and not (directory / "root.key").exists():
+            raise UsageError(
+                f"the root's key is not in {directory}",
+                "it is kept elsewhere: take a request there (sectool host request, sectool ca sign)",
+            )
+        profile, key = load_authority_files(
+            directory / "root.crt", directory / "root.key", "root CA", hint, passphrase
+        )
         named = read_file(directory / "trust-domain", "there is no root CA here", hint).decode(
             "ascii", "replace"
         )
@@ -204,6 +237,13 @@ class RootAuthority:
                 "restore the directory from one backup",
             )
         return cls(trust_domain, profile.certificate, key)
+
+    def sign_revocations(self, entries: Entries, number: int, now_us: int, days: int) -> bytes:
+        """The trust domain's next revocation list, as its file holds it."""
+        from sectool.identity.revocation import sign_list
+
+        root = read_profile(self.certificate.public_bytes(Encoding.DER), "root")
+        return sign_list(root, self._key, entries, number, now_us, days=days)
 
     def issue_host(
         self,

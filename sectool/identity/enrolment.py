@@ -26,12 +26,14 @@ from sectool.identity.authority import (
     DEFAULT_HOST_DAYS,
     DEFAULT_ROOT_YEARS,
     HostAuthority,
+    Passphrase,
     RootAuthority,
     encode_key,
     load_authority_files,
 )
 from sectool.identity.extensions import LabelConstraints
 from sectool.identity.files import new_directory, read_file, write_atomic
+from sectool.identity.hostcas import remember
 from sectool.identity.profile import is_host_name
 from sectool.identity.trust import TrustBundle
 from sectool.identity.workload import ATTESTED
@@ -75,11 +77,14 @@ def init_ca(
     *,
     years: int = DEFAULT_ROOT_YEARS,
     force: bool = False,
+    passphrase: bytes = b"",
     now_us: int | None = None,
 ) -> RootAuthority:
     """Make the root of a new trust domain under `state_dir`; errors of RootAuthority.create."""
     now = wall_clock() if now_us is None else now_us
-    return RootAuthority.create(ca_directory(state_dir), trust_domain, now, years, force=force)
+    return RootAuthority.create(
+        ca_directory(state_dir), trust_domain, now, years, force=force, passphrase=passphrase
+    )
 
 
 def default_constraints(host_name: str, labels: LabelSet) -> LabelConstraints:
@@ -135,6 +140,7 @@ def enroll_host(
     *,
     days: int = DEFAULT_HOST_DAYS,
     force: bool = False,
+    passphrase: Passphrase = bytes,
     now_us: int | None = None,
 ) -> HostIdentity:
     """Issue a host CA from the root in `ca_dir` and write the enrolment under `state_dir`.
@@ -157,7 +163,7 @@ def enroll_host(
         if why := refusal(label, Origin.HOST):
             raise UsageError(why, "choose another key")
     networks = _networks(PRIVATE_NETWORKS if enforced_networks is None else enforced_networks)
-    root = RootAuthority.load(ca_dir)
+    root = RootAuthority.load(ca_dir, passphrase)
     try:
         limits = (
             default_constraints(name, label_set)
@@ -190,6 +196,7 @@ def enroll_host(
         write_atomic(fresh / "host.crt", certificate.public_bytes(Encoding.PEM))
         bundle.save(fresh / "trust.pem")
         write_atomic(fresh / "host.yaml", yaml.safe_dump(document, sort_keys=False).encode())
+    remember(ca_dir, certificate)
     return HostIdentity(authority, bundle, name, root.trust_domain, label_set, limits, networks)
 
 

@@ -225,7 +225,8 @@ class Verifier:
                 raise CredentialError(reason, message, hint)
             del self._refused[key]
         try:
-            peer = self._verify(unpack(blob), now_us)
+            parts = unpack(blob)
+            peer = self._verify(parts.leaf_der, parts.host_der, parts, now_us)
         except CredentialError as error:
             if len(self._refused) >= NEGATIVE_SIZE:
                 del self._refused[next(iter(self._refused))]
@@ -237,11 +238,18 @@ class Verifier:
         self._good[key] = peer
         return peer
 
-    def _verify(self, blob: Blob, now_us: int) -> PeerIdentity:
-        leaf = read_profile(blob.leaf_der, "leaf")
-        host_key = sha256(blob.host_der).digest()
+    def verify_chain(self, leaf_der: bytes, host_der: bytes, now_us: int) -> PeerIdentity:
+        """The identity that an SVID and its host CA stand for, without a delegation: no handshake accepts that.
+
+        Same checks, same errors as `verify`; `x25519` of what is returned is empty. Nothing is remembered.
+        """
+        return self._verify(leaf_der, host_der, None, now_us)
+
+    def _verify(self, leaf_der: bytes, host_der: bytes, blob: Blob | None, now_us: int) -> PeerIdentity:
+        leaf = read_profile(leaf_der, "leaf")
+        host_key = sha256(host_der).digest()
         proven = self._hosts.get(host_key)
-        host = proven[0] if proven else _read_host(blob.host_der)
+        host = proven[0] if proven else _read_host(host_der)
 
         spiffe_id = leaf.spiffe_id()
         self._check_names(spiffe_id, host)
@@ -253,7 +261,7 @@ class Verifier:
             )
         self._check_time(leaf, now_us)
         self._check_time(host.profile, now_us)
-        delegated_us = blob.delegation.not_after_s * SECOND
+        delegated_us = blob.delegation.not_after_s * SECOND if blob else leaf.not_after_us
         if delegated_us > leaf.not_after_us:
             raise refusal(DropReason.DELEGATION_INVALID, "the delegation outlives its certificate")
         if now_us > delegated_us:
@@ -268,8 +276,9 @@ class Verifier:
         root = proven[1] if proven else self._root_of(host, now_us)
         self._check_time(root, now_us)
         leaf.issued_by(host.profile)
-        blob.delegation.verify(leaf.public_key, blob.stream)
-        if not proven:
+        if blob is not None:
+            blob.delegation.verify(leaf.public_key, blob.stream)
+        if blob is not None and not proven:
             if len(self._hosts) >= HOST_SIZE:
                 del self._hosts[next(iter(self._hosts))]
             self._hosts[host_key] = (host, root)
@@ -279,7 +288,7 @@ class Verifier:
         return PeerIdentity.of(
             spiffe_id,
             labels,
-            blob.delegation.x25519,
+            blob.delegation.x25519 if blob else b"",
             (begin_us, end_us),
             leaf.fingerprint,
             leaf.serial,
