@@ -17,7 +17,7 @@ from typing import Final
 
 from sectool.api.server import Peer
 from sectool.errors import PrivilegeError
-from sectool.policy import DocumentSet, NetworkDoc, PolicyDoc, WorkloadDoc
+from sectool.policy import DocumentSet, NetworkDoc, PolicyDoc, TestDoc, WorkloadDoc
 from sectool.policy.model import Document, DocumentKind, canonical_document
 from sectool.policy.selector import NamedNet
 
@@ -71,12 +71,14 @@ def _networks_of_guardrails(documents: DocumentSet) -> set[str]:
 def _role(document: Document, boxed: set[str]) -> str:
     """The role it takes to change a document; "": any role will do."""
     if isinstance(document, PolicyDoc) and document.kind is DocumentKind.POLICY:
-        return document.owner
+        return document.owner  # it has to have one
     if isinstance(document, (PolicyDoc, WorkloadDoc)):
         return SECURITY  # who labels processes says who they are
-    if isinstance(document, NetworkDoc):
-        return SECURITY if document.name in boxed or not document.owner else document.owner
-    return document.owner
+    if isinstance(document, TestDoc):
+        return document.owner
+    if isinstance(document, NetworkDoc) and document.name in boxed:
+        return SECURITY
+    return document.owner or SECURITY
 
 
 def held(peer: Peer, roles: Roles) -> tuple[str, ...]:

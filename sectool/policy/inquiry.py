@@ -16,7 +16,7 @@ from sectool.labels import LabelSet
 from sectool.policy.documents import parse
 from sectool.policy.engine import Engine, judge
 from sectool.policy.explanation import WORDS, Explanation, Remedy, explain
-from sectool.policy.model import DocumentKind, DocumentSet, PolicyDoc, RuleDoc
+from sectool.policy.model import DocumentKind, PolicyDoc, RuleDoc
 from sectool.policy.request import NO_NAMES, Party, Request
 from sectool.policy.rules import Facts, Networks, Rule, compile_rule
 from sectool.policy.sentence import parse_sentence
@@ -122,10 +122,9 @@ def widening(engine: Engine, found: Explanation, known: Iterable[LabelSet], now_
         tried += 1
         both = source.labels is not None and destination.labels is not None
         request = Request(source, destination, asked.protocol, asked.port, asked.icmp_code, both)
-        matching, _ = engine.matching(request, now_us)
-        before = judge([r for r in matching if not r.staged], both).action
-        if before is not Action.DENY:
+        if engine.evaluate(request, now_us).action is not Action.DENY:
             continue
+        matching, _ = engine.matching(request, now_us)
         after = judge(
             sorted((*(r for r in matching if not r.staged), rule), key=lambda r: (r.phase, r.rank)), both
         )
@@ -161,18 +160,10 @@ def origin(
     for number, (revision, text) in enumerate(revisions):
         if number == MAX_REVISIONS or not still():
             return replace(found, exact=False) if found else None
-        documents = parse(text, f"revision {revision.revision}")
-        if not any(rule == r for r in _rule_ids(documents)):
+        if Engine(parse(text, f"revision {revision.revision}")).rule(rule) is None:
             break
         found = revision
     return found
-
-
-def _rule_ids(documents: DocumentSet) -> Iterator[int]:
-    networks = Networks(documents)
-    for doc in (*documents.guardrails, *documents.policies):
-        for index, rule in enumerate(doc.rules, 1):
-            yield compile_rule(doc, rule, index, networks).rule.id
 
 
 def widening_lines(found: Widening, sentence: str) -> list[str]:

@@ -41,6 +41,12 @@ cidrs: [10.0.0.0/8]
 GUARDRAIL = "kind: Guardrail\nname: box\nowner: security\nrules: [deny env=dev to call net:shop]\n---\n"
 WORKLOAD = "kind: Workload\nname: w\nowner: team-shop\nmatch: {user: shop}\nlabels: {app: web}\n---\n"
 TEST = "kind: Test\nname: t\nallow: ['app=web -> app=db tcp/1']\n---\n"
+PODS = """apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: open, namespace: shop}
+spec: {podSelector: {}, ingress: [{}]}
+---
+"""
 LAN = "kind: Network\nname: lan\ncidrs: [192.168.0.0/16]\n---\n"
 
 
@@ -59,6 +65,7 @@ LAN = "kind: Network\nname: lan\ncidrs: [192.168.0.0/16]\n---\n"
         (POLICIES, POLICIES + GUARDRAIL, {"security"}),
         (POLICIES, POLICIES + WORKLOAD, {"security"}),
         (POLICIES, POLICIES + LAN, {"security"}),
+        (POLICIES, POLICIES + PODS, {"security"}),
         (POLICIES, POLICIES + TEST, set()),
         (
             POLICIES,

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sectool.alerts.rules import MEANS, QUIET, How, When, load_alerts, parse_alerts
+from sectool.cli.main import main
 from sectool.errors import DocumentError, SectoolError
 
 EXAMPLE = """\
@@ -113,3 +114,32 @@ def test_a_damaged_file_is_refused_or_read_and_nothing_else(data: st.DataObject)
         parse_alerts(text)
     except SectoolError as error:
         assert error.message
+
+
+def test_the_documentation_is_true() -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    text = (docs / "alerts.md").read_text(encoding="utf-8")
+    example = text.split("```yaml\n")[1].split("```")[0]
+    assert {rule.when for rule in parse_alerts(example).rules} == set(When)
+    for when, meaning in MEANS.items():
+        assert f"| `{when}` | {meaning} |" in text
+    defaults = parse_alerts("alerts: [{name: a, when: denied-burst}, {name: b, when: scan}]").rules
+    assert f"`count` ({defaults[0].count}), `within` (1m)" in text
+    assert f"`count` ({defaults[1].count}), `within` (1m)" in text
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_pipeline_examples_call_commands_that_exist(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    import shlex
+
+    import yaml
+
+    text = (Path(__file__).parents[3] / "docs" / "ci.md").read_text(encoding="utf-8")
+    block = text.split("```yaml\n")[1 + number].split("```")[0]
+    assert yaml.safe_load(block)
+    (line,) = [line for line in block.splitlines() if "sectool policy" in line]
+    words = shlex.split(line.partition("sectool ")[2])
+    assert words[:2] == ["policy", "check"]
+    assert main(["policy", "check", "--help"]) == 0
+    described = capsys.readouterr().out
+    assert all(word in described for word in words if word.startswith("--"))
