@@ -68,9 +68,10 @@ class Discovery:
         *,
         runtimes: Runtimes | None = None,
         packages: Packages | None = None,
+        ours: Callable[[Process], bool] | None = None,
         proc: Path = Path("/proc"),
     ) -> None:
-        """`told` hears of starts, changes and ends."""
+        """`told` hears of starts, changes and ends; `ours`: no workload (default: this process and its children)."""
         self.inventory = Inventory()
         self.elsewhere: Callable[[Process], None] = lambda _: None  # hears of processes in other namespaces
         # Network namespaces by inode, with the path to enter them by; '' for the one we are in.
@@ -95,7 +96,8 @@ class Discovery:
         self._owners: dict[int, int] = {}  # process id by inode of a listening socket
         self._news: ProcEvents | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._own = os.getpid()
+        own = os.getpid()
+        self._ours = ours or (lambda process: own in (process.pid, process.parent))
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -239,7 +241,7 @@ class Discovery:
 
     def _look(self, pid: int) -> None:
         process = self._looker.look(pid)
-        if process is None or self._own in (pid, process.parent):
+        if process is None or self._ours(process):
             self.inventory.remove(pid, now_us())
         elif process.netns not in self._namespaces:
             self.inventory.remove(pid, now_us())

@@ -1,6 +1,7 @@
-"""Costs of identity: size of credentials, issuing, verifying: `./dev bench identity`.
+"""Costs of identity: size of credentials, issuing, verifying, and the time from a workload's start to its identity.
 
-One host CA with constraints, one thread. The common labels are in the compression dictionary, the others are not.
+`./dev bench identity`. One host CA with constraints, one thread. The common labels are in the compression dictionary,
+the others are not.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from sectool.identity.trust import TrustBundle
 from sectool.identity.verify import Verifier
 from sectool.labels import LabelSet
 from tests.bench.rows import Row, row
+from tests.bench.starting import alone, together
 
 NOW = 1_780_000_000_000_000
 CREDENTIALS = 200
 CACHED = 20_000
+AT_ONCE = 500
+ALONE = 100
 LABELS = {
     "no labels": LabelSet(),
     "11 common labels": LabelSet.parse(
@@ -75,6 +79,7 @@ def measure() -> dict[tuple[str, str, str], float]:
         out[case, "blob without dictionary", "bytes"] = around + len(zlib.compress(plain, 9))
         out[case, "blob not compressed", "bytes"] = around + len(plain)
     case = "11 other labels"
+    out[case, "issue, sustained", "SVIDs/s"] = 1e6 / out[case, "issue", "µs"]
     verifier = Verifier(bundle)
     blobs = iter([credential.blob for credential in issued])
     out[case, "verify, known host CA", "µs"] = _micros(lambda: verifier.verify(next(blobs), NOW), CREDENTIALS)
@@ -96,6 +101,14 @@ def measure() -> dict[tuple[str, str, str], float]:
         raise AssertionError("a damaged credential was accepted")
 
     out[case, "refuse, cached", "µs"] = _micros(refuse, CACHED)
+    spawned, known = together(host, AT_ONCE)
+    case = f"{AT_ONCE} workloads at once"
+    out[case, "all started", "ms"] = spawned * 1e3
+    out[case, "all have their identity", "ms"] = known * 1e3
+    times = alone(host, ALONE)
+    case = f"{ALONE} workloads one by one"
+    out[case, "start to identity, median", "ms"] = times[len(times) // 2] * 1e3
+    out[case, "start to identity, 99th percentile", "ms"] = times[int(len(times) * 0.99)] * 1e3
     return out
 
 
