@@ -241,7 +241,7 @@ uninstall() {
     if [ "${#packages[@]}" -gt 0 ]; then
       apt-mark -q auto "${packages[@]}" >/dev/null
       say "system packages that came with it and nothing needs: removed"
-      quietly "apt-get could not remove what came with it" apt autoremove --purge
+      quietly "apt-get could not remove what came with it" apt autoremove --purge -o APT::AutoRemove::RecommendsImportant=false
     fi
   fi
   rm -rf "$ROOT"
