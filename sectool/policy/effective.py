@@ -4,6 +4,7 @@ A verdict can only differ for flows of which a rule speaks that the two sets do 
 in two ways:
 
     known      for the workloads that there are, by the labels that rules look at: every pair, every service
+               (NetworkPolicies that differ are looked at for all pairs, and only so)
     possible   for all flows that could be: the rule's set of flows (sectool.policy.algebra) is divided by all other
                rules that overlap it, so that no rule tells two flows of a part apart, and one of each part is asked
 
@@ -23,10 +24,13 @@ from sectool.labels import DOMAIN_LABEL, FEDERATED_LABEL, LabelSet
 from sectool.policy.algebra import Region, Regions
 from sectool.policy.condition import LabelRef
 from sectool.policy.engine import Decision, Engine
+from sectool.policy.model import NAMESPACE_LABEL, POD_LABEL, Mode, NetworkPolicyDoc, canonical_document
+from sectool.policy.netpol import KIND, NAMESPACE_KEYS, PORT_LABEL, pod_of
 from sectool.policy.places import Places
 from sectool.policy.request import Party, Request
-from sectool.policy.rules import CompiledRule
-from sectool.policy.selector import Cidr, Fqdn, Labels, NamedNet, Selector
+from sectool.policy.rules import CompiledRule, Networks, Rule
+from sectool.policy.selector import Anyone, Cidr, Fqdn, Labels, NamedNet, Selector
+from sectool.policy.sentence import Sentence, Verb
 from sectool.policy.service import ICMP, ICMP6, PROTOCOL_NAMES, Service
 from sectool.policy.witness import witness
 
@@ -79,8 +83,12 @@ def effective(old: Engine, new: Engine, known: Iterable[LabelSet], now_us: int) 
     """Compare two engines at a moment (UTC microseconds). `known` are the label sets of the workloads there are."""
     changed = _changed(old, new)
     notes: list[str] = []
+    pods = _pods_changed(old, new)
+    if pods is not None:
+        notes.append("NetworkPolicies were compared for the workloads in the history only")
     comparison = _Comparison(old, new, now_us)
-    pairs = _Known(comparison, list(known)).differences(changed, notes)
+    asked = [*changed, (pods, new)] if pods is not None else changed
+    pairs = _Known(comparison, list(known)).differences(asked, notes)
     possible = _possible(comparison, changed, notes)
     return Effective(tuple(pairs), tuple(possible), tuple(dict.fromkeys(notes)))
 
@@ -94,6 +102,15 @@ def _changed(old: Engine, new: Engine) -> list[tuple[CompiledRule, Engine]]:
         for rule in engine.compiled
         if _meaning(rule, engine) not in others
     ]
+
+
+def _pods_changed(old: Engine, new: Engine) -> CompiledRule | None:
+    """A rule that speaks of everything, standing for NetworkPolicies that differ; None when they do not."""
+    docs = [e.documents.network_policies for e in (old, new)]
+    if [canonical_document(d) for d in docs[0]] == [canonical_document(d) for d in docs[1]]:
+        return None
+    rule = Rule(0, "", KIND, "", 0, "NetworkPolicies that differ", "", Mode.ENFORCE)
+    return CompiledRule(rule, Sentence(Verb.ALLOW, Anyone(), Anyone()), Networks(new.documents))
 
 
 def _meaning(rule: CompiledRule, engine: Engine) -> tuple[object, ...]:
@@ -165,14 +182,19 @@ class _Known:
         self._comparison = comparison
         engines = (comparison.old, comparison.new)
         rules = [rule for engine in engines for rule in engine.compiled]
-        self._keys = _keys(rules)
+        policies = [doc for engine in engines for doc in engine.documents.network_policies]
+        self._keys = _keys(rules) | _pod_keys(policies)
+        self._ports = bool(policies)
         counted: dict[LabelSet, int] = {}
         for labels in known:
-            seen = LabelSet({k: v for k, v in labels.items() if k in self._keys})
+            seen = LabelSet({k: v for k, v in labels.items() if k in self._keys or self._names_port(k)})
             counted[seen] = counted.get(seen, 0) + 1
         self._members = sorted(counted.items(), key=lambda entry: str(entry[0]))
         self._strangers = self._outside(rules)
-        self._atoms = _atoms(rules)
+        self._atoms = _atoms(rules, _pod_ports(policies, known))
+
+    def _names_port(self, key: str) -> bool:
+        return self._ports and key.startswith(PORT_LABEL)
 
     def _outside(self, rules: Sequence[CompiledRule]) -> list[Party]:
         """Parties without identity that rules tell apart: by network and by host name."""
@@ -266,10 +288,44 @@ def _keys(rules: Iterable[CompiledRule]) -> frozenset[str]:
     return frozenset(out)
 
 
-def _atoms(rules: Iterable[CompiledRule]) -> list[Service]:
+def _pod_keys(policies: Iterable[NetworkPolicyDoc]) -> frozenset[str]:
+    """Labels of workloads that NetworkPolicies look at, ports aside."""
+    pods: set[str] = set()
+    spaces: set[str] = set()
+    for doc in policies:
+        pods.update(clause.key for clause in doc.selector)
+        for rule in (*(doc.ingress or ()), *(doc.egress or ())):
+            for peer in rule.peers:
+                pods.update(clause.key for clause in peer.pods or ())
+                spaces.update(clause.key for clause in peer.namespaces or ())
+    out = {*NAMESPACE_KEYS, *pods, *(POD_LABEL + k for k in pods), *(NAMESPACE_LABEL + k for k in spaces)}
+    return frozenset(out) if pods or spaces or policies else frozenset()
+
+
+def _pod_ports(policies: Iterable[NetworkPolicyDoc], known: Iterable[LabelSet]) -> list[Service]:
+    """Services that NetworkPolicies tell apart; names are those of the known workloads."""
+    entries = [
+        port
+        for doc in policies
+        for rule in (*(doc.ingress or ()), *(doc.egress or ()))
+        for port in rule.ports
+    ]
+    out = [Service(port.protocol, port.low, port.high) for port in entries if not port.name]
+    if any(port.name for port in entries):
+        for labels in known:
+            pod = pod_of(labels)
+            names = {port.name for port in entries if port.name}
+            found = [pod.port(name) for name in names] if pod is not None else []
+            out += [Service(protocol, number, number) for protocol, number in filter(None, found)]
+    return [service for service in out if service.protocol in PROTOCOL_NAMES]
+
+
+def _atoms(rules: Iterable[CompiledRule], more: Iterable[Service] = ()) -> list[Service]:
     """Services that no rule divides, each protocol's together all there are."""
     edges: dict[int, set[int]] = {protocol: {0} for protocol in PROTOCOL_NAMES}
     codes: dict[tuple[int, int], set[int]] = {}
+    for service in more:
+        edges[service.protocol].update((service.low, service.high + 1))
     for rule in rules:
         for service in rule.sentence.services:
             edges[service.protocol].update((service.low, service.high + 1))

@@ -86,6 +86,28 @@ def test_encryption_and_strangers() -> None:
     }
 
 
+def test_network_policies() -> None:
+    head = (
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}, "
+    )
+    rule = "ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [%s]}]}\n"
+    pods = [
+        LabelSet({"k8s.ns": "default", "k8s.label.app": app, "k8s.port.http": "8080"})
+        for app in ("web", "db")
+    ]
+    old, new = engine(more=head + rule % "{port: 80}"), engine(more=head + rule % "{port: http}")
+    found = compare(old, new, *pods)
+    web = "k8s.label.app=web,k8s.ns=default,k8s.port.http=8080"
+    db = web.replace("web", "db")
+    assert said(found) == [
+        ("newly allowed", web, db, "tcp/8080", 1),
+        ("newly allowed", web, web, "tcp/8080", 1),
+        ("newly denied", web, db, "tcp/80", 1),
+        ("newly denied", web, web, "tcp/80", 1),
+    ]
+    assert not compare(old, engine(more=head + rule % "{port: 80, endPort: 80}"), *pods)
+
+
 RULES = [
     "allow app=web to call app=db on tcp/5432",
     "allow app=web to call app=db",
