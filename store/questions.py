@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sectool.errors import StoreError, UsageError
+from sectool.events import now_us
 from sectool.filters import Filter
 from store.catalog import Catalog
 from store.changes import DEFAULT_PAIRS, changes
 from store.connectivity import connectivity
+from store.state import state
 from store.timeline import AROUND, DEFAULT_ENTRIES, timeline
 
 Fields = Mapping[str, Any]
@@ -113,7 +115,12 @@ def _connectivity(catalog: Catalog, fields: Fields) -> dict[str, Any]:
     )
 
 
+def _state(catalog: Catalog, fields: Fields) -> dict[str, Any]:
+    return state(catalog, given(fields, "at", now_us()))
+
+
 QUESTIONS: dict[str, Question] = {
+    "state": _state,
     "timeline": _timeline,
     "changes": _changes,
     "connectivity": _connectivity,

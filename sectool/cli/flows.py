@@ -114,7 +114,7 @@ def _follow(
 ) -> None:
     if not reader.live:
         raise NoDaemonError("no daemon runs, so there is nothing to follow", "start it with `sectool up`")
-    write = _writer(here, output)
+    write = flow_writer(here, output)
     frames = iter(reader.tail(chosen))
     next(frames)  # it follows from here on: what is listed below cannot fall into a gap
     shown: set[str] = set()
@@ -136,7 +136,8 @@ def _follow(
     raise NoDaemonError("the daemon has stopped", "without --follow the stored events can still be read")
 
 
-def _writer(here: Session, output: Format) -> Callable[[Row], None]:
+def flow_writer(here: Session, output: Format) -> Callable[[Row], None]:
+    """What shows flows one by one, as they come or are played back."""
     match output:
         case Format.TABLE | Format.WIDE:
             table = Table(COLUMNS, wide=output is Format.WIDE, color=here.color)

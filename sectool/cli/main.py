@@ -53,8 +53,12 @@ COMMANDS: dict[str, Place] = {
     ),
     "map": Place("sectool.cli.map", "Who talks to whom, by labels: table, Graphviz, Mermaid or SVG.", "map"),
     "top": Place("sectool.cli.top", "The console for incidents: what is denied, why, since when.", "top"),
+    "replay": Place("sectool.cli.replay", "Play recorded connections back, faster or slower.", "replay"),
+    "ends": Place("sectool.cli.ends", "Compare both ends of connections between two hosts.", "ends"),
     "query": Place("sectool.cli.query", "Ask the event store in SQL, read-only.", "query"),
-    "identity": Place("sectool.cli.identity", "The identities this host has issued: show, verify, renew, revoke."),
+    "identity": Place(
+        "sectool.cli.identity", "The identities this host has issued: show, verify, renew, revoke."
+    ),
     "revocation": Place("sectool.cli.revocation", "Signed lists of what is revoked: take, show, pass on."),
     "trust": Place("sectool.cli.trust", "Other trust domains: whose identities count here, and how far."),
     "workload": Place("sectool.cli.workload", "The workloads seen on this host."),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sectool.cli.context import session
-from sectool.cli.moments import show_time
+from sectool.cli.moments import moment_us, show_time
 from sectool.cli.output import Format, emit_document, paint
 from sectool.cli.text import duration, escape, size
 from sectool.errors import Exit, SectoolError
@@ -19,6 +19,9 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command()
 def status(
     ctx: typer.Context,
+    at_: Annotated[
+        str | None, typer.Option("--at", metavar="TIME", help="How it stood then, by what is on record.")
+    ] = None,
     output: Annotated[Format, typer.Option("--output", "-o", help="table, json or yaml.")] = Format.TABLE,
 ) -> None:
     """Show what is enforced right now, and how well.
@@ -29,8 +32,14 @@ def status(
     Examples:
       sectool status
       sectool status -o json | jq .workers[].stats.packets
+      sectool status --at 02:00
     """
     at = session(ctx)
+    if at_:
+        from sectool.cli.statusthen import status_then
+
+        status_then(at, moment_us(at_), output)
+        return
     with at.control() as control:
         document = {k: v for k, v in control.call("status").header.items() if k not in ("ok", "payload")}
     document["store"] = {**document["store"], **_store_stats(ctx)}

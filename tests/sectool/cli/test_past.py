@@ -68,3 +68,18 @@ def test_diff_and_map(cli: Cli, shop: StoreLab) -> None:
     assert done.out.splitlines()[1].split() == ["app=web", "app=cache", "tcp/6379", "1"]
     done = cli(*store, "map", *window, "-o", "svg")
     assert done.out.startswith("<svg ")
+
+
+def test_replay_status_and_ends(cli: Cli, shop: StoreLab) -> None:
+    store = ("--store", shop.state)
+    done = cli(
+        *store, "replay", "--from", _unix(shop, 24), "--to", _unix(shop, 28), "--speed", "0", "-o", "jsonl"
+    )
+    assert len(done.out.splitlines()) == 302
+    assert "policy revision 2" in done.err
+    done = cli(*store, "status", "--at", _unix(shop, 30))
+    assert done.code == 0
+    assert "revision 2 by alice on host1" in done.out
+    done = cli("ends", "--store", f"a={shop.state}", "--store", f"b={shop.state}", "--since", _unix(shop, 0))
+    assert "have their other end elsewhere" in done.err
+    assert cli("ends", "--store", shop.state).code == 2
