@@ -14,8 +14,9 @@ from pathlib import Path
 import duckdb
 
 from store import schema
+from store.compaction import attach_ddl
 from store.controlviews import ControlMirror, control_ddl
-from store.segment import NOT_NOW, Damage, damaged_by, one
+from store.segment import NOT_NOW, Damage, compact, damaged_by, one
 
 MEMORY = "1GB"
 SPILL = "2GB"
@@ -116,14 +117,18 @@ class Catalog:
         with self._shape, contextlib.closing(self.cursor()) as cursor:
             alias = f"s{self._next}"
             self._next += 1
-            cursor.execute(f"ATTACH '{_quoted(path)}' AS {alias}{mode}")
             try:
+                if compact(path):
+                    for statement in attach_ddl(path, alias):
+                        cursor.execute(statement)
+                else:
+                    cursor.execute(f"ATTACH '{_quoted(path)}' AS {alias}{mode}")
                 if read_only:
                     self._check(cursor, alias)
                     self._learn(cursor, alias)
             except duckdb.Error:
                 with contextlib.suppress(duckdb.Error):
-                    cursor.execute(f"DETACH {alias}")
+                    _let_go(cursor, path.name, alias)
                 raise
             self._aliases[path.name] = alias
 
@@ -170,6 +175,23 @@ class Catalog:
                 self.remake_views()
             return True
 
+    def replace(self, old: Path, new: Path, timeout_s: float) -> bool:
+        """Put the sealed segment `new` in the place of `old`, which has the same rows; False when queries kept it busy.
+
+        Raises duckdb.Error, with `old` where it was.
+        """
+        with self._shape, self._alone(timeout_s) as alone:
+            if not alone:
+                return False
+            order = [new.name if name == old.name else name for name in self._aliases]
+            self.attach(new, read_only=True)
+            alias = self._aliases.pop(old.name)
+            self._aliases = {name: self._aliases[name] for name in order}
+            self.remake_views()
+            with contextlib.closing(self.cursor()) as cursor:
+                _let_go(cursor, old.name, alias)
+            return True
+
     def detach_when_idle(self, path: Path, timeout_s: float) -> bool:
         """Detach a segment; False when queries ran for longer than `timeout_s`."""
         with self._shape, self._alone(timeout_s) as alone:
@@ -182,11 +204,15 @@ class Catalog:
         with self._shape, contextlib.closing(self.cursor()) as cursor:
             alias = self._aliases.pop(path.name)
             self.remake_views()
-            cursor.execute(f"DETACH {alias}")
+            _let_go(cursor, path.name, alias)
 
     def close(self) -> None:
         """End the instance; running queries are interrupted by their owners first."""
         self._root.close()
+
+
+def _let_go(cursor: duckdb.DuckDBPyConnection, name: str, alias: str) -> None:
+    cursor.execute(f"DROP SCHEMA {alias} CASCADE" if compact(Path(name)) else f"DETACH {alias}")
 
 
 def _quoted(path: Path) -> str:

@@ -23,7 +23,7 @@ from sectool.ring import RingReader
 from store.catalog import Catalog
 from store.columns import dictionary_row, dictionary_table, events_table, records_table
 from store.schema import DICTIONARIES, RECORD_COLUMNS, SEGMENT_VERSION, segment_ddl
-from store.segment import segment_name
+from store.segment import next_name
 
 MAX_SLOTS = 32768
 _RECORD_NAMES = ", ".join(name for name, _ in RECORD_COLUMNS)
@@ -77,11 +77,8 @@ class Ingest:
     def begin_segment(self, now: int) -> Live:
         """Make a segment and write to it from now on. Dictionary entries still in use go along."""
         events = self.catalog.events
-        while True:
-            self._number += 1
-            path = events / segment_name(now, self._number)
-            if not path.exists():
-                break
+        self._number += 1
+        path = events / next_name(events, now, self._number)
         self.catalog.attach(path, read_only=False)
         path.chmod(0o640)
         alias = self.catalog.alias(path.name)

@@ -23,7 +23,7 @@ from typing import Any
 
 import duckdb
 
-from sectool.clock import HOUR
+from sectool.clock import HOUR, SECOND
 from sectool.errors import StoreError
 from sectool.events import Type, now_us
 from sectool.ring import RingDamagedError
@@ -74,6 +74,8 @@ class Store:
         self.shelf = Shelf(self.events, run)
         self._to_seal: list[Live] = []
         self._busy = threading.Lock()  # maintenance, and closing the catalog, exclude each other
+        self._compacting = threading.Lock()
+        self._began = (now_us(), time.monotonic())
         self._stop = threading.Event()
         self._looked = self._tidied = 0.0
         self._reports: list[Damage] = []  # damage to be told by an event, from whatever thread found it
@@ -353,7 +355,48 @@ class Store:
                 return
             self._to_seal.pop(0)
         if self.limits.keep_bytes is not None or self.limits.keep_us is not None:
-            self.shelf.retire(self.catalog, self.limits.keep_bytes, self.limits.keep_us)
+            self.shelf.retire(
+                self.catalog, self.limits.keep_bytes, self.limits.keep_us if self._sober() else None
+            )
+
+    def _sober(self) -> bool:
+        """Whether the wall clock went as time did since the start: after a jump nothing is deleted for its age."""
+        wall = now_us() - self._began[0]
+        return abs(wall - round((time.monotonic() - self._began[1]) * SECOND)) < HOUR
+
+    def prune(self, keep_bytes: int | None, keep_us: int | None) -> list[str]:
+        """Retire the oldest sealed segments beyond what is kept, now; their names."""
+        with self._busy:
+            return self.shelf.retire(self.catalog, keep_bytes, keep_us)
+
+    def compact_next(self, older_us: int) -> tuple[str | None, int]:
+        """Make the oldest native sealed segment compact that is `older_us` old; its name, and how many wait.
+
+        Raises StoreError when its compact form cannot be made; it stays as it is then.
+        """
+        with self._compacting:
+            known = segment.sealed(self.events)
+            due = [
+                path
+                for path in segment.segment_files(self.events)
+                if path.name in known
+                and path.name in self.catalog.segments
+                and path.name not in {live.path.name for live in self._to_seal}
+                and not segment.compact(path)
+                and int(known[path.name]["last_us"]) <= now_us() - older_us
+            ]
+            if not due:
+                return None, 0
+            try:
+                made = self.shelf.compact(self.catalog, due[0])
+            except (duckdb.Error, OSError) as error:
+                raise StoreError(
+                    f"{due[0].name} cannot be made compact: {_line(error)}",
+                    "it stays as it is; is there room on the disk?",
+                ) from None
+            if made is None:
+                raise StoreError("queries kept the segment busy", "try again in a moment")
+            return made.name, len(due) - 1
 
     # --- ending ----------------------------------------------------------------------------------------------
 
@@ -423,7 +466,7 @@ class Store:
             },
             "segments": len(files),
             "unopened_segments": sorted(self.shelf.unopened),
-            "bytes": sum(_size(path) + _size(segment.wal_of(path)) for path in files),
+            "bytes": sum(segment.size_of(path) + _size(segment.wal_of(path)) for path in files),
             "degraded": "; ".join(self.degraded.values()),
         }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -51,6 +52,9 @@ TABLE_FUNCTIONS = frozenset(
 )
 
 
+_FILE = re.compile(r"[/\\*?:]|\.[a-z]", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """Rows of a query. `truncated` when there were more than the limits let through."""
@@ -91,6 +95,11 @@ def check(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
     tree = json.loads(row[0])
     if tree.get("error"):
         raise UsageError(f"this query is not understood: {tree.get('error_message', 'not a plain SELECT')}")
+    for name in _tables(tree):
+        if _FILE.search(name):  # the engine would read a file of that name, were it in the folder of segments
+            raise UsageError(
+                "files cannot be read from here", "views: flows, flow_records, events; see docs/store.md"
+            )
     for name in _table_functions(tree):
         if name not in TABLE_FUNCTIONS:
             raise UsageError(
@@ -100,17 +109,29 @@ def check(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
     return text
 
 
-def _table_functions(tree: Any) -> Iterator[str]:
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
     todo = [tree]
     while todo:
         node = todo.pop()
         if isinstance(node, dict):
-            if node.get("type") == "TABLE_FUNCTION":
-                function = node.get("function", {})
-                yield str(function.get("function_name", "?")).lower()
+            yield node
             todo.extend(node.values())
         elif isinstance(node, list):
             todo.extend(node)
+
+
+def _table_functions(tree: Any) -> Iterator[str]:
+    for node in _nodes(tree):
+        if node.get("type") == "TABLE_FUNCTION":
+            yield str(node.get("function", {}).get("function_name", "?")).lower()
+
+
+def _tables(tree: Any) -> Iterator[str]:
+    return (
+        str(node["table_name"])
+        for node in _nodes(tree)
+        if node.get("type") == "BASE_TABLE" and "table_name" in node
+    )
 
 
 @contextlib.contextmanager

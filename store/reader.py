@@ -280,7 +280,7 @@ class LocalReader:
             "events": events,
             "segments": len(files),
             "unopened_segments": [warning.split(" ")[0] for warning in self.warnings],
-            "bytes": sum(path.stat().st_size for path in files),
+            "bytes": sum(segment.size_of(path) for path in files),
             "degraded": "no store process runs",
         }
 

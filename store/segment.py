@@ -80,7 +80,22 @@ def segment_files(events: Path) -> list[Path]:
         return []
     native = {path.stem for path in found if not compact(path)}
     found = [path for path in found if not compact(path) or path.stem not in native]
-    return sorted(found, key=lambda p: (p.name.split("-")[1], int(p.stem.rpartition("-")[2])))
+    return sorted(found, key=lambda path: _place(path.name))
+
+
+def next_name(events: Path, now: int, number: int) -> str:
+    """A name behind all that are there, whatever the clock did meanwhile: names in order are rows in order."""
+    name = segment_name(now, number)
+    files = segment_files(events)
+    if files and _place(files[-1].name) >= _place(name):
+        stamp, last = _place(files[-1].name)
+        name = f"flows-{stamp}-{last + 1}{NATIVE}"
+    return name
+
+
+def _place(name: str) -> tuple[str, int]:
+    _, stamp, number = name.partition(".")[0].split("-")
+    return stamp, int(number)
 
 
 def compact(path: Path) -> bool:
@@ -314,6 +329,23 @@ def verify_chain(events: Path) -> list[Damage]:
         if path.name not in listed and not path.stat().st_mode & 0o200
     ]
     return problems
+
+
+def beyond(events: Path, keep_bytes: int | None, keep_us: int | None, now: int) -> list[Path]:
+    """The oldest sealed segments that retention lets go: those whose newest row is older than `keep_us`, and those
+    that make the sealed ones together larger than `keep_bytes`. Never one behind a segment that stays."""
+    known = sealed(events)
+    paths = [path for path in segment_files(events) if path.name in known]
+    total = sum(int(known[path.name].get("bytes", 0)) for path in paths)
+    out = []
+    for path in paths:
+        entry = known[path.name]
+        old = keep_us is not None and int(entry.get("last_us", 0)) < now - keep_us
+        if not old and (keep_bytes is None or total <= keep_bytes):
+            break
+        out.append(path)
+        total -= int(entry.get("bytes", 0))
+    return out
 
 
 def gone(events: Path) -> set[str]:

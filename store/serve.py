@@ -67,6 +67,10 @@ class Server:
             "events": self._events,
             "ask": self._ask,
         }
+        self._maintenance: dict[str, Callable[[Mapping[str, Any]], Answer]] = {
+            "prune": self._prune,
+            "compact": self._compact,
+        }
         self._listener = self._listen()
 
     def _listen(self) -> socket.socket:
@@ -182,6 +186,8 @@ class Server:
                 self._tail(client, frame.header)
                 return False
             operation = self._operations.get(op) if isinstance(op, str) else None
+            if operation is None and isinstance(op, str) and op in self._maintenance:
+                operation = self._for_owner(peer, op)
             if operation is None:
                 raise UsageError(
                     f"the store knows no operation {op!r}", "client and store may differ in version"
@@ -248,6 +254,23 @@ class Server:
         with self._slot():
             document = questions.answer(self.store.catalog, request.get("question"), request)
         return {}, questions.encode(document)
+
+    def _for_owner(self, peer: Peer, op: str) -> Callable[[Mapping[str, Any]], Answer]:
+        """What changes files is for root and the user the store runs as; readers by their group alone may not."""
+        if peer.uid not in (0, os.geteuid()):
+            raise PrivilegeError(f"{peer.name} may not {op} the store", "run it with sudo")
+        log.info("%s by %s (pid %d)", op, peer.name, peer.pid)
+        return self._maintenance[op]
+
+    def _prune(self, request: Mapping[str, Any]) -> Answer:
+        keep_bytes, keep_us = _number(request, "keep_bytes"), _number(request, "keep_us")
+        if keep_bytes is None and keep_us is None:
+            raise UsageError("prune: say what to keep: keep_bytes or keep_us")
+        return {"retired": self.store.prune(keep_bytes, keep_us)}, b""
+
+    def _compact(self, request: Mapping[str, Any]) -> Answer:
+        name, left = self.store.compact_next(_number(request, "older_us", 0) or 0)
+        return {"done": name, "left": left}, b""
 
     def _tail(self, client: socket.socket, request: Mapping[str, Any]) -> None:
         """Send new flows until the client hangs up or the store ends."""

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from sectool.events import now_us
-from store import segment
+from store import compaction, segment
 from store.catalog import Catalog
 from store.segment import NOT_NOW, Damage, Summary
 
@@ -32,6 +32,7 @@ class Shelf:
         found: list[Damage] = []
         with contextlib.suppress(OSError):
             found += segment.mend_chain(self._events)
+            compaction.settle(self._events)
         found += self._suspect()
         known = segment.sealed(self._events)
         for path in segment.segment_files(self._events):
@@ -119,19 +120,30 @@ class Shelf:
             return []
         return [Damage(name, "the store died three times while opening it", segment.set_aside(path).name)]
 
-    def retire(self, catalog: Catalog, keep_bytes: int | None, keep_us: int | None) -> None:
-        """Delete the oldest sealed segments beyond what is kept. The chain keeps their entries, and says so."""
-        known = segment.sealed(self._events)
-        paths = [path for path in segment.segment_files(self._events) if path.name in known]
-        total = sum(int(known[path.name].get("bytes", 0)) for path in paths)
-        for path in paths:
-            entry = known[path.name]
-            old = keep_us is not None and int(entry.get("last_us", 0)) < now_us() - keep_us
-            if not old and (keep_bytes is None or total <= keep_bytes):
-                return
+    def retire(self, catalog: Catalog, keep_bytes: int | None, keep_us: int | None) -> list[str]:
+        """Delete the oldest sealed segments beyond what is kept; their names. The chain keeps their entries."""
+        out: list[str] = []
+        for path in segment.beyond(self._events, keep_bytes, keep_us, now_us()):
             if path.name in catalog.segments and not catalog.detach_when_idle(path, 2.0):
-                return
+                break
             segment.append_entry(self._events, {"retired": path.name, "at_us": now_us()})
-            path.unlink(missing_ok=True)
-            total -= int(entry.get("bytes", 0))
+            compaction.remove(path)
             log.info("%s is retired", path.name)
+            out.append(path.name)
+        return out
+
+    def compact(self, catalog: Catalog, path: Path) -> Path | None:
+        """Put a compact segment in the place of a sealed native one; None when queries kept the old one busy."""
+        with contextlib.closing(catalog.cursor()) as cursor:
+            made = compaction.write_compact(cursor, catalog.alias(path.name), path)
+        try:
+            if not catalog.replace(path, made, 5.0):
+                compaction.remove(made)
+                return None
+        except BaseException:
+            compaction.remove(made)
+            raise
+        compaction.seal_compact(self._events, path, made)
+        path.unlink()
+        log.info("%s is compact now", made.name)
+        return made

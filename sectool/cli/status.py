@@ -26,7 +26,7 @@ def status(
 ) -> None:
     """Show what is enforced right now, and how well.
 
-    Exits 0 when enforcing, 1 when degraded or not enforcing, 3 when no daemon runs.
+    Exits 0 when enforcing, 1 when degraded, not enforcing or not recording, 3 when no daemon runs.
 
     \b
     Examples:
@@ -48,7 +48,7 @@ def status(
     else:
         for line in _lines(document, at.color):
             sys.stdout.write(line + "\n")
-    if not document["enforcing"] or document["state"] != "enforcing":
+    if not document["enforcing"] or document["state"] != "enforcing" or document["store"].get("degraded"):
         raise typer.Exit(int(Exit.DENIED))
 
 
@@ -101,6 +101,8 @@ def _lines(s: dict[str, Any], color: bool) -> list[str]:
     for worker in s["workers"]:
         out += _worker(worker, row)
     out.append(row("store", _store(s["store"]), "bad" if "error" in s["store"] else ""))
+    if s["store"].get("degraded"):
+        out.append(row("  trouble", f"{s['store']['degraded']}; {_lost(s['store'])}", "bad"))
     refused = f", {s['identities_refused']} refused an identity" if s["identities_refused"] else ""
     out.append(
         row(
@@ -160,6 +162,13 @@ def _counts(counters: Any) -> str:
     return ", ".join(
         f"{name} {count}" for name, count in sorted(counters.items(), key=lambda i: -i[1]) if count
     )
+
+
+def _lost(store: dict[str, Any]) -> str:
+    """What the rings hold until it is over, and what did not fit."""
+    rings = (store.get("rings") or {}).values()
+    waiting, lost = (sum(int(ring.get(name, 0)) for ring in rings) for name in ("pending", "lost"))
+    return f"{waiting} events wait in the rings, {lost} were lost"
 
 
 def _store(store: dict[str, Any]) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sectool.cli.context import Session, session
+from sectool.cli.context import Session, require_root, session
 from sectool.cli.moments import show_time
 from sectool.cli.output import Column, Format, emit, emit_document, paint
 from sectool.cli.text import escape, size
-from sectool.errors import Exit
+from sectool.errors import Exit, NoDaemonError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from store.verify import Verdict
@@ -29,7 +34,8 @@ def store() -> None:
     Examples:
       sectool store stats
       sectool store verify
-      sectool store prune --keep-days 90
+      sectool store prune --keep-days 90 --dry-run
+      sectool store compact --older 7d
     """
 
 
@@ -136,3 +142,129 @@ def stats(ctx: typer.Context, output: Output = Format.TABLE) -> None:
 def _summary(at: Session, extra: dict[str, Any]) -> None:
     each = f", {extra['bytes_per_event']} bytes an event when sealed" if extra["bytes_per_event"] else ""
     at.say(f"{extra['rows']} events in sealed segments, {size(extra['bytes'])} on disk{each}")
+
+
+@app.command()
+def prune(
+    ctx: typer.Context,
+    keep_days: Annotated[
+        float | None, typer.Option("--keep-days", min=0, metavar="DAYS", help="Delete what is older.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", metavar="SIZE", help="Delete the oldest beyond so much, e.g. 20G.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Delete the oldest sealed segments. Whole segments go, oldest first; the chain keeps saying that they were there.
+
+    \b
+    Examples:
+      sectool store prune --keep-days 90 --dry-run
+      sudo sectool store prune --keep 20G
+    """
+    from sectool.clock import DAY
+    from sectool.events import now_us
+    from store import segment
+
+    if keep_days is None and keep is None:
+        raise UsageError("say what to keep", "e.g. --keep-days 90, or --keep 20G")
+    at = session(ctx)
+    keep_us = None if keep_days is None else round(keep_days * DAY)
+    keep_bytes = None if keep is None else _bytes(keep)
+    if dry_run:
+        names = [path.name for path in segment.beyond(at.paths.events, keep_bytes, keep_us, now_us())]
+    else:
+        require_root("deleting events", "--dry-run")
+        with _maintaining(at) as ask:
+            names = ask("prune", keep_bytes=keep_bytes, keep_us=keep_us)["retired"]
+    emit(
+        [{"segment": name} for name in names],
+        [Column("WOULD GO" if dry_run else "DELETED", lambda r: r["segment"])],
+        output,
+        "sectool.store.prune/1",
+        color=at.color,
+        extra={"dry_run": dry_run},
+    )
+    if not names:
+        at.say("nothing is beyond what is kept")
+
+
+@app.command()
+def compact(
+    ctx: typer.Context,
+    older: Annotated[
+        str, typer.Option("--older", metavar="DURATION", help="Only segments whose newest row is so old.")
+    ] = "1d",
+    output: Output = Format.TABLE,
+) -> None:
+    """Rewrite sealed segments as Parquet (zstd): about half the room, the same rows, checked one by one.
+
+    Searching compact segments takes longer; what is asked for often should stay as it is. The chain records that a
+    compact segment stands for the one before it.
+
+    \b
+    Examples:
+      sudo sectool store compact --older 7d
+    """
+    from sectool.moment import parse_duration
+
+    at = session(ctx)
+    older_us = parse_duration(older)
+    require_root("rewriting segments")
+    rows = []
+    with _maintaining(at) as ask:
+        while True:
+            answer = ask("compact", older_us=older_us)
+            if answer["done"] is None:
+                break
+            rows.append({"segment": answer["done"]})
+            at.say(f"{answer['done']} is done, {answer['left']} to go")
+    emit(rows, [Column("COMPACT", lambda r: r["segment"])], output, "sectool.store.compact/1", color=at.color)
+    if not rows:
+        at.say(f"no sealed segment is older than {older} and not compact yet")
+
+
+@contextlib.contextmanager
+def _maintaining(at: Session) -> Iterator[Callable[..., Mapping[str, Any]]]:
+    """How to have segments changed: by the store process, or by ourselves when none runs."""
+    from sectool.api.client import Client
+
+    try:
+        if at.offline:
+            raise NoDaemonError("--store asks no daemon")
+        client = Client(at.paths.events_socket, timeout=3600.0)
+        client.call("ping")
+    except NoDaemonError:
+        from store.process import Store
+
+        if not at.paths.events.is_dir():
+            raise StoreError(f"there are no events in {at.paths.events}") from None
+        with tempfile.TemporaryDirectory(prefix="sectool-store-") as run:  # no rings are drained here
+            store = Store(at.paths.state, Path(run))
+            store.open()
+            try:
+                yield lambda op, **fields: _by_ourselves(store, op, fields)
+            finally:
+                store.close()
+        return
+    with client:
+        yield (
+            lambda op, **fields: (
+                client.call(op, **{key: value for key, value in fields.items() if value is not None}).header
+            )
+        )
+
+
+def _by_ourselves(store: Any, op: str, fields: dict[str, Any]) -> dict[str, Any]:
+    if op == "prune":
+        return {"retired": store.prune(fields["keep_bytes"], fields["keep_us"])}
+    name, left = store.compact_next(fields["older_us"])
+    return {"done": name, "left": left}
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if not found:
+        raise UsageError(f"{text!r} is not a size", "write for example 500M, 20G or 1.5T")
+    return round(float(found[1]) * (1 << 10 * " kmgt".index(found[2] or " ")))

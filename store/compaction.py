@@ -1,0 +1,123 @@
+"""Sealed segments made compact: a folder of Parquet files (zstd) in place of a native file, with the same rows.
+
+    write NAME.parquet.new/ ─► hash all rows of both ─► rename ─► chain entry {segment, replaces} ─► remove native
+
+Killed before the chain entry, the Parquet folder is thrown away at the next start; killed after it, the native file is.
+Native files answer "last N" and "at T" faster; Parquet takes half the room. The catalog puts both end to end.
+"""
+
+# ruff: noqa: S608 -- names are constants of store.schema and aliases of the catalog
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sectool.errors import StoreError
+from sectool.events import now_us
+from store import segment
+from store.schema import SEGMENT_TABLES
+
+if TYPE_CHECKING:
+    import duckdb
+
+# Rows are sorted so that equal ones meet: the order of arrival for what is searched by it, any for the rest.
+_ORDER = {"flow_records": " ORDER BY seq", "events": " ORDER BY seq"}
+_LEVEL = 6
+UNFINISHED = ".new"
+
+
+def compact_name(path: Path) -> Path:
+    """Where the compact form of a native segment lies."""
+    return path.with_suffix(segment.COMPACT)
+
+
+def attach_ddl(path: Path, alias: str) -> list[str]:
+    """Statements that make a compact segment's tables appear as `alias`.table."""
+    quoted = str(path).replace("'", "''")
+    return [
+        f"CREATE SCHEMA {alias}",
+        *(
+            f"CREATE VIEW {alias}.{table} AS SELECT * FROM read_parquet('{quoted}/{table}.parquet')"
+            for table in SEGMENT_TABLES
+        ),
+    ]
+
+
+def write_compact(cursor: duckdb.DuckDBPyConnection, alias: str, path: Path) -> Path:
+    """Write the compact form of the sealed segment attached as `alias`, and check it row by row; where it lies.
+
+    Nothing else is changed. Raises StoreError when it does not hold the same rows, duckdb.Error, OSError.
+    """
+    target = compact_name(path)
+    making = target.with_name(target.name + UNFINISHED)
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(mode=0o750)
+    try:
+        for table in SEGMENT_TABLES:
+            file = making / f"{table}.parquet"
+            quoted = str(file).replace("'", "''")
+            cursor.execute(
+                f"COPY (SELECT * FROM {alias}.{table}{_ORDER.get(table, '')}) TO '{quoted}'"
+                f" (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL {_LEVEL})"
+            )
+            if _content(cursor, f"{alias}.{table}") != _content(cursor, f"read_parquet('{quoted}')"):
+                raise StoreError(
+                    f"{path.name}: its compact form does not hold the same rows of {table}",
+                    "the native file stays; check it with `sectool store verify`",
+                )
+            file.chmod(0o440)
+            _sync(file)
+        making.rename(target)
+        target.chmod(0o550)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    return target
+
+
+def _content(cursor: duckdb.DuckDBPyConnection, relation: str) -> tuple[Any, ...]:
+    return segment.one(cursor, f"SELECT count(*), sum(hash(t)::HUGEINT) FROM {relation} t")
+
+
+def seal_compact(events: Path, native: Path, made: Path) -> None:
+    """Enter the compact form into the chain, in place of the native file. Durable on return."""
+    old = segment.sealed(events)[native.name]
+    about = {
+        name: old[name] for name in ("records", "events", "first_seq", "last_seq", "first_us", "last_us")
+    }
+    entry = {"segment": made.name, "replaces": native.name, "sha256": segment.file_hash(made)}
+    segment.append_entry(events, {**entry, "bytes": segment.size_of(made), **about, "sealed_us": now_us()})
+
+
+def settle(events: Path) -> None:
+    """Finish or undo what a killed compaction left. Only for who holds the folder's lock."""
+    known = segment.sealed(events)
+    for unfinished in events.glob(f"flows-*{segment.COMPACT}{UNFINISHED}"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    for made in events.glob(f"flows-*{segment.COMPACT}"):
+        native = made.with_suffix(segment.NATIVE)
+        if made.name in known:
+            native.unlink(missing_ok=True)
+        elif native.exists():
+            remove(made)
+
+
+def remove(path: Path) -> None:
+    """Delete a segment of either form."""
+    if segment.compact(path):
+        path.chmod(0o750)
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
