@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sectool import __version__
-from sectool.agent import alerts, federation, workloads
+from sectool.agent import alerts, federation, vulns, workloads
 from sectool.agent.apply import apply, check, promote, rollback
 from sectool.agent.handover import try_installed
 from sectool.agent.names import known
@@ -60,6 +60,9 @@ def operations(daemon: Daemon) -> Mapping[str, Operation]:
         "names.list": bind(_names),
         "alerts.list": bind(alerts.alerts_list),
         "alerts.test": bind(alerts.alerts_test, writes=True),
+        "vuln.list": bind(vulns.vuln_list),
+        "vuln.import": bind(vulns.vuln_import, writes=True),
+        "vuln.forget": bind(vulns.vuln_forget, writes=True),
         "trust.list": bind(federation.trust_list),
         "trust.show": bind(federation.trust_show),
         "trust.add": bind(federation.trust_add, writes=True),

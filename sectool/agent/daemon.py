@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ from sectool.agent.revisions import Revisions, draft
 from sectool.agent.revocation import Revoked
 from sectool.agent.settings import load_settings, rules_config
 from sectool.agent.storeproc import StoreProcess
+from sectool.agent.surroundings import Surroundings
 from sectool.agent.svids import Endpoint
+from sectool.agent.vulns import Vulns
 from sectool.agent.worker import Key, PolicyText, Setup, Worker
 from sectool.agent.workloads import tell
 from sectool.api.paths import Paths
@@ -64,6 +67,7 @@ from sectool.identity.spiffe import SpiffeId
 from sectool.identity.trust import TrustBundle
 from sectool.identity.verify import path_labels, path_rules
 from sectool.identity.workload import Facts, Workload, resolve
+from sectool.origins import Source
 from sectool.policy import load
 from sectool.spiffe.spire import Spire, credential_of
 from store.control import Actor
@@ -136,6 +140,8 @@ class Daemon:
         self.rules_config = rules_config(self.settings)
         self.state = "starting"
         self.relations = Relations(paths.state, self.host.trust_domain)
+        self.surroundings = Surroundings(paths.state, self.settings.context, self.workloads_changed)
+        self.vulns = Vulns(paths.state)
         self.endpoint: Endpoint | None = None
         self.spire: Spire | None = None
         self._path_labels = path_labels(path_rules(self.settings.path_labels))
@@ -246,6 +252,8 @@ class Daemon:
         known = await self.records.workloads_open()
         self.discovery = Discovery(self.identities, cgroup.Cgroups(), lambda turn: tell(self, turn, known))
         push.callback(self._say_stopped)
+        await self.surroundings.start()
+        push.push_async_callback(self.surroundings.close)
         if self.settings.spire_socket is not None:
             await self._ask_spire(self.settings.spire_socket)
         await self._start_workers(output, PREDECESSOR_S if after_crash else 0.0)
@@ -439,7 +447,26 @@ class Daemon:
             registered,
             host=self.host.name,
             host_labels=self.host.labels,
+            context=self._context(facts),
         )
+
+    def _context(self, facts: Facts) -> tuple[Source, ...]:
+        """Labels of the weakest origin, as far as this host may vouch for them: without them it has an identity too."""
+        allowed = self.host.constraints
+        found = self.vulns.source(facts)
+        labels = {key: value for key, value in found.labels.items() if allowed.permits(key, value)}
+        return self.surroundings.source(allowed), replace(found, labels=labels)
+
+    def workloads_changed(self) -> None:
+        """What makes a workload of facts is another matter now: sockets are asked for again, labels follow."""
+        if self.state != "enforcing":
+            return
+        self.identities.forget_sockets()
+        self.discovery.resolve_again()
+        for worker in self.workers:
+            worker.send({"t": "flush_workloads"})
+        if self.endpoint is not None:
+            self.endpoint.changed()
 
     def _issue(self, workload: Workload) -> Credential:
         taken = self.spire.of(workload.name) if self.spire is not None else None
@@ -549,6 +576,8 @@ class Daemon:
         self.present_again(self.identities.renew_due(now_us(), self.discovery.inventory.wanted))
         self.revoked.watch(self, now_us())
         self.relations.refresh_due(self, now_us())
+        if self.vulns.packages_changed():
+            self.workloads_changed()
         for worker in self.workers:
             worker.check(WORKER_SILENCE_S)
         self.programs.sweep()

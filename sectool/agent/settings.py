@@ -12,6 +12,7 @@ from typing import Any
 from nfq.marks import MASK
 from nfq.rules import RulesConfig
 from nfq.suites import ALL
+from sectool.context.kinds import KINDS
 from sectool.errors import DocumentError, UsageError
 from sectool.labels import LabelError, LabelSet
 from sectool.origins import Origin, refusal
@@ -30,6 +31,7 @@ class Settings:
     svid_lifetime_s: int = 3600
     spire_socket: Path | None = None  # Workload API of a SPIRE agent, whose SVIDs are used where there is one
     path_labels: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()  # labels of SVIDs that carry none
+    context: tuple[str, ...] = ("cloud",)  # what of this host's surroundings makes labels
     workload_api: bool = True  # serve the SPIFFE Workload API in the run folder
     clock_skew_s: int = 60
     resolvers: tuple[str, ...] | None = None  # networks whose DNS answers count; None: those of resolv.conf
@@ -42,7 +44,9 @@ class Settings:
     other_protocols: tuple[
         int, ...
     ] = ()  # IP protocols beside TCP, UDP, ICMP that pass; all others are dropped
-    revocation_expired: str = "closed"  # when a revocation list has expired: `closed` refuses, `open` lets pass
+    revocation_expired: str = (
+        "closed"  # when a revocation list has expired: `closed` refuses, `open` lets pass
+    )
     socket_group: str | None = None  # group that may read over the local API; None: root only
     enforce_inside: tuple[str, ...] = ()  # containers, pods and named namespaces to enforce in; see `_inside`
     roles: dict[str, tuple[str, ...]] = field(
@@ -149,6 +153,12 @@ def _inside(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _context(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or any(v not in KINDS for v in value):
+        raise ValueError(f"expected a list out of {', '.join(KINDS)}; [] asks nobody")
+    return tuple(value)
+
+
 def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value.startswith("/"):
         raise ValueError("expected an absolute path")
@@ -177,7 +187,9 @@ def _path_labels(value: Any) -> tuple[tuple[str, tuple[tuple[str, str], ...]], .
 
 def _closed_or_open(value: Any) -> str:
     if value not in ("closed", "open"):
-        raise ValueError("expected closed (refuse whom an expired revocation list speaks of) or open (let them pass)")
+        raise ValueError(
+            "expected closed (refuse whom an expired revocation list speaks of) or open (let them pass)"
+        )
     return str(value)
 
 
@@ -191,6 +203,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "svid_lifetime_s": _number(10, 86400),
     "spire_socket": _path,
     "path_labels": _path_labels,
+    "context": _context,
     "workload_api": _truth,
     "clock_skew_s": _number(0, 600),
     "resolvers": _networks,

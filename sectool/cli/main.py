@@ -60,6 +60,7 @@ COMMANDS: dict[str, Place] = {
         "sectool.cli.identity", "The identities this host has issued: show, verify, renew, revoke."
     ),
     "revocation": Place("sectool.cli.revocation", "Signed lists of what is revoked: take, show, pass on."),
+    "vuln": Place("sectool.cli.vuln", "Known vulnerabilities of workloads, from scanners' reports."),
     "trust": Place("sectool.cli.trust", "Other trust domains: whose identities count here, and how far."),
     "workload": Place("sectool.cli.workload", "The workloads seen on this host."),
     "names": Place("sectool.cli.names", "List the host names that addresses are known by.", "names"),

@@ -38,6 +38,8 @@ SETTINGS = {
     "spire_socket": "Workload API of a SPIRE agent; a workload for which it has an SVID (by its hint, or the last part "
     "of the SPIFFE ID) presents that",
     "path_labels": "labels of SVIDs that carry none, by SPIFFE ID or by the beginning of one with a `*` behind it",
+    "context": "what of this host's surroundings makes labels: `cloud` (cloud, region, zone, instance, asked of the "
+    "metadata service at each start), `os` (os, kernel); `[]` for none",
     "workload_api": "serve the SPIFFE Workload API at `workload.sock` in the run folder, for all users of the host",
     "clock_skew_s": "how far a peer's clock may be off, in seconds",
     "resolvers": "networks whose DNS answers count for `fqdn:` rules (default: the resolvers of resolv.conf)",
