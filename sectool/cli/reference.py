@@ -41,6 +41,8 @@ SETTINGS = {
     "context": "what of this host's surroundings makes labels: `cloud` (cloud, region, zone, instance, asked of the "
     "metadata service at each start), `os` (os, kernel); `[]` for none",
     "workload_api": "serve the SPIFFE Workload API at `workload.sock` in the run folder, for all users of the host",
+    "revocation_expired": "when a list of revocations has expired: `closed` refuses whom it speaks of, `open` lets "
+    "them pass",
     "clock_skew_s": "how far a peer's clock may be off, in seconds",
     "resolvers": "networks whose DNS answers count for `fqdn:` rules (default: the resolvers of resolv.conf)",
     "syn_rate": "inbound handshakes per second and source prefix",
@@ -52,6 +54,7 @@ SETTINGS = {
     "other_protocols": "IP protocols beside TCP, UDP and ICMP that pass, by name or number; all others are dropped",
     "enforce_inside": "containers, pods and named network namespaces to enforce in from outside: a list of "
     "`container:NAME`, `pod:NAMESPACE/NAME` and `netns:NAME`, with `*` and `?`",
+    "roles": "who may change what of the policy: role to the unix groups that hold it (default: root alone, all of it)",
     "socket_group": "group that may read over the local API (default: root only)",
 }
 
