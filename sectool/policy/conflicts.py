@@ -24,6 +24,7 @@ from enum import StrEnum
 from typing import Final
 
 from sectool.policy.algebra import ADDRESSES, PROVEN, STRANGERS, Parties, Region, Regions, parties_of
+from sectool.policy.collector import held
 from sectool.policy.engine import Engine
 from sectool.policy.network import IPAddress
 from sectool.policy.overlap import Overlaps
@@ -144,6 +145,7 @@ class Conflicts:
         return out
 
 
+@held()
 def find_conflicts(engine: Engine, now_us: int) -> Conflicts:
     """Everything that is to be said of an engine's rules at a moment (UTC microseconds)."""
     return _Search(engine, now_us).run()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from sectool.errors import DocumentError, UsageError
+from sectool.policy.collector import held
 from sectool.policy.fields import Fields
 from sectool.policy.model import (
     FILE_LINE,
@@ -119,6 +120,7 @@ def _split(text: str, name: str) -> list[Source]:
     return [Source(file, "".join(lines)) for file, lines in out]
 
 
+@held()
 def _assemble(sources: list[Source]) -> DocumentSet:
     total = sum(len(source.text) for source in sources)
     if total > MAX_TOTAL:

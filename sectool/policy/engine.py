@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 
 from sectool.events import Action, DropReason
 from sectool.labels import LabelSet
+from sectool.policy.collector import held
 from sectool.policy.index import RuleIndex
 from sectool.policy.model import DocumentSet
 from sectool.policy.netpol import NetworkPolicies
@@ -114,6 +115,7 @@ class Engine:
     Not to be shared between threads that decide at the same time.
     """
 
+    @held()
     def __init__(self, documents: DocumentSet, revision: int = 0) -> None:
         self.documents = documents
         self.revision = revision

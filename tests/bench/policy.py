@@ -12,8 +12,10 @@ import random
 import time
 from collections.abc import Callable
 
+from sectool.agent.revisions import draft
 from sectool.labels import LabelSet
-from sectool.policy import Engine, Party, Request, parse
+from sectool.policy import DocumentSet, Engine, Party, Request, diff, parse
+from sectool.policy.conflicts import find_conflicts
 from tests.bench.rows import Row, compare, row
 
 IDENTITIES = 2_000
@@ -90,6 +92,19 @@ def _per_call(action: Callable[[Request, int], object], asked: list[Request]) ->
     return best * 1e6
 
 
+def _apply(text: str) -> float:
+    """Seconds of work between `policy apply` and the last worker's switch, one step after the other.
+
+    What the command does (read and check the files), the agent (parse, compile, lint, conflicts, difference to what was
+    in force), and a worker (parse, compile). Storing, sending and the live flows come on top.
+    """
+    begin = time.perf_counter()
+    candidate = draft(parse(text).text)
+    diff(DocumentSet(), candidate.documents)
+    Engine(parse(text))
+    return time.perf_counter() - begin
+
+
 def measure() -> dict[tuple[str, str, str], float]:
     """One round: (case, metric, unit) -> value."""
     asked = requests()
@@ -103,11 +118,16 @@ def measure() -> dict[tuple[str, str, str], float]:
         compiled = time.perf_counter()
         for request in asked:  # index keys of label sets and addresses are remembered, as in a worker
             engine.evaluate(request, NOW)
+        found = time.perf_counter()
+        find_conflicts(engine, NOW)
+        conflicts = time.perf_counter() - found
         out[case, "decide, not cached", "µs"] = _per_call(engine.evaluate, asked)
         for request in asked:
             engine.decide(request, NOW)
         out[case, "parse", "s"] = parsed - begin
         out[case, "compile", "s"] = compiled - parsed
+        out[case, "conflicts", "s"] = conflicts
+        out[case, "apply", "s"] = _apply(rule_text(count))
         out[case, "decide, cached", "µs"] = _per_call(engine.decide, asked)
     return out
 
