@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import socket
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sectool.cli.context import session
+from sectool.cli.context import Session, session
+from sectool.cli.passphrase import PassphraseFd, ask_once
 from sectool.errors import NoDaemonError, SectoolError, UsageError
 
 if TYPE_CHECKING:
     from sectool.identity.extensions import LabelConstraints
+    from sectool.labels import LabelSet
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
@@ -54,6 +58,7 @@ def enroll(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing enrolment.")] = False,
+    passphrase_fd: PassphraseFd = None,
 ) -> None:
     """Make a certificate authority for this host, issued by the root, which may vouch only for what is allowed here.
 
@@ -66,27 +71,35 @@ def enroll(
       sectool host enroll --name lab-1 --ca /media/usb/ca --allow 'app=*' --allow env=dev
     """
     from sectool.identity.enrolment import enroll_host
-    from sectool.labels import LabelError, LabelSet
 
     at = session(ctx)
-    try:
-        labels = LabelSet.parse(",".join(label or []))
-    except LabelError as error:
-        raise UsageError(str(error), "write --label key=value") from None
+    labels = labels_of(label)
     enrolled = enroll_host(
         at.paths.state,
         name or socket.gethostname(),
         (ca or at.paths.ca).absolute(),
         labels,
-        _constraints(allow) if allow else None,
+        constraints_of(allow) if allow else None,
         network or None,
         force=force,
+        passphrase=ask_once(passphrase_fd),
     )
     at.say(f"enrolled {enrolled.name} in {enrolled.trust_domain}")
     at.say("next: sectool up")
 
 
-def _constraints(allow: list[str]) -> LabelConstraints:
+def labels_of(texts: list[str] | None) -> LabelSet:
+    """What `--label` says; UsageError for what is no label."""
+    from sectool.labels import LabelError, LabelSet
+
+    try:
+        return LabelSet.parse(",".join(texts or []))
+    except LabelError as error:
+        raise UsageError(str(error), "write --label key=value") from None
+
+
+def constraints_of(allow: list[str]) -> LabelConstraints:
+    """What `--allow` says."""
     from sectool.identity.extensions import LabelConstraints
 
     allowed: dict[str, tuple[str, ...]] = {}
@@ -98,6 +111,96 @@ def _constraints(allow: list[str]) -> LabelConstraints:
             )
         allowed[key] = (*allowed.get(key, ()), value)
     return LabelConstraints(allowed, "")
+
+
+@app.command()
+def request(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", metavar="NAME", help="Host name [default: this host's].")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", "-l", metavar="KEY=VALUE", help="Label to ask for; the CA decides; repeatable."
+        ),
+    ] = None,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Ask for what this host has now, with a new key.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Give up a request that is under way.")] = False,
+) -> None:
+    """Ask for a host CA where the root is not here: a request on stdout, its key stays (request/, 0600).
+
+    The answer of `sectool ca sign` is taken by `sectool host accept`. Nothing in request or answer is secret.
+
+    \b
+    Examples:
+      sectool host request --name web-1 --label env=prod > web-1.csr
+      sectool host request --renew > web-1.csr
+    """
+    from sectool.identity.enrolment import default_constraints, load_host
+    from sectool.identity.joining import prepare
+
+    at = session(ctx)
+    if renew:
+        host = load_host(at.paths.state)
+        wanted, wish = host.name, host.constraints
+    else:
+        wanted = name or socket.gethostname()
+        wish = default_constraints(wanted, labels_of(label))
+    sys.stdout.write(prepare(at.paths.state, wanted, wish, force=force).decode("ascii"))
+    at.say("next, where the root is: sectool ca sign FILE; then here: sectool host accept ANSWER")
+
+
+@app.command()
+def accept(
+    ctx: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What the CA gave (- is stdin).")],
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--network", metavar="CIDR", help="Network in which peers must have an identity; repeatable."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an enrolment in another trust domain.")
+    ] = False,
+) -> None:
+    """Take what the CA gave: the answer to this host's request, or the roots to trust (sectool ca bundle).
+
+    A renewal keeps labels, networks and the other domains trusted; the daemon takes it up without losing a connection.
+
+    \b
+    Examples:
+      sectool host accept web-1.pem
+      ssh ca sectool ca bundle | sectool host accept -
+    """
+    from sectool.cli.revocation import read_input
+    from sectool.identity.joining import accept as enrol
+    from sectool.identity.joining import read_answer, take_roots
+
+    at = session(ctx)
+    answer, now = read_input(file), time.time_ns() // 1000
+    if read_answer(answer)[0] is None:
+        host = take_roots(at.paths.state, answer, now)
+        count = len(host.bundle.roots[host.trust_domain])
+        at.say(f"{count} root{'' if count == 1 else 's'} of {host.trust_domain} trusted")
+    else:
+        host = enrol(at.paths.state, answer, now, enforced_networks=network or None, force=force)
+        at.say(f"enrolled {host.name} in {host.trust_domain}")
+    take_up(at)
+
+
+def take_up(at: Session) -> None:
+    """Have a running daemon go by the enrolment as it is now."""
+    try:
+        with at.control() as control:
+            control.call("reload")
+    except NoDaemonError:
+        return
+    except SectoolError as error:
+        at.warn(f"the running daemon did not take it up: {error.message}")
 
 
 @app.command()
@@ -125,10 +228,4 @@ def trust(
         raise UsageError(f"{file} is not PEM", "convert it: openssl x509 -inform der -outform pem") from None
     bundle = trust_add(at.paths.state, trust_domain, pem)
     at.say(f"trusted now: {', '.join(bundle.trust_domains)}")
-    try:
-        with at.control() as control:
-            control.call("reload")
-    except NoDaemonError:
-        return
-    except SectoolError as error:
-        at.warn(f"the running daemon did not take it up: {error.message}")
+    take_up(at)

@@ -98,7 +98,7 @@ def default_constraints(host_name: str, labels: LabelSet) -> LabelConstraints:
     return LabelConstraints(allow, f"/host/{host_name}/")
 
 
-def _complete(constraints: LabelConstraints, host_name: str, labels: LabelSet) -> LabelConstraints:
+def within_reach(constraints: LabelConstraints, host_name: str, labels: LabelSet) -> LabelConstraints:
     """Given constraints with the host's path prefix where none is set, and room for what every workload
     carries.
 
@@ -123,7 +123,8 @@ def _complete(constraints: LabelConstraints, host_name: str, labels: LabelSet) -
     return full
 
 
-def _networks(texts: Iterable[str]) -> tuple[Network, ...]:
+def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    """Networks as written by people; UsageError for what is none."""
     try:
         return tuple(ipaddress.ip_network(text) for text in texts)
     except ValueError as error:
@@ -162,13 +163,13 @@ def enroll_host(
     for label in label_set:
         if why := refusal(label, Origin.HOST):
             raise UsageError(why, "choose another key")
-    networks = _networks(PRIVATE_NETWORKS if enforced_networks is None else enforced_networks)
+    networks = parse_networks(PRIVATE_NETWORKS if enforced_networks is None else enforced_networks)
     root = RootAuthority.load(ca_dir, passphrase)
     try:
         limits = (
             default_constraints(name, label_set)
             if constraints is None
-            else _complete(constraints, name, label_set)
+            else within_reach(constraints, name, label_set)
         )
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = root.issue_host(key.public_key(), name, limits, now, days)
@@ -244,7 +245,7 @@ def load_host(state_dir: Path) -> HostIdentity:
         raise SectoolError(f"{path} and {directory}/host.crt are of different hosts", _ENROLL_HINT)
     try:
         labels = LabelSet(document["labels"])
-        networks = _networks(document["enforced_networks"])
+        networks = parse_networks(document["enforced_networks"])
     except (LabelError, UsageError, TypeError, AttributeError) as error:
         raise SectoolError(f"{path}: {error}", "correct the file, or enroll again") from None
     return HostIdentity(
