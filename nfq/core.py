@@ -33,6 +33,7 @@ from nfq.suites import Suite, by_number, mask
 from nfq.udpflow import UdpTables
 from sectool.events import Action, ConnState, DropReason, Point
 from sectool.identity.verify import PeerIdentity
+from sectool.labels import LabelSet
 from sectool.policy import Decision, Engine, Party, Request
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -377,6 +378,24 @@ class Core:
         flow.revision = self.revision
         flow.reason = decision.reason
         return decision
+
+    def relabelled(self, flow: Flow, workload: int, labels: LabelSet) -> bool:
+        """Whether a flow is of a workload of this host by that id; its request then speaks of these labels."""
+        request = flow.request
+        if request is None:
+            return False
+        mine = flow.local is not None and flow.local.id == workload
+        theirs = flow.peer_local is not None and flow.peer_local.id == workload  # loopback: the called one
+        source, destination = request.source, request.destination
+        if mine and flow.point is Point.RESPONDER:
+            destination = replace(destination, labels=labels)
+        elif mine:
+            source = replace(source, labels=labels)
+        if theirs:
+            destination = replace(destination, labels=labels)
+        if mine or theirs:
+            flow.request = replace(request, source=source, destination=destination)
+        return mine or theirs
 
     def permitted(self, decision: Decision) -> bool:
         """Allowed, with or without an audit mark."""

@@ -30,6 +30,7 @@ from nfq.steering import worker_of
 from sectool.errors import SectoolError
 from sectool.events import Action, ConnState, DropReason, Phase
 from sectool.identity.verify import PeerIdentity
+from sectool.labels import LabelSet
 from sectool.policy import Engine
 
 _CARRIED = (State.AUTHORISED, State.PROVING)
@@ -209,6 +210,22 @@ def distrust(core: Core, doubtful: Callable[[PeerIdentity], bool], reason: DropR
             _cut(core, flow, now_us, reason)
             cut += 1
     return cut + udp.distrust(core, doubtful, reason, now_us)
+
+
+def relabel(core: Core, workload: int, labels: LabelSet, now_us: int) -> int:
+    """A workload of this host has other labels now: judge its live flows by them. Returns how many were cut.
+
+    (Those being made were judged a moment ago; the peer knows the labels of its next handshake.)
+    """
+    cut = 0
+    for flow in core.live:
+        if flow.state in _CARRIED and core.relabelled(flow, workload, labels):
+            if core.still_permitted(flow, core.decide(flow, now_us)):
+                core.watch(flow)
+            else:
+                _cut(core, flow, now_us)
+                cut += 1
+    return cut + udp.relabel(core, workload, labels, now_us)
 
 
 def _still_wanted(core: Core, flow: Flow, now_us: int) -> bool:

@@ -22,6 +22,7 @@ from nfq.udpflow import ENDED_US, Settled, UdpFlow
 from sectool.errors import SectoolError
 from sectool.events import Action, Auth, ConnState, DropReason, Phase, Point
 from sectool.identity.verify import PeerIdentity
+from sectool.labels import LabelSet
 
 ENDS_AT_ONCE = 64  # flows of closed sockets accounted for between two looks at the packet queue
 
@@ -247,6 +248,16 @@ def distrust(core: Core, doubtful: Callable[[PeerIdentity], bool], reason: DropR
         if flow is not None and any(map(doubtful, flow.identities)):
             _end(core, flow, now_us, reason)
             count += 1
+    return count
+
+
+def relabel(core: Core, workload: int, labels: LabelSet, now_us: int) -> int:
+    """As nfq.datapath.relabel, for flows of datagrams."""
+    tables, count = core.udp, 0
+    for live in tables.live:
+        flow = tables.find(tables.live, live.key)
+        if flow is not None and core.relabelled(flow, workload, labels):
+            count += _judge_again(core, flow, now_us)
     return count
 
 

@@ -53,6 +53,7 @@ from sectool.identity.federation import from_wire
 from sectool.identity.revocation import Revocations
 from sectool.identity.trust import TrustBundle
 from sectool.identity.verify import PeerIdentity, Verifier, path_labels, path_rules
+from sectool.labels import LabelSet
 from sectool.policy import Engine, parse
 from sectool.ring import RingWriter
 
@@ -291,6 +292,9 @@ class Worker:
                 self._credential(header, payload)
             case "flush_workloads":
                 self.core.credentials.clear()
+            case "relabel":
+                labels = LabelSet(header["labels"])
+                datapath.relabel(self.core, int(header["workload"]), labels, now_us())
             case "settings":
                 self.core.reconfigure(_config(header))
                 self.verifier.set_clock_skew(int(header["clock_skew_s"]))

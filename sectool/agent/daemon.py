@@ -67,6 +67,7 @@ from sectool.identity.spiffe import SpiffeId
 from sectool.identity.trust import TrustBundle
 from sectool.identity.verify import path_labels, path_rules
 from sectool.identity.workload import Facts, Workload, resolve
+from sectool.labels import DOMAIN_LABEL, LabelSet
 from sectool.origins import Source
 from sectool.policy import load
 from sectool.spiffe.spire import Spire, credential_of
@@ -142,6 +143,7 @@ class Daemon:
         self.relations = Relations(paths.state, self.host.trust_domain)
         self.surroundings = Surroundings(paths.state, self.settings.context, self.workloads_changed)
         self.vulns = Vulns(paths.state)
+        self._labels_told: dict[int, LabelSet] = {}  # by workload id: what live connections are judged by
         self.endpoint: Endpoint | None = None
         self.spire: Spire | None = None
         self._path_labels = path_labels(path_rules(self.settings.path_labels))
@@ -457,10 +459,27 @@ class Daemon:
         labels = {key: value for key, value in found.labels.items() if allowed.permits(key, value)}
         return self.surroundings.source(allowed), replace(found, labels=labels)
 
+    def _relabel(self) -> None:
+        """Connections that live are judged by the labels that their workloads have now."""
+        told: dict[int, LabelSet] = {}
+        for number, entry in self.identities.by_workload.items():
+            found = self.identities.resolve(entry.facts)
+            if (
+                isinstance(found, SectoolError) or not entry.credential.peer.host
+            ):  # of another issuer: not ours to say
+                continue
+            labels = told[number] = found[1].labels
+            if labels != self._labels_told.get(number, entry.workload.labels):
+                whole = {**labels, DOMAIN_LABEL: entry.credential.peer.trust_domain}
+                for worker in self.workers:
+                    worker.send({"t": "relabel", "workload": number, "labels": whole})
+        self._labels_told = told
+
     def workloads_changed(self) -> None:
         """What makes a workload of facts is another matter now: sockets are asked for again, labels follow."""
         if self.state != "enforcing":
             return
+        self._relabel()
         self.identities.forget_sockets()
         self.discovery.resolve_again()
         for worker in self.workers:

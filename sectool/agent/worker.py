@@ -2,7 +2,7 @@
 
 Frames of sectool.api.wire over a socketpair, each with `t`:
 
-    to the worker    config, go, policy, credential, flush_workloads, bundle, revoked, settings, stats, stop
+    to the worker    config, go, policy, credential, flush_workloads, relabel, bundle, revoked, settings, stats, stop
     from the worker  standing_by, ready, identify, stats, policy_active, revoked, fatal
 
 A worker is configured from scratch at every start, so one that died comes back with the present policy revision

@@ -19,6 +19,7 @@ from nfq.noise import KeyPair
 from nfq.recorder import Counts
 from sectool.errors import SectoolError
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Phase, Point
+from sectool.labels import LabelSet
 from sectool.policy import Engine, parse
 from tests.nfq.memory import resealed
 
@@ -428,6 +429,23 @@ def test_policy_change_cuts_live_flows(pair: Pair) -> None:
     assert tcp(pair.a.out(pair.ack(b"more")).packet).flags == "RA"
     assert tcp(pair.a.into(pair.reply(b"more")).packet).flags == "RA"
     assert payload(pair.b.into(pair.ack(b"more")).packet) == b""
+
+
+def test_live_flows_are_judged_by_the_labels_that_their_workload_has_now(pair: Pair) -> None:
+    pair.establish()
+    rules = "rules: [deny vuln=critical to call app=db, deny any to call vuln=critical]"
+    guarded = f"kind: Guardrail\nname: g\nowner: s\n{rules}\n"
+    allow = "---\nkind: Policy\nname: p\nowner: s\nrules: [allow app=web to call app=db]\n"
+    for host in (pair.a, pair.b):
+        datapath.activate(host.core, Engine(parse(guarded + allow)), 2, 99, host.now_us)
+        (flow,) = host.core.live
+        assert flow.local is not None
+        own = dict(flow.local.identity.labels)
+        for labels, cut in ((own, 0), ({**own, "vuln": "low"}, 0), ({**own, "vuln": "critical"}, 1)):
+            other = flow.local.id + 1
+            assert datapath.relabel(host.core, other, LabelSet({"vuln": "critical"}), host.now_us) == 0
+            assert datapath.relabel(host.core, flow.local.id, LabelSet(labels), host.now_us) == cut
+        assert host.records[-1]["drop_reason"] == DropReason.POLICY_CHANGED
 
 
 def test_policy_change_that_still_allows_keeps_the_flow(pair: Pair) -> None:
