@@ -83,3 +83,22 @@ def test_replay_status_and_ends(cli: Cli, shop: StoreLab) -> None:
     done = cli("ends", "--store", f"a={shop.state}", "--store", f"b={shop.state}", "--since", _unix(shop, 0))
     assert "have their other end elsewhere" in done.err
     assert cli("ends", "--store", shop.state).code == 2
+
+
+def test_a_case_is_written_checked_and_opened(cli: Cli, shop: StoreLab, tmp_path: Path) -> None:
+    state = ("--state", shop.state, "--run", shop.run)
+    assert cli(*state, "case", "export", "early", "--since", _unix(shop, 0)).code == 2  # no host key
+    assert cli(*state, "ca", "init", "--trust-domain", "shop.example").code == 0
+    assert cli(*state, "host", "enroll", "--name", "host1").code == 0
+    done = cli(*state, "case", "export", "case-1", "--since", _unix(shop, 24), "--until", _unix(shop, 30))
+    assert done.code == 0, done.err
+    assert "host     host1 in shop.example" in done.out
+    assert cli("case", "verify", "case-1").code == 4
+    assert "--root" in cli("case", "verify", "case-1").err
+    told = cli("--store", "case-1", "timeline", "--since", _unix(shop, 24), "--kind", "policy")
+    assert told.out.count("revision 2") == 2
+    bad = tmp_path / "case-1" / "policies" / "revision-2.yaml"
+    bad.chmod(0o640)
+    bad.write_text("")
+    done = cli(*state, "case", "verify", "case-1")
+    assert (done.code, done.out) == (1, "policies/revision-2.yaml: was changed\n")
