@@ -149,16 +149,38 @@ def files(root: Path) -> dict[str, str]:
 
 def surroundings(root: Path) -> dict[str, str]:
     """What else could be left: packages, kernel rules, cgroups, namespaces, shared memory."""
-    mount = place.cgroup_mount()
+    own = _cgroup()
     return {
         "packages": run("dpkg-query", "-W", inside=root),
         "iptables": run("iptables-save", check=False),
         "nftables": run("nft", "list", "ruleset", check=False),
-        "cgroups": "\n".join(sorted(str(p) for p in mount.rglob("sectool*") if p.is_dir())),
+        "cgroups": "\n".join(sorted(str(p.relative_to(own)) for p in own.rglob("*") if p.is_dir())),
         "shared memory": "\n".join(
             sorted(p.name for p in Path("/dev/shm").glob("sectool-*") if _of(root, p))
         ),
     }
+
+
+def _cgroup() -> Path:
+    """This process's own cgroup: what is made on its behalf lies below."""
+    line = next(one for one in Path("/proc/self/cgroup").read_text().splitlines() if one.startswith("0::"))
+    return place.cgroup_mount() / line.removeprefix("0::/")
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """This process and all it starts in a cgroup of their own."""
+    before = _cgroup()
+    own = place.cgroup_mount() / f"sectool-cleanhost-{secrets.token_hex(4)}"
+    own.mkdir()
+    (own / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        (before / "cgroup.procs").write_text(str(os.getpid()))
+        for folder in sorted((own, *own.rglob("*")), reverse=True):
+            if folder.is_dir():
+                folder.rmdir()
 
 
 def _of(root: Path, folder: Path) -> bool:
@@ -264,7 +286,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     begun = time.monotonic()
     try:
-        with system(options.suite, options.keep) as root:
+        with group(), system(options.suite, options.keep) as root:
             before, around = files(root), surroundings(root)
             say(f"installing on {SUITES[options.suite]}")
             run("/srv/tree/install.sh", inside=root)
