@@ -252,7 +252,9 @@ class Daemon:
         self.programs = Programs(cgroup.mount(), self.paths.programs, self._program_ended)
         self.programs.load()
         known = await self.records.workloads_open()
-        self.discovery = Discovery(self.identities, cgroup.Cgroups(), lambda turn: tell(self, turn, known))
+        self.discovery = Discovery(
+            self.identities, cgroup.Cgroups(), lambda turn: tell(self, turn, known), self._moved
+        )
         push.callback(self._say_stopped)
         await self.surroundings.start()
         push.push_async_callback(self.surroundings.close)
@@ -514,6 +516,13 @@ class Daemon:
             return
         worker.send(*_credential(key, entry))
         self.discovery.connected(entry.workload_id)
+
+    def _moved(self, key: Key, before: int, now: int) -> None:
+        """A socket's owner is another workload by what is known now: who presents the old credential gets the new."""
+        entry = self.identities.move(key, before, now)
+        if entry is not None:
+            for worker in self.workers:
+                worker.send(*_credential(key, entry))
 
     def _refuse(self, worker: Worker, key: Key, raw: Mapping[str, Any], error: SectoolError) -> None:
         log.warning("no identity for %s: %s", raw.get("executable", "a socket"), error.message)

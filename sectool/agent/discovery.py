@@ -18,6 +18,7 @@ import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -65,13 +66,17 @@ class Discovery:
         identities: Identities,
         cgroups: Cgroups,
         told: Callable[[Turn], None],
+        moved: Callable[[tuple[int, ...], int, int], None] = lambda key, before, now: None,
         *,
         runtimes: Runtimes | None = None,
         packages: Packages | None = None,
         ours: Callable[[Process], bool] | None = None,
         proc: Path = Path("/proc"),
     ) -> None:
-        """`told` hears of starts, changes and ends; `ours`: no workload (default: this process and its children)."""
+        """`told` hears of starts, changes and ends; `ours`: no workload (default: this process and its children).
+
+        `moved` hears of socket keys (nfq.attestation.Key) that are another workload's than was found before.
+        """
         self.inventory = Inventory()
         self.elsewhere: Callable[[Process], None] = lambda _: None  # hears of processes in other namespaces
         # Network namespaces by inode, with the path to enter them by; '' for the one we are in.
@@ -80,6 +85,7 @@ class Discovery:
         self.look_s = 0.0  # what the last look at everything took
         self._identities = identities
         self._told = told
+        self._moved = moved
         self._looker = Looker(cgroups, proc)
         self._cgroups = cgroups
         self._proc = proc
@@ -88,6 +94,8 @@ class Discovery:
         self._packages = packages or Packages()
         self._containers: OrderedDict[str, tuple[Container, float]] = OrderedDict()
         self._asking: dict[str, asyncio.Future[Container]] = {}
+        self._made: object = None  # containers by cgroup, when they were last compared with what runs
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="runtimes")
         self._changed: OrderedDict[int, None] = OrderedDict()  # processes to look at
         self._ready: deque[tuple[Process, Facts]] = deque()
         self._attesting = 0
@@ -126,6 +134,7 @@ class Discovery:
             loop.remove_reader(self._news.fd)
             self._news.close()
         self._attestor.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def busy(self) -> bool:
@@ -214,7 +223,23 @@ class Discovery:
                 spent += time.perf_counter() - began
                 await asyncio.sleep(0)
                 began = time.perf_counter()
+        self._look_at_containers()
         self.look_s = spent + time.perf_counter() - began
+
+    def _look_at_containers(self) -> None:
+        """A runtime may tell of a container only after its first process runs: ask again for those it did not know."""
+        made = self._runtimes.by_cgroup()
+        new = made is not self._made
+        self._made = made
+        for process, running in list(self.inventory.processes()):
+            identity = dict(running.facts.more).get("container.id")
+            if identity is None:
+                again = new and self._container_ref(process.cgroup) is not None
+            else:
+                known = self._containers.get(identity)
+                again = known is None or (not known[0].told_by and time.monotonic() >= known[1])
+            if again:
+                self._attest(process)
 
     # -- from a process to its workload -----------------------------------------------------------------------
 
@@ -278,10 +303,13 @@ class Discovery:
             self.inventory.remove(process.pid, now_us())
             return
         number, workload = found
+        before = self.inventory.home(process.pid)
         running = self.inventory.place(process, number, workload, facts, now_us())
         try:
             self._identities.ahead(number, workload, facts)
             running.problem = ""
+            if before is not None and before.number != number:
+                self._moved(process.key, before.number, number)
         except SectoolError as error:
             if running.problem != error.message:
                 log.warning("no identity for %s: %s", workload.name, error.message)
@@ -308,7 +336,7 @@ class Discovery:
             return
         asking = self._asking.get(ref.id)
         if asking is None:
-            asking = asyncio.get_running_loop().run_in_executor(None, self._runtimes.read, ref)
+            asking = asyncio.get_running_loop().run_in_executor(self._threads, self._runtimes.read, ref)
             self._asking[ref.id] = asking
             asking.add_done_callback(lambda _: self._asking.pop(ref.id, None))
 
@@ -407,9 +435,23 @@ def _listening(namespace: str) -> list[tuple[str, Socket]]:
     """Listening TCP and unconnected UDP sockets of a network namespace, '' for our own. Raises SectoolError."""
     with netns.enter(namespace) if namespace else contextlib.nullcontext():
         diags = ("tcp", SockDiag(), 1 << TcpState.LISTEN), ("udp", DatagramDiag(), 1 << _UDP_OPEN)
+        passing = {"tcp": range(1), "udp": _ephemeral()}
     found = []
     for protocol, diag, states in diags:
         with contextlib.closing(diag):
             for v6 in (False, True):
-                found += [(protocol, sock) for sock in diag.dump(v6, states) if sock.local_port]
+                found += [
+                    (protocol, s) for s in diag.dump(v6, states) if s.local_port not in passing[protocol]
+                ]
     return found
+
+
+def _ephemeral() -> range:
+    """Ports that the kernel gives to sockets that ask for none: a UDP socket there is most likely a client."""
+    try:
+        low, high = map(
+            int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()
+        )
+    except (OSError, ValueError):
+        low, high = 32768, 60999
+    return range(low, high + 1)

@@ -169,6 +169,15 @@ class Identities:
             renewed.append(entry)
         return renewed
 
+    def move(self, key: Key, before: int, now: int) -> Issued | None:
+        """A socket key is of workload `now`, no longer `before`: its entry, if somebody holds the old credential."""
+        old, entry = self.by_workload.get(before), self.by_workload.get(now)
+        if old is None or entry is None or key not in old.keys:
+            return None
+        del old.keys[key]
+        entry.keys[key] = None
+        return entry
+
     def forget_sockets(self) -> None:
         """After the Workload documents changed every socket is asked for again; credentials stay for who needs them."""
         for entry in self.by_workload.values():

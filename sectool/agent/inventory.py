@@ -21,6 +21,7 @@ from sectool.identity.workload import Facts, Workload
 
 SETTLE_US = 1_000_000
 LINGER_US = 1_000_000
+CHANGES_US = 10_000_000  # changes of one workload are told that often at most
 MAX_ENDED = 256  # ended workloads remembered for listings
 
 
@@ -36,6 +37,7 @@ class Running:
     last_us: int = 0  # when its last process was gone
     ended_us: int = 0
     announced: bool = False
+    changed: bool = False  # since it was announced
     connected: bool = False  # a connection of it was seen
     ports: tuple[str, ...] = ()  # it listens on, as `tcp/80`
     package: str | None = None  # that owns its executable, '' for none; None: not looked for yet
@@ -46,6 +48,7 @@ class Running:
     became: int | None = None
     noted: dict[str, Any] = field(default_factory=dict)  # as it was when last looked at
     told: dict[str, Any] = field(default_factory=dict)  # as it is on record
+    told_us: int = 0
 
     @property
     def worth_a_word(self) -> bool:
@@ -199,11 +202,13 @@ class Inventory:
                 return False
             if not running.pids and not running.connected:
                 return False
-            running.announced = True
+            running.announced, running.told_us = True, now_us
             running.noted = running.body()
             turn.began.append(running)
         elif (body := running.body()) != running.noted:
-            running.noted = body
+            if running.changed and now_us - running.told_us < CHANGES_US:
+                return False  # it may change back
+            running.noted, running.told_us, running.changed = body, now_us, True
             turn.changed.append(running)
         return bool(running.pids)
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nfq import netns, rules
 from sectool.agent.worker import Setup, Worker
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sectool.identity.containers import Container
 
 log = logging.getLogger("sectool.agent")
+
+T = TypeVar("T")
 
 NAMED: Final = Path("/run/netns")
 FIRST_NUMBER: Final = 1000  # of their workers, in messages
@@ -56,6 +58,7 @@ class Space:
     seen: float  # when a process was in it (monotonic seconds)
     worker: Worker | None = None
     installed: bool = False
+    left: bool = False  # rules of a daemon before are inside
 
     @property
     def path(self) -> str:
@@ -161,7 +164,8 @@ class Namespaces:
         daemon, what = self.daemon, f"enforcing in {space.name}"
         try:
             space.folder.mkdir(mode=0o700, exist_ok=True)
-            await asyncio.to_thread(_inside, space, space.lock.acquire)
+            space.left = await asyncio.to_thread(_inside, space, rules.present)
+            await asyncio.to_thread(_inside, space, lambda: _lock(space))
             worker = Worker(
                 space.number,
                 Setup(lambda: self._config(space), daemon.bundle, daemon.policy_text, daemon.revoked.to_wire),
@@ -202,7 +206,7 @@ class Namespaces:
             "ring": str(self.daemon.paths.run / f"ring-ns-{space.inode}"),
             "journal": str(keys / f"flows-ns-{space.inode}"),
             "journals": [],
-            "adopt": not space.installed,
+            "adopt": not space.installed and not space.left,
         }
 
     def _changed(self, space: Space, why: str) -> None:
@@ -274,10 +278,18 @@ class Namespaces:
         ]
 
 
-def _inside(space: Space, work: Callable[[], None]) -> None:
+def _inside(space: Space, work: Callable[[], T]) -> T:
     """Do something in the namespace; for a thread of its own."""
     with netns.enter(space.path):
-        work()
+        return work()
+
+
+def _lock(space: Space) -> None:
+    """Keep other daemons out. What runs inside could hold the name, too, and must not keep us out by that."""
+    try:
+        space.lock.acquire()
+    except SectoolError as error:
+        log.warning("%s: %s; going on", space.name, error.message)
 
 
 def clean(run: Path, proc: Path = Path("/proc")) -> list[str]:

@@ -163,3 +163,13 @@ def test_nothing_secret_in_what_is_told(host: HostIdentity, tmp_path: Path) -> N
         "unit",
         "cgroup",
     }
+
+
+def test_a_socket_that_is_another_workloads_now_gets_its_credential(host: HostIdentity) -> None:
+    made = Book(host)
+    old = made.book.identify("k", FACTS)
+    new = made.book.identify("other", {**FACTS, "uid": 34})
+    assert made.book.move("k", old.workload_id, new.workload_id) is new
+    assert ("k" in old.keys, "k" in new.keys) == (False, True)
+    assert made.book.move("k", old.workload_id, new.workload_id) is None
+    assert made.book.move("unknown", new.workload_id, old.workload_id) is None
