@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from sectool.agent.revisions import Draft, Revision, draft
-from sectool.agent.roles import permit
+from sectool.agent.roles import permit, present
 from sectool.agent.worker import Activation
 from sectool.api.server import Reply, Request
 from sectool.errors import PrivilegeError, SectoolError, UsageError
@@ -51,6 +51,7 @@ def _foreseen(daemon: Daemon, request: Request, candidate: Draft) -> dict[str, A
 
 async def apply(daemon: Daemon, request: Request) -> Reply:
     """Make the payload the policy in force. `reason` and the caller's name and roles are kept with it."""
+    present(request.peer, daemon.settings.roles)
     # Compiling a large set takes a while; packets do not wait for it and neither does the rest of the agent.
     candidate = await asyncio.to_thread(draft, _text(request))
     return await _switch(daemon, request, candidate, Type.POLICY_APPLIED)
@@ -58,6 +59,7 @@ async def apply(daemon: Daemon, request: Request) -> Reply:
 
 async def rollback(daemon: Daemon, request: Request) -> Reply:
     """Make the text of an earlier revision the policy in force, as a new revision."""
+    present(request.peer, daemon.settings.roles)
     number = request.number("revision")
     if number is None:
         raise UsageError("policy.rollback: revision is missing")
@@ -70,6 +72,9 @@ async def rollback(daemon: Daemon, request: Request) -> Reply:
 
 async def promote(daemon: Daemon, request: Request) -> Reply:
     """Enforce staged documents, given by `names`, as a new revision; with `dry_run` only say what would change."""
+    dry_run = request.fields.get("dry_run") is True
+    if not dry_run:
+        present(request.peer, daemon.settings.roles)
     names = request.fields.get("names")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UsageError("policy.promote: names is a list of documents' names")
@@ -77,7 +82,7 @@ async def promote(daemon: Daemon, request: Request) -> Reply:
     documents = _documents(active)
     chosen = choose(documents, names)
     candidate = await asyncio.to_thread(draft, promoted(documents, chosen))
-    if request.fields.get("dry_run") is True:
+    if dry_run:
         return Reply(_foreseen(daemon, request, candidate))
     told = ", ".join(f"{doc.kind} {doc.name}" for doc in chosen)
     return await _switch(
@@ -104,13 +109,13 @@ async def _switch(
                 f"the policy has been changed meanwhile, by {before.author if before else 'nobody'}",
                 "try again",
             )
+        roles = permit(request.peer, daemon.settings.roles, _documents(before), candidate.documents)
         if before is not None and before.hash == candidate.hash:
             if any(worker.revision != before.revision for worker in daemon.workers):
                 return Reply(
                     await _activate(daemon, before, before, candidate)
                 )  # one has not switched: again
             return Reply({"revision": before.revision, "hash": before.hash, "unchanged": True})
-        roles = permit(request.peer, daemon.settings.roles, _documents(before), candidate.documents)
         log.info("%s by %s (pid %d) as %s", request.op, request.peer.name, request.peer.pid, ", ".join(roles))
         revision = await daemon.revisions.add(
             candidate, Actor(request.peer.uid, request.peer.name), reason, roles

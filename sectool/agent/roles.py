@@ -99,11 +99,9 @@ def _numbers(groups: Iterable[str]) -> set[int]:
     return out
 
 
-def permit(peer: Peer, roles: Roles, before: DocumentSet, after: DocumentSet) -> tuple[str, ...]:
-    """The roles that a change used, for the record. Raises PrivilegeError that says which group is missing."""
+def present(peer: Peer, roles: Roles) -> tuple[str, ...]:
+    """The roles of whoever asks. Raises PrivilegeError when there are none: then nothing else is looked at."""
     mine = held(peer, roles)
-    if ROOT in mine:
-        return mine
     if not mine:
         raise PrivilegeError(
             f"{peer.name} holds no role, so {peer.name} may not change policy",
@@ -111,6 +109,14 @@ def permit(peer: Peer, roles: Roles, before: DocumentSet, after: DocumentSet) ->
             if roles
             else "run it with sudo; the setting `roles` in sectool.yaml gives roles to groups",
         )
+    return mine
+
+
+def permit(peer: Peer, roles: Roles, before: DocumentSet, after: DocumentSet) -> tuple[str, ...]:
+    """The roles that a change used, for the record. Raises PrivilegeError that says which group is missing."""
+    mine = present(peer, roles)
+    if ROOT in mine:
+        return mine
     wanted = needs(before, after)
     missing = [need for need in wanted if need.role not in mine]
     if missing:

@@ -15,7 +15,9 @@ allows was denied by a guardrail. With the file, what stands in it is all there 
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +30,17 @@ from sectool.errors import UsageError
 from sectool.policy.condition import SECOND, quantity
 from sectool.policy.selector import Anyone, Labels, Selector, parse_selector
 from sectool.policy.tokens import Reader
-from sectool.policy.yamlpos import Items, Node, Scalar, Source, Table, bad_character, closest, compose
+from sectool.policy.yamlpos import (
+    MAX_TEXT,
+    Items,
+    Node,
+    Scalar,
+    Source,
+    Table,
+    bad_character,
+    closest,
+    compose,
+)
 
 ANYONE: Final = Anyone()
 MINUTE: Final = 60 * SECOND
@@ -68,6 +80,7 @@ _FIELDS: Final[dict[When, tuple[str, ...]]] = {
     When.LOSSES: (),
     When.VIOLATION: ("from", "to"),
 }
+MOST: Final[dict[When, int]] = {**dict.fromkeys(When, 1_000_000), When.SCAN: 1000}  # of `count`
 _SHARED: Final = ("name", "when", "hold", "send")
 
 
@@ -137,13 +150,23 @@ QUIET: Final = AlertSettings(
 
 
 def load_alerts(path: Path) -> AlertSettings:
-    """Settings from a file, the quiet ones when there is none. Raises DocumentError with the place of a mistake."""
+    """Settings from a file, the quiet ones when there is none. Raises DocumentError with the place of a mistake.
+
+    A file that others can write is refused: the programs in it run with the daemon's rights.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            text = file.read(MAX_TEXT).decode("utf-8-sig")
     except FileNotFoundError:
         return QUIET
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}", "make it a UTF-8 file that root can read") from None
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or status.st_uid not in (0, os.geteuid()):
+        raise UsageError(
+            f"others than root can write {path}, and what stands in it runs as root",
+            f"chown root {path}; chmod go-w {path}",
+        )
     return parse_alerts(text, str(path))
 
 
@@ -171,7 +194,11 @@ def parse_alerts(text: str, name: str = "alerts.yaml") -> AlertSettings:
         if not isinstance(node, Items):
             raise _fail(node, "'alerts' must be a list", "start each alert with '- name:'")
         if len(node.items) > MAX_RULES:
-            raise _fail(node, f"{len(node.items)} alerts; at most {MAX_RULES} are watched", "")
+            raise _fail(
+                node,
+                f"{len(node.items)} alerts; at most {MAX_RULES} are watched",
+                "join some by `from` and `to`",
+            )
         for item in node.items:
             rules.append(_rule(item, targets, {rule.name for rule in rules}))
     return AlertSettings(tuple(rules), targets)
@@ -235,7 +262,7 @@ def _rule(node: Node, targets: Mapping[str, Target], taken: set[str]) -> AlertRu
         when,
         _selector(table, "from"),
         _selector(table, "to"),
-        _number(table, "count", {When.DENIED_BURST: 100, When.SCAN: 25}.get(when, 1)),
+        _number(table, "count", {When.DENIED_BURST: 100, When.SCAN: 25}.get(when, 1), MOST[when]),
         _duration(table, "within", MINUTE, 3600 * SECOND),
         _duration(table, "hold", 10 * MINUTE, 7 * 86_400 * SECOND),
         _duration(table, "learn", 24 * 60 * MINUTE, 90 * 86_400 * SECOND),
@@ -257,12 +284,13 @@ def _selector(table: Table, field: str) -> Selector:
     return found
 
 
-def _number(table: Table, field: str, default: int) -> int:
+def _number(table: Table, field: str, default: int, most: int) -> int:
     node = _word(table, field, "")
     if node is None:
         return default
-    if not (node.value.isascii() and node.value.isdigit() and len(node.value) <= 7 and int(node.value) >= 1):
-        raise node.fail(f"{node.value!r} is not a number from 1 to 9999999")
+    text = node.value
+    if not (text.isascii() and text.isdigit() and len(text) <= 7 and 1 <= int(text) <= most):
+        raise node.fail(f"{text!r} is not a number from 1 to {most}", "write it in digits, e.g. 100")
     return int(node.value)
 
 
@@ -350,7 +378,7 @@ def _target(named: Scalar, node: Node) -> Target:
         words = []
         for item in value.items:
             if not isinstance(item, Scalar) or "\0" in item.value:
-                raise _fail(item, "an argument must be a text")
+                raise _fail(item, "an argument must be a text", "put it in quotes")
             words.append(item.value)
         if not words[0].startswith("/"):
             raise _fail(

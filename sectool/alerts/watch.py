@@ -17,7 +17,8 @@ from sectool.labels import stable_id
 
 MAX_ACTIVE: Final = 1000
 MAX_KEYS: Final = 20_000
-MAX_PLACES: Final = 10_000  # remembered of one scanning source
+MAX_PLACES: Final = 1000  # remembered of one source
+MAX_ALL_PLACES: Final = 200_000  # and of all
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,31 +125,31 @@ class Counting:
         while times[0][0] <= now_us - self._within:
             times.popleft()
         if len(self._seen) > MAX_KEYS:
-            self.sweep(now_us)
-            while len(self._seen) > MAX_KEYS:
-                del self._seen[next(iter(self._seen))]
+            del self._seen[next(iter(self._seen))]
         return sum(n for _, n in times)
-
-    def sweep(self, now_us: int) -> None:
-        """Forget what is too old to count."""
-        for key in [k for k, times in self._seen.items() if times[-1][0] <= now_us - self._within]:
-            del self._seen[key]
 
 
 class Places:
-    """How many different things each key touched within a stretch of time. Bounded in both."""
+    """How many different things each key touched within a stretch of time. Bounded in all, the oldest keys go first."""
 
     def __init__(self, within_us: int) -> None:
         self._within = within_us
         self._seen: dict[Any, dict[Any, int]] = {}
+        self._total = 0
 
     def add(self, key: Any, place: Any, now_us: int) -> int:
-        """Note it; gives how many different ones there are within the stretch that ends now."""
-        if key not in self._seen and len(self._seen) >= MAX_KEYS:
-            del self._seen[next(iter(self._seen))]
+        """Note it; gives how many different ones there are within the stretch that ends now, at most 1000."""
         places = self._seen.setdefault(key, {})
+        self._total -= len(places)
         places.pop(place, None)
         places[place] = now_us
         while len(places) > MAX_PLACES or next(iter(places.values())) <= now_us - self._within:
             del places[next(iter(places))]
+        self._total += len(places)
+        while len(self._seen) > 1 and (self._total > MAX_ALL_PLACES or len(self._seen) > MAX_KEYS):
+            oldest = next(iter(self._seen))
+            if oldest == key:  # the newest is needed still
+                self._seen[key] = self._seen.pop(key)
+                continue
+            self._total -= len(self._seen.pop(oldest))
         return len(places)

@@ -16,7 +16,7 @@ from sectool.cli.moments import moment_us
 from sectool.cli.output import Format, emit_document
 from sectool.cli.revisions import fetch_history, fetch_revision, in_force
 from sectool.cli.text import escape_block
-from sectool.errors import Exit, NoDaemonError, SectoolError, UsageError
+from sectool.errors import Exit, SectoolError, UsageError
 
 if TYPE_CHECKING:
     from sectool.cli.explained import Recorded
@@ -184,7 +184,6 @@ def _origins(here: Session, inquiry: Inquiry) -> dict[int, Origin]:
 
 def _known(here: Session) -> list[LabelSet] | None:
     """Label sets of all workloads in the inventory and in the recorded history; None when neither can be read."""
-    from sectool.errors import PrivilegeError, StoreError
     from sectool.labels import LabelError, LabelSet
     from store.reader import open_reader
 
@@ -192,12 +191,14 @@ def _known(here: Session) -> list[LabelSet] | None:
         return None
     try:
         reader = open_reader(here.paths.state, here.paths.run)
-    except (NoDaemonError, StoreError, PrivilegeError):
+    except SectoolError:
         return None
     try:
         rows = reader.query(
             "SELECT DISTINCT text FROM labels ORDER BY text", limit=MAX_KNOWN
         ).table.to_pylist()
+    except SectoolError:
+        return None  # an answer without what else would be let in is better than none
     finally:
         reader.close()
     out = []

@@ -134,7 +134,10 @@ class Conflicts:
         for group in list(groups.values())[:most]:
             out += group[0].lines()
             if len(group) > 1:
-                out.append(f"  and {len(group) - 1} more rules of {group[0].rule.owner} for the same reason")
+                rules = "rule" if len(group) == 2 else "rules"
+                out.append(
+                    f"  and {len(group) - 1} more {rules} of {group[0].rule.owner} for the same reason"
+                )
         if len(groups) > most:
             out.append(f"and {len(groups) - most} more conflicts")
         if self.undecided:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sectool.alerts.rules import MEANS, QUIET, How, When, load_alerts, parse_alerts
 from sectool.cli.main import main
-from sectool.errors import DocumentError, SectoolError
+from sectool.errors import DocumentError, SectoolError, UsageError
 
 EXAMPLE = """\
 alerts:
@@ -53,6 +53,16 @@ def test_no_file_is_quiet(tmp_path: Path) -> None:
     assert parse_alerts("# nothing\n").rules == ()
 
 
+def test_a_file_that_others_can_write_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.yaml"
+    path.write_text(EXAMPLE)
+    path.chmod(0o664)
+    with pytest.raises(UsageError, match="others than root can write"):
+        load_alerts(path)
+    path.chmod(0o600)
+    assert load_alerts(path).rules == parse_alerts(EXAMPLE).rules
+
+
 def test_every_kind_is_explained() -> None:
     assert set(MEANS) == set(When)
 
@@ -68,6 +78,7 @@ def test_every_kind_is_explained() -> None:
         ("alerts: [{name: a, when: losses, count: 3}]", "1:34", "a losses alert has no 'count'"),
         ("alerts: [{name: a, when: losses}, {name: a, when: losses}]", "1:42", "exists already"),
         ("alerts: [{name: a, when: scan, count: 0}]", "1:39", "not a number"),
+        ("alerts: [{name: a, when: scan, count: 1001}]", "1:39", "from 1 to 1000"),
         ("alerts: [{name: a, when: scan, within: 2d}]", "1:40", "not a time"),
         ("alerts: [{name: a, when: scan, within: soon}]", "1:40", "not a time"),
         ("alerts: [{name: a, when: scan, from: 'net:x'}]", "1:38", "takes labels"),
@@ -102,6 +113,7 @@ def test_mistakes(text: str, where: str, says: str) -> None:
         parse_alerts(text)
     assert caught.value.where == f"alerts.yaml:{where}"
     assert says in caught.value.message
+    assert caught.value.hint
 
 
 @given(st.data())

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from sectool.alerts.rules import AlertRule, AlertSettings, When
-from sectool.alerts.watch import MAX_ACTIVE, MAX_KEYS, Counting, Finding, Places, Watch
+from sectool.alerts.watch import (
+    MAX_ACTIVE,
+    MAX_ALL_PLACES,
+    MAX_KEYS,
+    MAX_PLACES,
+    Counting,
+    Finding,
+    Places,
+    Watch,
+)
 
 SECOND = 1_000_000
 RULE = AlertRule("burst", When.DENIED_BURST, hold_us=60 * SECOND, send=("ops",))
@@ -62,3 +71,13 @@ def test_places_are_counted_once_each() -> None:
     assert places.add("a", 2, 2 * SECOND) == 2
     assert places.add("a", 3, 11 * SECOND) == 2  # 1 was seen last at 1 s
     assert places.add("b", 1, 11 * SECOND) == 1
+
+
+def test_places_are_bounded_in_all() -> None:
+    places = Places(10 * SECOND)
+    for source in range(300):
+        for place in range(1001):
+            reached = places.add(source, place, SECOND)
+        assert reached == MAX_PLACES
+    assert places._total == sum(map(len, places._seen.values())) <= MAX_ALL_PLACES
+    assert 299 in places._seen
