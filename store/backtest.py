@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from sectool.errors import SectoolError
 from sectool.events import FLAG_ADOPTED, FLAG_COALESCED, Action, DropReason, Point
-from sectool.labels import LabelSet
+from sectool.labels import DOMAIN_LABEL, FEDERATED_LABEL, LabelSet
 from sectool.policy.condition import Condition, LabelRef, ordered, quantity
+from sectool.policy.effective import keys_asked, pod_keys
 from sectool.policy.engine import Decision, Engine
 from sectool.policy.model import DocumentSet, WorkloadDoc
 from sectool.policy.places import Places
@@ -56,8 +58,9 @@ REGRESSIONS: Final = (Kind.NEWLY_DENIED, Kind.NO_LONGER_ENCRYPTED)
 class Change:
     """Flows alike whose verdict would differ. Times are UTC microseconds of event_start.
 
-    `source` and `destination` are labels, or an address of the first flow for a party without identity. `was` and
-    `now` name the rule that decides, or what decides when it is none.
+    `source` and `destination` are those labels that the rules look at (and app and env, which people do), or an
+    address of the first flow for a party without identity. `was` and `now` name the rule that decides, or what
+    decides when it is none.
     """
 
     kind: Kind
@@ -185,6 +188,8 @@ class Judge:
         self._known_names = {
             number: names for number, rule in words.rules.items() if (names := _names_of(rule)) is not None
         }
+        self._asked = self._keys()
+        self._shown: dict[LabelSet, LabelSet] = {}
         self._spoken = sorted(
             {
                 (side.name, side.wildcard)
@@ -193,6 +198,24 @@ class Judge:
                 if isinstance(side, Fqdn)
             }
         )
+
+    def _keys(self) -> frozenset[str]:
+        """Labels by which changes are told apart: what the rules of then and now look at."""
+        sentences = [rule.sentence for rule in self.engine.compiled]
+        for entry in self.words.rules.values():
+            with suppress(SectoolError):
+                sentences.append(parse_sentence(entry.text))
+        return keys_asked(sentences) | pod_keys(self.engine.documents.network_policies) | {"app", "env"}
+
+    def _seen(self, labels: LabelSet) -> LabelSet:
+        """The part of a party's labels by which changes are told apart; all if there is none."""
+        shown = self._shown.get(labels)
+        if shown is None:
+            ours = {k: v for k, v in labels.items() if k in self._asked}
+            if FEDERATED_LABEL not in ours:
+                ours.pop(DOMAIN_LABEL, None)
+            shown = self._shown[labels] = LabelSet(ours) if ours else labels
+        return shown
 
     def label_sets(self) -> Iterable[LabelSet]:
         """All label sets that situations can have."""
@@ -313,8 +336,8 @@ class Judge:
         source, destination = ends
         key = _Key(
             kind,
-            situation.source_place if source is None else source,
-            situation.destination_place if destination is None else destination,
+            situation.source_place if source is None else self._seen(source),
+            situation.destination_place if destination is None else self._seen(destination),
             describe(situation.transport, situation.port, situation.code),
             self._was(situation),
             _now(decision, kind),

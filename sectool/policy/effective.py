@@ -183,7 +183,7 @@ class _Known:
         engines = (comparison.old, comparison.new)
         rules = [rule for engine in engines for rule in engine.compiled]
         policies = [doc for engine in engines for doc in engine.documents.network_policies]
-        self._keys = _keys(rules) | _pod_keys(policies)
+        self._keys = keys_asked(rule.sentence for rule in rules) | pod_keys(policies)
         self._ports = bool(policies)
         counted: dict[LabelSet, int] = {}
         for labels in known:
@@ -275,20 +275,21 @@ class _Known:
             yield party, 1
 
 
-def _keys(rules: Iterable[CompiledRule]) -> frozenset[str]:
+def keys_asked(sentences: Iterable[Sentence]) -> frozenset[str]:
+    """The labels that sentences look at."""
     out = {DOMAIN_LABEL, FEDERATED_LABEL}
-    for rule in rules:
-        for side in (rule.sentence.source, rule.sentence.destination):
+    for sentence in sentences:
+        for side in (sentence.source, sentence.destination):
             if isinstance(side, Labels):
                 out.update(clause.key for clause in side.clauses)
-        for condition in rule.sentence.conditions:
+        for condition in sentence.conditions:
             out.add(condition.left.key)
             if isinstance(condition.right, LabelRef):
                 out.add(condition.right.key)
     return frozenset(out)
 
 
-def _pod_keys(policies: Iterable[NetworkPolicyDoc]) -> frozenset[str]:
+def pod_keys(policies: Iterable[NetworkPolicyDoc]) -> frozenset[str]:
     """Labels of workloads that NetworkPolicies look at, ports aside."""
     pods: set[str] = set()
     spaces: set[str] = set()
@@ -370,7 +371,9 @@ def spelled(services: Iterable[Service], atoms: Sequence[Service]) -> str:
 
 def _shown(party: Party) -> str:
     if party.labels is not None:
-        return str(party.labels) or "(none of the labels that rules look at)"
+        ours = {k: v for k, v in party.labels.items() if k != DOMAIN_LABEL}  # as a rule means it
+        shown = party.labels if FEDERATED_LABEL in party.labels else LabelSet(ours)
+        return str(shown) or "(none of the labels that rules look at)"
     return ",".join([f"fqdn:{name}" for name in sorted(party.names)] or [f"ip:{party.address}"])
 
 
@@ -387,7 +390,7 @@ def _possible(
             region = make.of(rule.sentence)
             if region is not None:
                 regions[id(rule)] = (region, rule)
-    out: dict[tuple[Effect, str, str, str], Difference] = {}
+    out: dict[tuple[Effect, str], Difference] = {}  # the plainest example of each
     for rule, _ in changed:
         own = regions.get(id(rule))
         if own is None:
@@ -404,12 +407,16 @@ def _possible(
             text = example.text
             at, _, rest = text.partition(" -> ")
             to, _, service = rest.rpartition(" ")
-            key = (effect, rule.rule.text, _decider(before), _decider(after))
-            if key not in out:
-                out[key] = Difference(
-                    effect, at, to, service, _decider(before), _decider(after), rule.rule.text, 0
-                )
+            one = Difference(effect, at, to, service, _decider(before), _decider(after), rule.rule.text, 0)
+            known = out.get((effect, one.rule))
+            if known is None or _plainness(one) < _plainness(known):
+                out[effect, one.rule] = one
     return _sorted(out.values())
+
+
+def _plainness(one: Difference) -> tuple[int, str]:
+    text = f"{one.source} -> {one.destination} {one.services}"
+    return len(text), text
 
 
 def _parts(region: Region, others: Sequence[Region]) -> tuple[list[Region], bool]:

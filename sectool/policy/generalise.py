@@ -91,6 +91,7 @@ class Universe:
             for key, value in labels.items():
                 row = self._having.setdefault(key, {})
                 row[value] = row.get(value, 0) | 1 << n
+        self._ours = self.everybody & ~self._there(FEDERATED_LABEL)
         self.instance = {
             key for key, values in self._having.items() if key in INSTANCE_KEYS or all(map(_digest, values))
         }
@@ -106,19 +107,22 @@ class Universe:
             keys, key=lambda k: (k not in NAME_KEYS, k in ATTESTED_KEYS, k in self.instance, k), default=None
         )
 
-    def mask(self, clauses: Mapping[str, str | None]) -> int:
-        """Who has all these labels."""
-        out = self.everybody
-        for key, value in clauses.items():
-            values = self._having.get(key, {})
-            if value is not None:
-                out &= values.get(value, 0)
-            else:
-                there = 0
-                for mask in values.values():
-                    there |= mask
-                out &= there
+    def _there(self, key: str) -> int:
+        out = 0
+        for mask in self._having.get(key, {}).values():
+            out |= mask
         return out
+
+    def mask(self, clauses: Mapping[str, str | None]) -> int:
+        """Whom a rule that allows means by these labels: of our own trust domain, unless it names another."""
+        out = self.everybody if {DOMAIN_LABEL, FEDERATED_LABEL} & set(clauses) else self._ours
+        for key, value in clauses.items():
+            out &= self._having.get(key, {}).get(value, 0) if value is not None else self._there(key)
+        return out
+
+    def clauses(self, labels: LabelSet) -> dict[str, str | None]:
+        """All that can be asked of a workload: its own domain is understood."""
+        return {k: v for k, v in labels.items() if k != DOMAIN_LABEL or FEDERATED_LABEL in labels}
 
     def by_value(self, key: str, among: int) -> list[int]:
         """Those `among`, divided by their value of `key`; who lacks it comes last."""
@@ -208,7 +212,8 @@ class Learner:
                 sides.append(_Side({}, 1))
                 continue
             labels = self.universe.members[seed[side]]
-            sides.append(_Side(dict(labels), self.universe.mask(dict(labels))))
+            clauses = self.universe.clauses(labels)
+            sides.append(_Side(clauses, self.universe.mask(clauses)))
             keys += [(side, key) for key in self.universe.order(labels)]
         if all(self.learn):  # both sides take turns: the most particular keys of either go first
             ranks = [

@@ -15,7 +15,7 @@ from sectool.labels import LabelSet
 from sectool.policy import Engine, Party, Request, parse, run_tests
 from tests.sectool.policy.netpolreference import End, allowed, governed
 
-CASES = int(os.environ.get("NETPOL_CASES", "6000"))
+CASES = int(os.environ.get("NETPOL_CASES", "4000"))
 FLOWS = 100  # of one set of policies
 NOW = 1_772_330_584_000_000
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}

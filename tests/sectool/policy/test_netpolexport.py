@@ -14,7 +14,7 @@ from sectool.policy.netpolexport import export
 from tests.sectool.policy.netpolreference import End, allowed
 from tests.sectool.policy.test_netpol import NOW, party, pod
 
-CASES = int(os.environ.get("NETPOL_CASES", "3000"))
+CASES = int(os.environ.get("NETPOL_CASES", "2000"))
 
 
 def policy(*rules: str, kind: str = "Policy", more: str = "") -> str:

@@ -16,7 +16,7 @@ from sectool.policy.suggested import render
 from sectool.policy.testing import as_if_enforced
 from tests.sectool.policy.truth import T0, make_world, observed, pairs, request
 
-ROUNDS = int(os.environ.get("SUGGEST_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("SUGGEST_ROUNDS", "1"))
 NOTHING = DocumentSet()
 
 
