@@ -201,31 +201,3 @@ def take_up(at: Session) -> None:
         return
     except SectoolError as error:
         at.warn(f"the running daemon did not take it up: {error.message}")
-
-
-@app.command()
-def trust(
-    ctx: typer.Context,
-    trust_domain: Annotated[
-        str, typer.Argument(metavar="TRUST-DOMAIN", help="Name of the other trust domain.")
-    ],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Its root certificates, PEM.")],
-) -> None:
-    """Trust the workloads of another trust domain as well (policy still decides what they may do).
-
-    \b
-    Example:
-      sectool host trust partner.example partner-root.crt
-    """
-    from sectool.identity.enrolment import trust_add
-
-    at = session(ctx)
-    try:
-        pem = file.read_text(encoding="ascii")
-    except FileNotFoundError:
-        raise UsageError(f"there is no file {file}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{file} is not PEM", "convert it: openssl x509 -inform der -outform pem") from None
-    bundle = trust_add(at.paths.state, trust_domain, pem)
-    at.say(f"trusted now: {', '.join(bundle.trust_domains)}")
-    take_up(at)

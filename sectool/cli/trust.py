@@ -206,6 +206,9 @@ def refresh(
     ]
     emit(rows, columns, output, "sectool.trust-refresh/1", color=at.color)
     if any(row["error"] for row in rows):
+        at.say(
+            "the daemon's connections are judged like any other's: policy has to let it reach the endpoint"
+        )
         raise typer.Exit(1)
 
 

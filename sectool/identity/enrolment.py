@@ -3,7 +3,6 @@
     init_ca        state/ca/root.crt root.key trust-domain
     enroll_host    state/host/host.crt host.key trust.pem host.yaml
     load_host      what the agent starts from
-    trust_add      a further trust domain's root into state/host/trust.pem
 
 Directories appear whole or not at all; keys have mode 0600 and are refused with any other.
 """
@@ -257,23 +256,3 @@ def load_host(state_dir: Path) -> HostIdentity:
         authority.constraints,
         networks,
     )
-
-
-def trust_add(state_dir: Path, trust_domain: str, pem: str) -> TrustBundle:
-    """Trust the root certificates in `pem` for `trust_domain`, too; returns the new bundle.
-
-    UsageError for this host's own trust domain: its roots change by enrolling again.
-    """
-    path = host_directory(state_dir) / "trust.pem"
-    bundle = TrustBundle.load(path)
-    own = _read_host_yaml(host_directory(state_dir) / "host.yaml")["trust_domain"]
-    if trust_domain == own:
-        raise UsageError(
-            f"{trust_domain} is this host's own trust domain", "enroll the host again to renew its root"
-        )
-    try:
-        bundle = bundle.with_root(trust_domain, pem)
-    except CredentialError as error:
-        raise UsageError(error.message, error.hint) from None
-    bundle.save(path)
-    return bundle

@@ -305,7 +305,7 @@ class Verifier:
             raise refusal(
                 DropReason.UNTRUSTED_DOMAIN,
                 f"trust domain {leaf.trust_domain} is not trusted here",
-                "add its root certificate to the trust bundle if it should be",
+                f"if it should be: sectool trust add {leaf.trust_domain} --bundle FILE",
             )
         if host.spiffe_id.trust_domain != leaf.trust_domain:
             raise refusal(

@@ -81,7 +81,7 @@ def test_no_arguments_show_help_and_are_a_usage_error(cli: Cli) -> None:
         (["ca", "init", "-d", "Not A Domain"], "trust domain"),
         (["host", "enroll", "--label", "x"], "is not a label"),
         (["host", "enroll", "--allow", "x"], "is not KEY=VALUE"),
-        (["host", "trust", "other.example", "none.pem"], "there is no file"),
+        (["trust", "add", "other.example", "--bundle", "none.pem"], "cannot read"),
     ],
 )
 def test_usage_errors_exit_2_and_name_the_cause(cli: Cli, args: list[str], says: str) -> None:

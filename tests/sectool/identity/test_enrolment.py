@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 import yaml
-from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sectool.clock import DAY, SECOND
 from sectool.errors import CredentialError, SectoolError, UsageError
 from sectool.events import DropReason
-from sectool.identity.enrolment import enroll_host, init_ca, load_host, trust_add
+from sectool.identity.enrolment import enroll_host, init_ca, load_host
 from sectool.identity.extensions import LabelConstraints
 from sectool.identity.verify import Verifier
 from sectool.labels import LabelSet
@@ -190,26 +189,3 @@ def test_the_certificate_of_another_ca_is_noticed(
     (state / "host" / "trust.pem").write_bytes((other / "host" / "trust.pem").read_bytes())
     with pytest.raises(SectoolError, match="no root of"):
         load_host(state)
-
-
-def test_a_foreign_root_can_be_added(state: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    enroll(state)
-    other = tmp_path_factory.mktemp("other")
-    root = init_ca(other, "b.example", now_us=NOW)
-    foreign = enroll(other, name="far")
-    pem = root.certificate.public_bytes(Encoding.PEM).decode()
-    credential = foreign.authority.issue("/host/far/wl/x", LabelSet({"app": "x"}), NOW)
-    with pytest.raises(CredentialError) as error:
-        Verifier(load_host(state).bundle).verify(credential.blob, NOW)
-    assert error.value.reason == DropReason.UNTRUSTED_DOMAIN
-    trust_add(state, "b.example", pem)
-    assert Verifier(load_host(state).bundle).verify(credential.blob, NOW).labels["domain"] == "b.example"
-    for domain, text in (("example.org", pem), ("c.example", pem), ("B.example", pem), ("d.example", "x")):
-        with pytest.raises(SectoolError):
-            trust_add(state, domain, text)
-    assert load_host(state).bundle.trust_domains == ("example.org", "b.example")
-
-
-def test_adding_trust_needs_an_enrolment(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not exist"):
-        trust_add(tmp_path, "b.example", "")
