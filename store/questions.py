@@ -16,6 +16,7 @@ from sectool.filters import Filter
 from store.catalog import Catalog
 from store.changes import DEFAULT_PAIRS, changes
 from store.connectivity import connectivity
+from store.investigation import investigate
 from store.state import state
 from store.timeline import AROUND, DEFAULT_ENTRIES, timeline
 
@@ -119,7 +120,14 @@ def _state(catalog: Catalog, fields: Fields) -> dict[str, Any]:
     return state(catalog, given(fields, "at", now_us()))
 
 
+def _investigate(catalog: Catalog, fields: Fields) -> dict[str, Any]:
+    return investigate(
+        catalog, text(fields, "about"), since=number(fields, "since"), until=number(fields, "until")
+    )
+
+
 QUESTIONS: dict[str, Question] = {
+    "investigate": _investigate,
     "state": _state,
     "timeline": _timeline,
     "changes": _changes,

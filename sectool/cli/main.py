@@ -55,6 +55,9 @@ COMMANDS: dict[str, Place] = {
     "top": Place("sectool.cli.top", "The console for incidents: what is denied, why, since when.", "top"),
     "replay": Place("sectool.cli.replay", "Play recorded connections back, faster or slower.", "replay"),
     "ends": Place("sectool.cli.ends", "Compare both ends of connections between two hosts.", "ends"),
+    "investigate": Place(
+        "sectool.cli.investigate", "Everything on record about one thing, as a report.", "investigate"
+    ),
     "case": Place("sectool.cli.case", "A window of history as a signed bundle for another machine."),
     "query": Place("sectool.cli.query", "Ask the event store in SQL, read-only.", "query"),
     "identity": Place(
