@@ -12,7 +12,6 @@ costs SHARE of the time. What is found here decides nothing: a connection is att
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -23,12 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nfq import netns
 from nfq.attestation import Attestor, Attributed
 from nfq.cgroup import Cgroups
-from nfq.sockdiag import SockDiag, Socket, TcpState
-from nfq.udpdiag import DatagramDiag
-from sectool.agent.inventory import Inventory, with_ports
+from sectool.agent.inventory import Inventory
+from sectool.agent.listeners import Listeners
 from sectool.agent.packages import Packages
 from sectool.agent.processes import Looker, Process
 from sectool.agent.procevents import ProcEvents
@@ -48,14 +45,12 @@ STEP_S: Final = 0.004  # of work before others get their turn
 GATHER_S: Final = 0.01  # news of processes are read that often at most
 TURN_S: Final = 0.25  # starts and ends are told that often
 LISTENERS_S: Final = 2.0
-SHARE: Final = 50  # a look at everything is repeated when that many times its duration have passed
+SHARE: Final = 50  # what looks at everything is repeated when that many times its duration have passed
 LOOK_S: Final = 1.0  # the shortest time between two of them without news from the kernel, and
 LOOK_HEARING_S: Final = 3.0  # with them
 ATTESTING: Final = 128  # executables being hashed at once
 CONTAINERS: Final = 4096  # remembered
 ASK_AGAIN_S: Final = 5.0  # for a container that nobody knew
-LOOKS: Final = 20_000  # at descriptors, in one search for the owners of listeners
-_UDP_OPEN: Final = 7  # a UDP socket that is not connected (TCP_CLOSE)
 
 
 class Discovery:
@@ -88,20 +83,20 @@ class Discovery:
         self._moved = moved
         self._looker = Looker(cgroups, proc)
         self._cgroups = cgroups
-        self._proc = proc
         self._attestor = Attestor(cgroups, os.fspath(proc))
         self._runtimes = runtimes or Runtimes(Places(cgroups=cgroups.mount))
         self._packages = packages or Packages()
         self._containers: OrderedDict[str, tuple[Container, float]] = OrderedDict()
         self._asking: dict[str, asyncio.Future[Container]] = {}
         self._made: object = None  # containers by cgroup, when they were last compared with what runs
+        self._next_packages = 0.0  # monotonic seconds
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="runtimes")
         self._changed: OrderedDict[int, None] = OrderedDict()  # processes to look at
         self._ready: deque[tuple[Process, Facts]] = deque()
         self._attesting = 0
         self._working = False
         self._closing = False
-        self._owners: dict[int, int] = {}  # process id by inode of a listening socket
+        self._listeners = Listeners(proc)
         self._news: ProcEvents | None = None
         self._tasks: list[asyncio.Task[None]] = []
         own = os.getpid()
@@ -201,7 +196,7 @@ class Discovery:
             try:
                 now = time.monotonic()
                 if now >= next_listeners:
-                    self._listeners()
+                    self.inventory.listening(self._listeners.look(self.inventory, self._namespaces.values()))
                     await self._find_packages()
                     next_listeners = now + LISTENERS_S
                 self._told(self.inventory.due(now_us(), complete=looked and not self.busy))
@@ -379,79 +374,15 @@ class Discovery:
         ids = {dict(r.facts.more).get("container.id") for r in self.inventory.by_id.values()}
         return [found for found, _ in self._containers.values() if found.ref.id in ids]
 
-    # -- listeners and packages -------------------------------------------------------------------------------
-
-    def _listeners(self) -> None:
-        try:
-            found = [pair for path in list(self._namespaces.values()) for pair in _listening(path)]
-        except SectoolError as error:
-            log.warning("%s", error.message)
-            return
-        inodes = {sock.inode for _, sock in found}
-        self._owners = {inode: pid for inode, pid in self._owners.items() if inode in inodes}
-        self._search([sock for _, sock in found if not self._owned(sock)])
-        ports = []
-        for protocol, sock in found:
-            home = self.inventory.home(self._owners.get(sock.inode, 0))
-            if home is not None:
-                ports.append((home.number, f"{protocol}/{sock.local_port}"))
-        self.inventory.listening(with_ports(ports))
-
-    def _owned(self, sock: Socket) -> bool:
-        pid = self._owners.get(sock.inode)
-        return pid is not None and self.inventory.process(pid) is not None
-
-    def _search(self, socks: list[Socket]) -> None:
-        """Which process holds these sockets, among those of the same cgroup; those of other users are possible, too."""
-        wanted = {f"socket:[{sock.inode}]": sock for sock in socks}
-        cgroups = {sock.cgroup_id for sock in socks}
-        looks = LOOKS
-        for process, _ in list(self.inventory.processes()):
-            if process.cgroup_id not in cgroups or not wanted:
-                continue
-            folder = f"{self._proc}/{process.pid}/fd"
-            try:
-                names = os.listdir(folder)  # noqa: PTH208
-            except OSError:
-                continue
-            for name in names:
-                looks -= 1
-                if looks < 0:
-                    return
-                try:
-                    sock = wanted.pop(os.readlink(f"{folder}/{name}"), None)  # noqa: PTH115
-                except OSError:
-                    continue
-                if sock is not None:
-                    self._owners[sock.inode] = process.pid
+    # -- packages --------------------------------------------------------------------------------------------------
 
     async def _find_packages(self) -> None:
         missing = self.inventory.missing_packages()
-        if missing:
+        known = {path: owner for path in missing if (owner := self._packages.known(path)) is not None}
+        self.inventory.owned(known)
+        missing -= known.keys()
+        if missing and time.monotonic() >= self._next_packages:
+            began = time.monotonic()
             self.inventory.owned(await asyncio.to_thread(self._packages.owners, missing))
-
-
-def _listening(namespace: str) -> list[tuple[str, Socket]]:
-    """Listening TCP and unconnected UDP sockets of a network namespace, '' for our own. Raises SectoolError."""
-    with netns.enter(namespace) if namespace else contextlib.nullcontext():
-        diags = ("tcp", SockDiag(), 1 << TcpState.LISTEN), ("udp", DatagramDiag(), 1 << _UDP_OPEN)
-        passing = {"tcp": range(1), "udp": _ephemeral()}
-    found = []
-    for protocol, diag, states in diags:
-        with contextlib.closing(diag):
-            for v6 in (False, True):
-                found += [
-                    (protocol, s) for s in diag.dump(v6, states) if s.local_port not in passing[protocol]
-                ]
-    return found
-
-
-def _ephemeral() -> range:
-    """Ports that the kernel gives to sockets that ask for none: a UDP socket there is most likely a client."""
-    try:
-        low, high = map(
-            int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()
-        )
-    except (OSError, ValueError):
-        low, high = 32768, 60999
-    return range(low, high + 1)
+            took = time.monotonic() - began
+            self._next_packages = began + SHARE * took  # all lists are read, however few the files
