@@ -20,12 +20,13 @@ from sectool.policy.conflicts import find_conflicts
 from tests.sectool.policy.worlds import LONG
 
 NOW = 1_780_000_000_000_000
-DOCS = Path(__file__).parents[3] / "docs"
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
 EXAMPLES = [
-    block
-    for name in ("policy.md",)
-    for block in re.findall(r"^```yaml\n(.*?)^```$", (DOCS / name).read_text(encoding="utf-8"), re.M | re.S)
+    *re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "policy.md").read_text(encoding="utf-8"), re.M | re.S),
+    *(file.read_text(encoding="utf-8") for file in sorted((ROOT / "labs" / "policies").glob("*.yaml"))),
 ]
+assert len(EXAMPLES) >= 8
 SENTENCES = [
     line
     for block in re.findall(
