@@ -156,16 +156,29 @@ def show(
 @app.command()
 def tree(
     ctx: typer.Context,
+    at: _At = None,
     output: _Output = Format.TABLE,
 ) -> None:
     """Show the processes of all workloads by cgroup and parent.
 
+    Of the past the workloads are on record, not their processes: with --at they are shown by cgroup alone.
+
     \b
     Examples:
       sectool workload tree
+      sectool workload tree --at 1h
       sectool workload tree -o json
     """
     here = session(ctx)
+    if at is not None:
+        moment = moment_us(at)
+        past = sorted(_rows(here, moment, ended=False), key=lambda row: (row["cgroup"], row["name"]))
+        if output in (Format.TABLE, Format.WIDE):
+            for line in _past_branches(past, here.color):
+                typer.echo(line)
+        else:
+            emit(past, [], output, SCHEMA, extra={"at": moment})
+        return
     with here.control() as control:
         rows = control.call("workload.tree")["items"]
     if output not in (Format.TABLE, Format.WIDE):
@@ -281,6 +294,17 @@ def _card(row: Mapping[str, Any], color: bool) -> str:
         lines.append("  container")
         lines += [f"    {escape(f'{key}: {value}')}" for key, value in row["container"].items()]
     return "\n".join(lines)
+
+
+def _past_branches(rows: list[dict[str, Any]], color: bool) -> Iterable[str]:
+    """Lines of the tree without processes: cgroups, and the workloads in each."""
+    cgroup = None
+    for row in rows:
+        if row["cgroup"] != cgroup:
+            cgroup = row["cgroup"]
+            yield paint(escape(cgroup), "bold", color)
+        name = paint(escape(row["name"]), "dim", color)
+        yield f"  {escape(row['executable'] or '?')}  {escape(row['user'] or row['uid'])}  {name}"
 
 
 def _branches(rows: list[dict[str, Any]], color: bool) -> Iterable[str]:

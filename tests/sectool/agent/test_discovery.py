@@ -73,6 +73,7 @@ def test_a_workload_from_its_start_to_its_end(shared: Host) -> None:
     then = datetime.fromtimestamp(running_us / 1e6, UTC).isoformat()
     assert [w["labels"]["app"] for w in named(shared, "sleeper", "--at", then)] == ["sleeper"]
     assert named(shared, "dozer", "--at", then) == []
+    assert "/usr/bin/sleep  root  sleeper" in shared.ok("workload", "tree", "--at", then).out
     assert shared.json("workload", "show", "sleeper", "--at", then)["items"][0]["until"] is not None
 
 
