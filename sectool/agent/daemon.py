@@ -253,7 +253,11 @@ class Daemon:
         self.programs.load()
         known = await self.records.workloads_open()
         self.discovery = Discovery(
-            self.identities, cgroup.Cgroups(), lambda turn: tell(self, turn, known), self._moved
+            self.identities,
+            cgroup.Cgroups(),
+            lambda turn: tell(self, turn, known),
+            self._moved,
+            packages=self.vulns.packages,
         )
         push.callback(self._say_stopped)
         await self.surroundings.start()

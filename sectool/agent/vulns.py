@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,13 +32,14 @@ class Vulns:
     def __init__(self, state: Path) -> None:
         """Raises SectoolError for a damaged file."""
         self.known = Vulnerabilities(state / FILE)
-        self._packages = Packages()
+        self.importing = asyncio.Lock()  # one report at a time
+        self.packages = Packages()  # shared with discovery, which asks for many at once
         self._stamp = _stamp()
 
     def owner(self, path: str) -> str:
         """`package version` of a program of this host, '' if no package owns it."""
-        known = self._packages.known(path)
-        return known if known is not None else self._packages.owners([path])[path]
+        known = self.packages.known(path)
+        return known if known is not None else self.packages.owners([path])[path]
 
     def source(self, facts: Facts) -> Source:
         """The labels that follow for the workload with these facts."""
@@ -58,8 +60,9 @@ def _stamp() -> int:
 
 async def vuln_import(daemon: Daemon, request: Request) -> Reply:
     """Take the report that is the payload. Labels follow before this answers."""
-    report = await aside(lambda: read_report(request.payload))
-    change = daemon.vulns.known.take(report, now_us())
+    async with daemon.vulns.importing:
+        report = await aside(lambda: read_report(request.payload))
+        change = await aside(lambda: daemon.vulns.known.take(report, now_us()))
     daemon.workloads_changed()
     told = {
         "subject": report.name,
@@ -80,7 +83,8 @@ async def vuln_forget(daemon: Daemon, request: Request) -> Reply:
     subject = request.text("subject")
     if not subject:
         raise UsageError("vuln.forget: subject is missing")
-    daemon.vulns.known.forget(subject)
+    async with daemon.vulns.importing:
+        daemon.vulns.known.forget(subject)
     daemon.workloads_changed()
     daemon.events.emit(Type.VULN_CHANGED, actor=request.peer.name, subject=subject, forgotten=True)
     return Reply({"subject": subject})

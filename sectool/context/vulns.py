@@ -67,6 +67,7 @@ class Vulnerabilities:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._index = _Index([])
         self.subjects: list[Subject] = []
         try:
             size = path.stat().st_size
@@ -79,6 +80,7 @@ class Vulnerabilities:
         try:
             document = json.loads(path.read_bytes())
             self.subjects = [_subject(each) for each in document["subjects"]]
+            self._index = _Index(self.subjects)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise SectoolError(
                 f"{path} cannot be read ({type(error).__name__})", "move it away and import the reports again"
@@ -114,24 +116,24 @@ class Vulnerabilities:
         document = {"version": 1, "subjects": [_plain(subject) for subject in subjects]}
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomic(self._path, json.dumps(document, separators=(",", ":")).encode(), 0o600)
-        self.subjects = subjects
+        self.subjects, self._index = subjects, _Index(subjects)
 
     def of(self, facts: Mapping[str, str], owner: Callable[[str], str]) -> list[Known] | None:
         """Open findings of the workload with these facts; None when no report is on what it is of.
 
         `owner` tells the package of a path of this host as `name version`, '' if none.
         """
-        digest = facts.get("container.digest", "")
-        contained = "container.id" in facts
-        subjects = [s for s in self.subjects if (digest in s.digests if contained else not s.digests)]
-        if not subjects:
+        index = self._index
+        if "container.id" in facts:
+            return index.images.get(facts.get("container.digest", ""))
+        if not index.host:
             return None
-        every = [known for subject in subjects for known in subject.open]
-        if contained or not every:
-            return every
         path = facts.get("executable", "")
-        package, _, version = owner(path).partition(" ")
-        return [known for known in every if _is_of(known.finding, path, package, version)]
+        found = list(index.paths.get(path, ()))
+        if index.packages:
+            package, _, version = owner(path).partition(" ")
+            found += [k for k in index.packages.get(package, ()) if _is_installed(k.finding, version)]
+        return found
 
     def labels(self, facts: Mapping[str, str], owner: Callable[[str], str]) -> dict[str, str]:
         """`vuln` (the gravest severity, or none) and `vuln-age` (since when, of the oldest of it)."""
@@ -145,17 +147,34 @@ class Vulnerabilities:
         return {"vuln": worst, "vuln-age": iso(since)}
 
 
+class _Index:
+    """What is open, by what a workload is known by: asked for every new workload, made anew by every report."""
+
+    def __init__(self, subjects: list[Subject]) -> None:
+        self.images: dict[str, list[Known]] = {}  # by digest
+        self.paths: dict[str, list[Known]] = {}  # of this host
+        self.packages: dict[str, list[Known]] = {}
+        self.host = any(not subject.digests for subject in subjects)
+        for subject in subjects:
+            for digest in subject.digests:
+                self.images.setdefault(digest, []).extend(subject.open)
+            for known in () if subject.digests else subject.open:
+                by, key = (
+                    (self.paths, known.finding.path)
+                    if known.finding.path
+                    else (self.packages, known.finding.package)
+                )
+                by.setdefault(key, []).append(known)
+
+
 def _same(subject: Subject, report: Report) -> bool:
     if not report.digests:
         return not subject.digests and subject.name == report.name
     return not set(subject.digests).isdisjoint(report.digests)
 
 
-def _is_of(finding: Finding, path: str, package: str, version: str) -> bool:
-    if finding.path:
-        return finding.path == path
-    if not package or finding.package != package:
-        return False
+def _is_installed(finding: Finding, version: str) -> bool:
+    """Whether the version found is the one that is there now."""
     return not finding.version or _plain_version(finding.version) == _plain_version(version)
 
 

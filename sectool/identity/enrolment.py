@@ -146,9 +146,8 @@ def enroll_host(
     """Issue a host CA from the root in `ca_dir` and write the enrolment under `state_dir`.
 
     Without `constraints` those of `default_constraints` hold; without `enforced_networks` the private ranges.
-    UsageError for a missing CA, an existing enrolment (unless `force`, which starts it afresh: further
-    trusted domains have to be added again), bad names, labels or networks, and constraints too long for a
-    SYN.
+    UsageError for a missing CA, an existing enrolment (unless `force`, which starts it afresh), bad names,
+    labels or networks, and constraints too long for a SYN.
     """
     now = wall_clock() if now_us is None else now_us
     if not is_host_name(name):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -65,8 +66,10 @@ def caller_of(sock: socket.socket) -> Caller:
     pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         pidfd = struct.unpack("i", sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4))[0]
-    except OSError:  # an older kernel, or the process has ended
-        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:  # it has ended: its number may be another's by now
+            raise
+        pidfd = os.pidfd_open(pid)  # before Linux 6.5: the number is all there is
     return Caller(pid, uid, pidfd)
 
 
