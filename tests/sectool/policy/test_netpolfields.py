@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sectool.errors import DocumentError
-from sectool.policy import DocumentSet, diff, parse
+from sectool.policy import DocumentSet, Engine, diff, parse
 from sectool.policy.model import NetworkPolicyDoc
 
 HEAD = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\n"
@@ -132,3 +135,32 @@ def test_hash_and_diff_see_every_difference() -> None:
     assert len({s.hash for s in sets}) == len(sets) - 1
     assert [str(change.kind) for change in diff(sets[0], sets[1])] == ["NetworkPolicy"]
     assert diff(DocumentSet(), sets[2])[0].lines()[0] == "+ NetworkPolicy shop/p (owner security)"
+
+
+EXAMPLE = HEAD + (
+    "spec:\n  podSelector: {matchLabels: {app: db}}\n  policyTypes: [Ingress, Egress]\n  ingress:\n"
+    "  - from: [{podSelector: {matchExpressions: [{key: a, operator: In, values: [b]}]}, namespaceSelector: {}}]\n"
+    "    ports: [{port: 80, endPort: 90, protocol: TCP}, {port: http}]\n"
+    "  egress:\n  - to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]\n"
+)
+
+
+PIECES = ["", "{", "}", "[", "null", "{}", "[]", "x", "-1", "'", ": ", "\n", "  ", "é", "\t"]
+
+
+@settings(max_examples=int(os.environ.get("NETPOL_MUTATIONS", "150")), deadline=None)
+@given(st.data())
+def test_a_mutilated_document_is_refused_with_its_place_or_read(data: st.DataObject) -> None:
+    text = EXAMPLE
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text)))
+        cut = data.draw(st.integers(0, 12))
+        put = data.draw(st.sampled_from(PIECES))
+        text = text[:at] + put + text[at + cut :]
+    try:
+        found = parse(text, "f.yaml")
+    except DocumentError as error:
+        assert error.where.startswith("f.yaml:")
+        return
+    assert parse(found.text).hash == found.hash
+    Engine(found)
