@@ -6,12 +6,13 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from rich.text import Text
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter, NoColor
 from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Input, Static
 
@@ -78,6 +79,10 @@ class Console(App[None]):
         self._last_tick = time.monotonic()
         self.theme = theme or ("ansi-dark" if plain else self.settings.theme or THEMES[0])
 
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """NO_COLOR means none at all, not greys."""
+        return [NoColor()] if self.no_color else super().get_line_filters()
+
     # --- frame -----------------------------------------------------------------------------------------------
 
     def compose(self) -> ComposeResult:
@@ -137,6 +142,8 @@ class Console(App[None]):
 
     def beat(self) -> None:
         """A quarter of a second has passed."""
+        if not self.screen_stack or not self.screen_stack[0].query("#views > *"):
+            return  # on the way in or out
         now = time.monotonic()
         passed, self._last_tick = now - self._last_tick, now
         if self.cursor.speed:
@@ -200,6 +207,8 @@ class Console(App[None]):
         )
 
     def _paint(self) -> None:
+        if not self.screen_stack or not self.screen_stack[0].query("#views > *"):
+            return  # on the way in or out
         frame = self.screen_stack[0]
         room = self.size.width
         frame.query_one("#head", Static).update(self._head(room))

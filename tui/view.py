@@ -126,6 +126,8 @@ class View(Vertical):
 
     def tick(self) -> None:
         """Four times a second while in sight: look again when live, and not sooner than the last answer allows."""
+        if self.source.offline and not self.cursor.speed:
+            return  # stored files do not change
         if (
             (self.cursor.live or self.cursor.speed)
             and not self._asking
