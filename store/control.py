@@ -41,7 +41,7 @@ VERSION = 1
 BUSY_MS = 5000
 GENESIS = "0" * 64
 _Add = tuple[str, str, int, int | None]  # key, body, valid_from, valid_to
-KINDS = ("policy", "activation", "identity", "workload", "network", "trust", "revocation")
+KINDS = ("policy", "activation", "identity", "workload", "network", "trust", "revocation", "enrolment")
 
 _SCHEMA = f"""
 CREATE TABLE transactions (

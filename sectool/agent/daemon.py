@@ -35,6 +35,7 @@ from sectool.agent import control, keyfolder
 from sectool.agent.alerts import Alerts
 from sectool.agent.apply import policy_problem
 from sectool.agent.background import prepare_run_folder
+from sectool.agent.caclient import CaClient
 from sectool.agent.cleanup import remove_run_files
 from sectool.agent.discovery import Discovery
 from sectool.agent.eventlog import EventLog
@@ -293,6 +294,9 @@ class Daemon:
             await self.revisions.activated(active.revision)
         self.records.trusted(self.relations.records(self.trusted_bundle))
         push.push_async_callback(self.relations.close)
+        self.ca_client = CaClient(self)
+        self.ca_client.start()
+        push.push_async_callback(self.ca_client.close)
         if self.settings.workload_api:
             self.endpoint = Endpoint(self)
             push.push_async_callback(self.endpoint.close)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 rollover = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+token = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(rollover, name="rollover")
+app.add_typer(token, name="token")
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="Format of the data on stdout.")]
 Folder = Annotated[
@@ -343,7 +345,9 @@ def switch_(ctx: typer.Context, ca: Folder = None, passphrase_fd: PassphraseFd =
     at = session(ctx)
     switch(_folder(at, ca), time.time_ns() // 1000, ask_once(passphrase_fd))
     if (_folder(at, ca) / "revoked.pem").exists():
-        at.say("its revocation list holds what the old one's did; every host needs it: sectool revocation import")
+        at.say(
+            "its revocation list holds what the old one's did; every host needs it: sectool revocation import"
+        )
     at.say(
         "the new root issues now; renew every host: sectool host request --renew, sectool ca sign, sectool host accept"
     )
@@ -401,6 +405,155 @@ def status_(ctx: typer.Context, ca: Folder = None, output: Output = Format.TABLE
         Column("HOSTS THAT DEPEND ON IT STILL", lambda r: ", ".join(r["hosts_behind"]) or "-"),
     ]
     emit(rows, columns, output, "sectool.rollover/1", color=at.color)
+
+
+@app.command()
+def serve(
+    ctx: typer.Context,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="ADDRESS:PORT", help="Where to listen, e.g. 10.0.0.1:8443.")
+    ],
+    ca: Folder = None,
+    passphrase_fd: PassphraseFd = None,
+) -> None:
+    """Let hosts join with tokens, renew their CAs, and hear of roots and revocations, over TLS 1.3. Until interrupted.
+
+    Every enrolment, renewal and refusal is in the control history. The root's key stays in this process: it needs no
+    other service on its host, and no root beyond read and write in the CA folder. Policy has to let hosts reach it.
+
+    \b
+    Examples:
+      sectool ca serve --listen 10.0.0.1:8443
+      sectool ca serve --listen '[::]:8443' --passphrase-fd 3 3<secret
+    """
+    import asyncio
+
+    from sectool.caservice.record import Recorder
+    from sectool.caservice.server import Server
+    from sectool.caservice.server import serve as run
+    from sectool.caservice.service import Service
+    from sectool.identity.authority import RootAuthority
+
+    at = session(ctx)
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{listen!r} is not an address and port", "write --listen 10.0.0.1:8443")
+    folder, secret = _folder(at, ca), ask_once(passphrase_fd)
+    root = RootAuthority.load(folder, secret)
+    server = Server(Service(folder, root, Recorder(at.paths.control_history, at.say)))
+    at.say(
+        f"the CA of {root.trust_domain} serves at {listen}; next: sectool ca token create --url https://ADDRESS:{port}"
+    )
+    address = host.removeprefix("[").removesuffix("]")
+    asyncio.run(run(server, address, int(port), load=lambda: RootAuthority.load(folder, secret)))
+
+
+@token.callback()
+def token_() -> None:
+    """Join tokens: each lets one host enrol, once, with what it may vouch for bound to it.
+
+    \b
+    Examples:
+      sectool ca token create --url https://10.0.0.1:8443 --name web-1 --label env=prod
+      sectool ca token list
+      sectool ca token revoke 1a2b3c4d5e6f
+    """
+
+
+@token.command("create")
+def create_(
+    ctx: typer.Context,
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="Where hosts reach the CA service.")],
+    name: Annotated[
+        str, typer.Option("--name", "-n", metavar="NAME", help="Only for the host of that name.")
+    ] = "",
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label of every workload there; repeatable."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", metavar="KEY=VALUE", help="What it may vouch for (KEY=*, *=*); repeatable."),
+    ] = None,
+    ttl: Annotated[
+        str, typer.Option("--ttl", metavar="TIME", help="How long it is good, e.g. 30m, 1h, 1d.")
+    ] = "1h",
+    ca: Folder = None,
+) -> None:
+    """Make a token, on stdout: whoever has it can enrol one host. It pins this CA, so the host needs nothing else.
+
+    \b
+    Example:
+      sectool ca token create --url https://10.0.0.1:8443 --name web-1 --label env=prod
+    """
+    from sectool.caservice.tokens import Tokens
+    from sectool.identity.extensions import LabelConstraints
+    from sectool.identity.rollover import status
+    from sectool.moment import parse_time
+
+    at, now = session(ctx), time.time_ns() // 1000
+    labels = labels_of(label)
+    allowed = dict(constraints_of(allow).allow) if allow else {"*": ("*",)}
+    limits = LabelConstraints({**allowed, **{key: (value,) for key, value in labels.items()}}, "")
+    ttl_s = (now - parse_time(ttl, now)) // 1_000_000
+    root = status(_folder(at, ca), now).roots[0].fingerprint.hex()
+    made = Tokens(_folder(at, ca)).create(url, root, name, limits, ttl_s, now)
+    sys.stdout.write(made.encode() + "\n")
+    at.say(f"token {made.id}, good for {ttl}; on the host: sectool host enroll --join TOKEN")
+
+
+@token.command("list")
+def list_tokens(ctx: typer.Context, ca: Folder = None, output: Output = Format.TABLE) -> None:
+    """List tokens: open, used (by whom), revoked and expired. Their secrets are not known here.
+
+    \b
+    Example:
+      sectool ca token list
+    """
+    from sectool.caservice.tokens import Tokens
+
+    at, now = session(ctx), time.time_ns() // 1000
+    rows = [
+        {
+            "id": kept.id,
+            "state": "expired" if kept.state == "open" and kept.expires_us < now else kept.state,
+            "name": kept.name,
+            "used_by": kept.used_by,
+            "expires": kept.expires_us,
+            "created": kept.created_us,
+            "constraints": str(kept.constraints(kept.name or "NAME")),
+        }
+        for kept in Tokens(_folder(at, ca)).all()
+    ]
+    columns = [
+        Column("TOKEN", lambda r: r["id"]),
+        Column("STATE", lambda r: r["state"]),
+        Column("FOR", lambda r: r["name"] or "any"),
+        Column("USED BY", lambda r: r["used_by"] or "-"),
+        Column("GOOD UNTIL", lambda r: show_time(r["expires"])),
+        Column("MAY VOUCH FOR", lambda r: r["constraints"]),
+        Column("CREATED", lambda r: show_time(r["created"]), wide=True),
+    ]
+    emit(rows, columns, output, "sectool.join-token/1", color=at.color)
+
+
+@token.command("revoke")
+def revoke_token(
+    ctx: typer.Context,
+    token_id: Annotated[str, typer.Argument(metavar="TOKEN", help="Its id, as listed.")],
+    ca: Folder = None,
+) -> None:
+    """Void an open token.
+
+    \b
+    Example:
+      sectool ca token revoke 1a2b3c4d5e6f
+    """
+    from sectool.caservice.tokens import Tokens
+
+    at = session(ctx)
+    gone = Tokens(_folder(at, ca)).revoke(token_id, time.time_ns() // 1000)
+    at.say(f"token {gone.id} is void")
 
 
 def read_input(name: str) -> bytes:

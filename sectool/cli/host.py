@@ -57,6 +57,12 @@ def enroll(
             "--network", metavar="CIDR", help="Network in which peers must have an identity; repeatable."
         ),
     ] = None,
+    join: Annotated[
+        str | None,
+        typer.Option(
+            "--join", metavar="TOKEN", help="Join over the network with a CA's token (- reads it from stdin)."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing enrolment.")] = False,
     passphrase_fd: PassphraseFd = None,
 ) -> None:
@@ -68,8 +74,16 @@ def enroll(
     \b
     Examples:
       sectool host enroll --name web-1 --label env=prod --label zone=a
+      sectool host enroll --name web-1 --join join1.eyJ1cmwiOi...
       sectool host enroll --name lab-1 --ca /media/usb/ca --allow 'app=*' --allow env=dev
     """
+    if join is not None:
+        if ca or label or allow:
+            raise UsageError(
+                "the token says what this host may vouch for", "leave --ca, --label and --allow out"
+            )
+        _join(session(ctx), join, name or socket.gethostname(), network, force=force)
+        return
     from sectool.identity.enrolment import enroll_host
 
     at = session(ctx)
@@ -189,6 +203,29 @@ def accept(
     else:
         host = enrol(at.paths.state, answer, now, enforced_networks=network or None, force=force)
         at.say(f"enrolled {host.name} in {host.trust_domain}")
+    take_up(at)
+
+
+def _join(at: Session, text: str, name: str, networks: list[str] | None, *, force: bool) -> None:
+    from sectool.caservice.client import join, remember_service
+    from sectool.caservice.tokens import MAX_TOKEN, Token
+    from sectool.identity.joining import REQUEST, accept, prepare
+
+    token = Token.decode(sys.stdin.read(MAX_TOKEN + 1) if text == "-" else text)
+    if at.paths.host.exists() and not force:
+        raise UsageError("this host is enrolled already", "use --force to enrol it again")
+    answer = join(token, prepare(at.paths.state, name, None, force=True))
+    saved = at.paths.state / REQUEST / "answer.pem"
+    saved.write_bytes(answer)
+    try:
+        host = accept(
+            at.paths.state, answer, time.time_ns() // 1000, enforced_networks=networks or None, force=force
+        )
+    except UsageError as error:  # the token is spent; the answer is not
+        raise UsageError(error.message, f"{error.hint}; then: sectool host accept {saved}") from None
+    remember_service(at.paths.state, token.url)
+    at.say(f"enrolled {host.name} in {host.trust_domain}; may vouch for: {host.constraints}")
+    at.say("next: sectool up")
     take_up(at)
 
 

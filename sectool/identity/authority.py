@@ -245,6 +245,19 @@ class RootAuthority:
         root = read_profile(self.certificate.public_bytes(Encoding.DER), "root")
         return sign_list(root, self._key, entries, number, now_us, days=days)
 
+    def issue_service(self, public_key: VerifyingKey, now_us: int) -> x509.Certificate:
+        """A certificate for the CA service itself, `spiffe://<trust domain>/ca`, valid for a day."""
+        begin_us = now_us - BACKDATE_S * SECOND
+        return (
+            _builder(public_key, x509.Name([]), self.certificate.subject, begin_us, now_us + DAY)
+            .add_extension(authority_key(self._key.public_key()), False)
+            .add_extension(_LEAF_USAGE, True)
+            .add_extension(_LEAF_PURPOSES, False)
+            .add_extension(_NO_CA, True)
+            .add_extension(_uri(SpiffeId(self.trust_domain, "/ca")), True)
+            .sign(self._key, digest_of(self._key))
+        )
+
     def issue_host(
         self,
         public_key: VerifyingKey,
@@ -348,6 +361,11 @@ class HostAuthority:
     def certificate(self) -> x509.Certificate:
         """The host CA's certificate."""
         return self._profile.certificate
+
+    @property
+    def root_fingerprint(self) -> str:
+        """SHA-256 of the root that issued this CA, hexadecimal, as far as it was given."""
+        return self._root.fingerprint.hex()
 
     @property
     def key_id(self) -> str:
