@@ -64,6 +64,7 @@ class Explanation:
     nearest_allow: NearMiss | None
     remedy: Remedy
     sentence: str = ""
+    isolated: tuple[tuple[str, tuple[str, ...]], ...] = ()  # direction, NetworkPolicies
 
     def lines(self) -> list[str]:
         """For people, plain text without terminal sequences."""
@@ -77,6 +78,10 @@ class Explanation:
             yield f"policy revision {self.revision}"
         if decision.rule is None:
             yield "decided by default: no rule allows it"
+            for direction, names in self.isolated:
+                end = "calling" if direction == "egress" else "called"
+                by = ", ".join(names)
+                yield f"the {end} pod is isolated for {direction} by NetworkPolicy {by}, which does not let it pass"
         else:
             yield f"decided by {decision.rule.title} at {decision.rule.where}:"
             yield f"  {decision.rule.text}"
@@ -175,7 +180,15 @@ def explain(engine: Engine, request: Request, now_us: int) -> Explanation:
         nearest[1] if nearest else None,
         remedy,
         sentence,
+        _isolated(engine, request) if decision.rule is None else (),
     )
+
+
+def _isolated(engine: Engine, request: Request) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Why NetworkPolicies do not let it pass: the direction, and those that isolate the pod."""
+    source, destination = engine.facts(request.source), engine.facts(request.destination)
+    refusing = engine.network_policies.refusing(source, destination, request.protocol, request.port)
+    return tuple((direction, tuple(doc.name for doc in docs)) for direction, docs in refusing)
 
 
 def _remedy(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from sectool.labels import FEDERATED_LABEL, stable_id
 from sectool.policy.model import (
@@ -219,33 +219,28 @@ class NetworkPolicies:
         `staged` counts staged policies, too, as if they were enforced.
         """
         table = self._all if staged else self._enforced
-        caller, called = pod_of(source.labels), pod_of(destination.labels)
-        at = table.get(caller.namespace) if caller is not None else None
-        to = table.get(called.namespace) if called is not None else None
-        if at is None and to is None:
+        ways = _ways(table, source, destination, protocol, port)
+        if ways is None or ways.leaving is None or ways.entering is None:
             return None
-        leaving: _Yes | None = _OPEN
-        entering: _Yes | None = _OPEN
-        if at is not None and caller is not None:
-            leaving = _judge(at, caller, False, destination, called, called, protocol, port)
-        if to is not None and called is not None:
-            entering = _judge(to, called, True, source, caller, called, protocol, port)
-        if leaving is None or entering is None:
-            return None
-        if entering.compiled is not None:
-            return entering.compiled
-        if leaving.compiled is not None:
-            return leaving.compiled
-        namespace = to or at
-        return namespace.open if namespace is not None else None
+        return ways.entering.compiled or ways.leaving.compiled or ways.space.open
 
-    def isolating(self, facts: Facts, *, called: bool) -> list[NetworkPolicyDoc]:
-        """The enforced policies that isolate a party, as the one who is called or who calls."""
-        pod = pod_of(facts.labels)
-        space = self._enforced.get(pod.namespace) if pod is not None else None
-        if space is None or pod is None:
+    def refusing(
+        self, source: Facts, destination: Facts, protocol: int, port: int
+    ) -> list[tuple[str, tuple[NetworkPolicyDoc, ...]]]:
+        """The directions in which enforced policies isolate and no rule lets the flow through, with these policies."""
+        ways = _ways(self._enforced, source, destination, protocol, port)
+        if ways is None:
             return []
-        return [p.doc for p in space.policies if _isolates(p, pod, called)]
+        out = []
+        for name, verdict, facts in (
+            ("egress", ways.leaving, source),
+            ("ingress", ways.entering, destination),
+        ):
+            pod = pod_of(facts.labels)
+            if verdict is None and pod is not None:
+                policies = self._enforced[pod.namespace].policies
+                out.append((name, tuple(p.doc for p in policies if _isolates(p, pod, name == "ingress"))))
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +251,31 @@ class _Yes:
 
 
 _OPEN: Final = _Yes(None)
+
+
+class _Ways(NamedTuple):
+    """Both directions; None where a pod is isolated and no rule lets the flow through. `space` is under the regime."""
+
+    leaving: _Yes | None
+    entering: _Yes | None
+    space: _Namespace
+
+
+def _ways(
+    table: Mapping[str, _Namespace], source: Facts, destination: Facts, protocol: int, port: int
+) -> _Ways | None:
+    """What the policies make of a flow; None when neither end is in a namespace that has any."""
+    caller, called = pod_of(source.labels), pod_of(destination.labels)
+    at = table.get(caller.namespace) if caller is not None else None
+    to = table.get(called.namespace) if called is not None else None
+    leaving: _Yes | None = _OPEN
+    entering: _Yes | None = _OPEN
+    if at is not None and caller is not None:
+        leaving = _judge(at, caller, False, destination, called, called, protocol, port)
+    if to is not None and called is not None:
+        entering = _judge(to, called, True, source, caller, called, protocol, port)
+    space = to or at
+    return None if space is None else _Ways(leaving, entering, space)
 
 
 def _isolates(policy: _Policy, pod: Pod, ingress: bool) -> bool:

@@ -12,7 +12,7 @@ import yaml
 
 from sectool.events import Action, DropReason
 from sectool.labels import LabelSet
-from sectool.policy import Engine, Party, Request, parse, run_tests
+from sectool.policy import Engine, Party, Request, explain, parse, run_tests
 from tests.sectool.policy.netpolreference import End, allowed, governed
 
 CASES = int(os.environ.get("NETPOL_CASES", "4000"))
@@ -393,6 +393,16 @@ def test_the_deciding_rule_is_named() -> None:
     assert unisolated.rule.text == "pods of namespace default that no NetworkPolicy isolates"
     denied = decide(WITH, STRANGER, NGINX)
     assert (denied.action, denied.reason) == (Action.DENY, DropReason.DEFAULT_DENY)
+
+
+def test_explanations_name_the_policies_that_isolate() -> None:
+    lines = explain(Engine(parse(WITH)), Request(party(STRANGER), party(NGINX), 6, 80), NOW).lines()
+    assert any("isolated for ingress by NetworkPolicy default/access-nginx" in line for line in lines)
+    egress = explain(
+        Engine(parse(EXAMPLES["default-deny-all"])), Request(party(FRIEND), party(pod("x")), 6, 80), NOW
+    )
+    assert egress.isolated == (("egress", ("default/default-deny-all",)),)
+    assert not explain(Engine(parse(WITH)), Request(party(FRIEND), party(NGINX), 6, 80), NOW).isolated
 
 
 def test_guardrails_and_denials_come_first_policies_add() -> None:
