@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("sectool.agent")
 
 MAX_REASON = 500
-MAX_CONFLICTS = 200  # told in full in one answer
+# Of an answer, in characters: a header holds 1 MiB, and a change that was made must be told as made.
+MAX_CHANGES = 400_000
+MAX_CONFLICTS = 200_000
+MAX_CONFLICT_LINES = 100_000
 
 
 async def check(daemon: Daemon, request: Request) -> Reply:
@@ -203,16 +207,35 @@ def _documents(revision: Revision | None) -> DocumentSet:
 def _findings(candidate: Draft) -> dict[str, Any]:
     """What is valid and yet not well: for people in lines, for programs in full up to a bound."""
     found = candidate.conflicts.found
+    told: list[dict[str, object]] = []
+    room = MAX_CONFLICTS
+    for conflict in found:
+        one = conflict.describe()
+        room -= len(json.dumps(one))
+        if room < 0:
+            break
+        told.append(one)
     return {
-        "lint": candidate.lint,
-        "conflicts": [conflict.describe() for conflict in found[:MAX_CONFLICTS]],
+        "lint": _within(candidate.lint, MAX_CONFLICT_LINES),
+        "conflicts": told,
         "conflicts_found": len(found),
-        "conflict_lines": candidate.conflicts.lines(),
+        "conflict_lines": _within(candidate.conflicts.lines(), MAX_CONFLICT_LINES),
     }
 
 
+def _within(lines: list[str], limit: int) -> list[str]:
+    """As many lines as fit, and how many do not. What is no ASCII takes six characters in an answer."""
+    room = limit
+    for number, line in enumerate(lines):
+        room -= len(json.dumps(line)) + 2
+        if room < 0:
+            return [*lines[:number], f"and {len(lines) - number} more lines"]
+    return lines
+
+
 def _changes(before: Revision | None, candidate: Draft) -> list[str]:
-    return [line for change in diff(_documents(before), candidate.documents) for line in change.lines()]
+    changes = diff(_documents(before), candidate.documents)
+    return _within([line for change in changes for line in change.lines()], MAX_CHANGES)
 
 
 def _workloads(revision: Revision | None) -> list[tuple[object, ...]]:
