@@ -16,6 +16,8 @@ from nfq.udpcontrol import MAGIC, Kind, read, write
 from nfq.udpflow import UdpFlow
 from sectool.events import Action, Auth, DropReason, Encryption, Phase, Point
 from sectool.identity.authority import RootAuthority
+from sectool.identity.credential import PeerIdentity
+from sectool.labels import LabelSet
 from sectool.policy import Engine
 from sectool.policy import parse as parse_policy
 from tests.nfq.udpmemory import POLICY, UdpHost, UdpPair, checked, made, make_udp_pair
@@ -412,3 +414,47 @@ def test_looking_like_control_is_not_enough(make: MakePair) -> None:
     ends = [r for r in pair.b.records if r["phase"] == Phase.END]
     assert ends == []
     assert udp.due_us(pair.b.core, 7) == 7
+
+
+# -- who is not trusted any more, and who has other labels -------------------------------------------------------
+
+
+def only(peer: PeerIdentity) -> Callable[[PeerIdentity], bool]:
+    return lambda who: who.id == peer.id
+
+
+def test_flows_of_peers_that_are_not_trusted_any_more_are_cut(make: MakePair) -> None:
+    pair = make()
+    pair.establish()
+    for host in (pair.a, pair.b):
+        peer = flow_of(host).peer
+        assert peer is not None
+        reason = DropReason.UNTRUSTED_DOMAIN
+        assert datapath.distrust(host.core, lambda _: False, reason, host.now_us) == 0
+        assert datapath.distrust(host.core, only(peer), reason, host.now_us) == 1
+        assert len(host.core.udp.live) == 0
+        assert host.records[-1]["drop_reason"] == reason
+
+
+def test_a_greeting_of_a_peer_that_is_not_trusted_any_more_comes_to_nothing(make: MakePair) -> None:
+    pair = make()
+    pair.call(b"x")
+    pair.b.receive(pair.a.sent.popleft())
+    assert len(pair.b.core.udp.accepting) == 1
+    datapath.distrust(pair.b.core, lambda _: True, DropReason.UNTRUSTED_DOMAIN, pair.b.now_us)
+    assert len(pair.b.core.udp.accepting) == 0
+    pair.carry()
+    assert pair.b.delivered == []
+
+
+def test_datagrams_are_judged_by_the_labels_that_their_workload_has_now(make: MakePair) -> None:
+    pair = make()
+    pair.establish()
+    guarded = "---\nkind: Guardrail\nname: v\nowner: s\nrules: [deny vuln=critical to call app=db]\n"
+    activate(pair.a, POLICY + guarded)
+    local = flow_of(pair.a).local
+    assert local is not None
+    own = dict(local.identity.labels)
+    assert datapath.relabel(pair.a.core, local.id, LabelSet({**own, "vuln": "low"}), pair.a.now_us) == 0
+    assert datapath.relabel(pair.a.core, local.id, LabelSet({**own, "vuln": "critical"}), pair.a.now_us) == 1
+    assert len(pair.a.core.udp.live) == 0
