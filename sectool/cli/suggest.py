@@ -14,7 +14,7 @@ from sectool.cli.context import Session, session
 from sectool.cli.moments import moment_us, show_time
 from sectool.cli.output import Format, emit
 from sectool.cli.text import escape_block
-from sectool.errors import Exit, SectoolError
+from sectool.errors import Exit, SectoolError, UsageError
 
 if TYPE_CHECKING:
     from sectool.policy import DocumentSet
@@ -65,10 +65,13 @@ def suggest(
     from sectool.policy import DocumentSet
     from sectool.policy.suggest import suggest as learn
     from sectool.policy.suggested import evidence, render
+    from sectool.policy.yamlpos import bad_character
     from store.observations import observations
     from store.situations import Window
 
     at = session(ctx)
+    if bad_character(owner) >= 0 or not owner.strip() or len(owner) > 120:
+        raise UsageError("--owner is not an owner", "a word of at most 120 characters, for example team-shop")
     selector = _selector(for_)
     known_policy = _base(at, base, store)
     added_to = (
@@ -134,7 +137,6 @@ def _selector(text: str | None) -> Any:
     """The label selector of --for, or None. Raises DocumentError."""
     if text is None:
         return None
-    from sectool.errors import UsageError
     from sectool.policy.selector import Labels, parse_selector
     from sectool.policy.tokens import Reader
     from sectool.policy.yamlpos import Scalar

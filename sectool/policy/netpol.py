@@ -168,6 +168,7 @@ class NetworkPolicies:
         self._enforced: dict[str, _Namespace] = {}
         self._all: dict[str, _Namespace] = {}
         self.rules: list[Rule] = []
+        self._ids: set[int] = set()
         self.has_staged = False
         for doc in documents:
             if doc.mode is Mode.OFF:
@@ -207,7 +208,8 @@ class NetworkPolicies:
         name = doc.name if index else doc.namespace
         number = stable_id(f"{KIND}/{name}/{text}".encode())
         rule = Rule(number, name, KIND, doc.owner, index, text, doc.where, doc.mode)
-        if all(known.id != number for known in self.rules):
+        if number not in self._ids:
+            self._ids.add(number)
             self.rules.append(rule)
         return CompiledRule(rule, _SENTENCE, networks)
 

@@ -37,18 +37,18 @@ def candidate(tmp_path: Path, *rules: str, mode: str = "enforce") -> Path:
     return file
 
 
-def test_regressions_exit_1(cli: Cli, tmp_path: Path, past: Path) -> None:
+def test_regressions_exit_1(inside: Cli, tmp_path: Path, past: Path) -> None:
     file = candidate(tmp_path, RULE)
-    done = cli("policy", "backtest", file, "--store", past)
+    done = inside("policy", "backtest", file, "--store", past)
     assert done.code == 1
     assert "newly denied" in done.out
     assert "ip:192.0.2.7" in done.out
     assert "10 flows" in done.err
-    assert cli("policy", "backtest", file, "--store", past, "--until", "2020-01-01").code == 0
+    assert inside("policy", "backtest", file, "--store", past, "--until", "2020-01-01").code == 0
 
 
-def test_as_data(cli: Cli, tmp_path: Path, past: Path) -> None:
-    done = cli("policy", "backtest", candidate(tmp_path, RULE), "--store", past, "-o", "json")
+def test_as_data(inside: Cli, tmp_path: Path, past: Path) -> None:
+    done = inside("policy", "backtest", candidate(tmp_path, RULE), "--store", past, "-o", "json")
     document = json.loads(done.out)
     assert document["schema"] == "sectool.policy-backtest/1"
     assert document["regressions"] is True
@@ -58,16 +58,16 @@ def test_as_data(cli: Cli, tmp_path: Path, past: Path) -> None:
     assert item["was"] == "Policy past: allow any to call app=db on tcp/22"
 
 
-def test_staged_documents_are_judged_when_asked(cli: Cli, tmp_path: Path, past: Path) -> None:
+def test_staged_documents_are_judged_when_asked(inside: Cli, tmp_path: Path, past: Path) -> None:
     file = candidate(tmp_path, RULE, "allow any to call app=db on tcp/22", mode="stage")
-    assert cli("policy", "backtest", file, "--store", past).code == 1
-    assert cli("policy", "backtest", file, "--store", past, "--staged", "--strict").code == 0
+    assert inside("policy", "backtest", file, "--store", past).code == 1
+    assert inside("policy", "backtest", file, "--store", past, "--staged", "--strict").code == 0
     wider = candidate(tmp_path, RULE, "audit any to call app=db on tcp/22")
-    assert cli("policy", "backtest", wider, "--store", past).code == 0
-    assert cli("policy", "backtest", wider, "--store", past, "--strict").code == 1
+    assert inside("policy", "backtest", wider, "--store", past).code == 0
+    assert inside("policy", "backtest", wider, "--store", past, "--strict").code == 1
 
 
-def test_a_folder_without_history_is_named(cli: Cli, tmp_path: Path) -> None:
-    done = cli("policy", "backtest", candidate(tmp_path, RULE), "--store", tmp_path / "nowhere")
+def test_a_folder_without_history_is_named(inside: Cli, tmp_path: Path) -> None:
+    done = inside("policy", "backtest", candidate(tmp_path, RULE), "--store", tmp_path / "nowhere")
     assert done.code == 4
     assert "there is no history in" in done.err

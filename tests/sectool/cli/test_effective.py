@@ -18,24 +18,24 @@ def policy(path: Path, rule: str) -> Path:
     return path
 
 
-def test_files(cli: Cli, tmp_path: Path) -> None:
+def test_files(inside: Cli, tmp_path: Path) -> None:
     old = policy(tmp_path / "old.yaml", "allow app=web to call app=db on tcp/5432")
     new = policy(tmp_path / "new.yaml", "allow app in (web) to call app=db on tcp/5432,tcp/22")
     web, db = (End(LabelSet({"app": app}), "10.0.0.1/32") for app in ("web", "db"))
     write_history(tmp_path / "past", [Talk(web, db)], 2, 1)
-    done = cli("policy", "diff", "--effective", old, new, "--store", tmp_path / "past", "-o", "json")
+    done = inside("policy", "diff", "--effective", old, new, "--store", tmp_path / "past", "-o", "json")
     assert done.code == 1
     document = json.loads(done.out)
     known, possible = document["items"]
     assert (known["effect"], known["services"], known["pairs"]) == ("newly_allowed", "tcp/22", 1)
     assert (possible["effect"], possible["services"], possible["known"]) == ("newly_allowed", "tcp/22", False)
-    assert "newly allowed" in cli("policy", "diff", "--effective", old, new).out
+    assert "newly allowed" in inside("policy", "diff", "--effective", old, new).out
 
 
-def test_the_same_in_other_words(cli: Cli, tmp_path: Path) -> None:
+def test_the_same_in_other_words(inside: Cli, tmp_path: Path) -> None:
     old = policy(tmp_path / "old.yaml", "allow app=web to call app=db on tcp/5432")
     new = policy(tmp_path / "new.yaml", "allow app in (web) to call app=db on tcp/5432")
-    assert cli("policy", "diff", old, new).code == 1
-    done = cli("policy", "diff", "--effective", old, new)
+    assert inside("policy", "diff", old, new).code == 1
+    done = inside("policy", "diff", "--effective", old, new)
     assert (done.code, done.out) == (0, "")
     assert "no difference in effect" in done.err

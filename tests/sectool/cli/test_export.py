@@ -9,23 +9,23 @@ from typing import Any
 Cli = Callable[..., Any]
 
 
-def test_what_can_be_said_and_what_not(cli: Cli, tmp_path: Path) -> None:
+def test_what_can_be_said_and_what_not(inside: Cli, tmp_path: Path) -> None:
     file = tmp_path / "shop.yaml"
     file.write_text(
         "kind: Policy\nname: shop\nowner: me\nrules:\n"
         "- allow k8s.ns=shop,k8s.label.app=web to call k8s.ns=shop,k8s.label.app=db on tcp/5432\n"
         "- deny k8s.ns=dev to call k8s.ns=shop\n"
     )
-    done = cli("policy", "export", "--network-policy", file)
+    done = inside("policy", "export", "--network-policy", file)
     assert done.code == 1
     assert (
         "shop.yaml:6:3: left out: deny k8s.ns=dev to call k8s.ns=shop: NetworkPolicies only allow" in done.err
     )
     written = tmp_path / "netpol.yaml"
     written.write_text(done.out)
-    assert cli("policy", "test", written).code == 0
+    assert inside("policy", "test", written).code == 0
     flow = "k8s.ns=shop,k8s.label.app=web -> k8s.ns=shop,k8s.label.app=db tcp/{}"
-    allowed = cli("explain", flow.format(5432), "-f", written)
+    allowed = inside("explain", flow.format(5432), "-f", written)
     assert (allowed.code, "NetworkPolicy shop/shop-1, rule 1" in allowed.out) == (0, True)
-    assert cli("explain", flow.format(22), "-f", written).code == 1
-    assert cli("policy", "export", file).code == 2
+    assert inside("explain", flow.format(22), "-f", written).code == 1
+    assert inside("policy", "export", file).code == 2

@@ -30,36 +30,36 @@ def past(tmp_path: Path) -> Path:
     return folder
 
 
-def test_its_text_covers_the_past_and_leaves_the_scanner_out(cli: Cli, tmp_path: Path, past: Path) -> None:
-    done = cli("policy", "suggest", "--store", past, "--owner", "team-shop")
+def test_its_text_covers_the_past_and_leaves_the_scanner_out(inside: Cli, tmp_path: Path, past: Path) -> None:
+    done = inside("policy", "suggest", "--store", past, "--owner", "team-shop")
     assert done.code == 0
     assert "allow app=web,env=prod to call app=db,env=prod on tcp/5432" in done.out
     assert "allow net:10.7.0.0/16 to call app=web,env=prod on tcp/443" in done.out
     assert "denied because no rule allowed them" in done.out
     file = tmp_path / "suggested.yaml"
     file.write_text(done.out)
-    assert cli("policy", "test", file).code == 0
-    judged = json.loads(cli("policy", "backtest", file, "--store", past, "--staged", "-o", "json").out)
+    assert inside("policy", "test", file).code == 0
+    judged = json.loads(inside("policy", "backtest", file, "--store", past, "--staged", "-o", "json").out)
     assert judged["regressions"] is False
     assert judged["changed"]["newly_allowed"] == 0
-    again = cli("policy", "suggest", "--store", past, "--owner", "team-shop")
+    again = inside("policy", "suggest", "--store", past, "--owner", "team-shop")
     assert again.out == done.out
 
 
-def test_only_for_some_and_only_what_is_missing(cli: Cli, tmp_path: Path, past: Path) -> None:
-    done = cli("policy", "suggest", "--store", past, "--for", "app=db", "-o", "json")
+def test_only_for_some_and_only_what_is_missing(inside: Cli, tmp_path: Path, past: Path) -> None:
+    done = inside("policy", "suggest", "--store", past, "--for", "app=db", "-o", "json")
     rules = json.loads(done.out)["items"]
     assert [rule["rule"] for rule in rules] == ["allow app=web,env=prod to call app=db,env=prod on tcp/5432"]
     assert (rules[0]["pairs_seen"], rules[0]["pairs_covered"]) == (3, 3)
     file = tmp_path / "base.yaml"
     file.write_text("kind: Policy\nname: all\nowner: me\nrules: [allow any to call any]\n")
-    nothing = cli("policy", "suggest", "--store", past, "--base", file)
+    nothing = inside("policy", "suggest", "--store", past, "--base", file)
     assert nothing.code == 1
     assert "Nothing to suggest" in nothing.out
-    assert cli("policy", "suggest", "--store", past, "--base", file, "--anew").code == 0
+    assert inside("policy", "suggest", "--store", past, "--base", file, "--anew").code == 0
 
 
-def test_a_bad_selector_is_pointed_at(cli: Cli, past: Path) -> None:
-    done = cli("policy", "suggest", "--store", past, "--for", "app=web to")
+def test_a_bad_selector_is_pointed_at(inside: Cli, past: Path) -> None:
+    done = inside("policy", "suggest", "--store", past, "--for", "app=web to")
     assert done.code == 2
     assert "--for:1:9" in done.err
