@@ -6,19 +6,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sectool.errors import UsageError
-from sectool.policy.model import DocumentKind, DocumentSet, Mode, PolicyDoc
-from sectool.policy.yamlpos import Scalar, Source, Table, compose
+from sectool.policy.model import DocumentKind, DocumentSet, Mode, NetworkPolicyDoc, PolicyDoc
+from sectool.policy.netpolfields import MODE, is_network_policy
+from sectool.policy.yamlpos import Node, Scalar, Source, Table, compose
+
+Staged = PolicyDoc | NetworkPolicyDoc
 
 
-def staged(documents: DocumentSet) -> list[PolicyDoc]:
+def staged(documents: DocumentSet) -> list[Staged]:
     """Documents that are evaluated and not enforced."""
-    return [d for d in (*documents.guardrails, *documents.policies) if d.mode is Mode.STAGE]
+    found: tuple[Staged, ...] = (
+        *documents.guardrails,
+        *documents.policies,
+        *documents.network_policies,
+    )
+    return [d for d in found if d.mode is Mode.STAGE]
 
 
-def choose(documents: DocumentSet, names: Sequence[str]) -> list[PolicyDoc]:
+def choose(documents: DocumentSet, names: Sequence[str]) -> list[Staged]:
     """Staged documents by `NAME` or `KIND/NAME`. Raises UsageError that lists what is staged."""
     waiting = staged(documents)
-    out: list[PolicyDoc] = []
+    out: list[Staged] = []
     for name in names:
         found = [d for d in waiting if name in (d.name, f"{d.kind}/{d.name}")]
         if len(found) > 1:
@@ -33,7 +41,7 @@ def choose(documents: DocumentSet, names: Sequence[str]) -> list[PolicyDoc]:
     return out
 
 
-def promoted(documents: DocumentSet, chosen: Iterable[PolicyDoc]) -> str:
+def promoted(documents: DocumentSet, chosen: Iterable[Staged]) -> str:
     """The text of a set with `mode: stage` of some documents made `mode: enforce`."""
     wanted = {(d.kind, d.name) for d in chosen}
     sources = tuple((name, _rewritten(name, text, wanted)) for name, text in documents.sources)
@@ -43,14 +51,44 @@ def promoted(documents: DocumentSet, chosen: Iterable[PolicyDoc]) -> str:
 def _rewritten(name: str, text: str, wanted: set[tuple[DocumentKind, str]]) -> str:
     places: list[tuple[int, int]] = []
     for node in compose(Source(name, text)):
-        if not isinstance(node, Table):
-            continue
-        fields = {key: value for key, (_, value) in node.entries.items() if isinstance(value, Scalar)}
-        kind, called, mode = fields.get("kind"), fields.get("name"), fields.get("mode")
-        if kind is None or called is None or mode is None:
-            continue
-        if any(kind.value == k and called.value == n for k, n in wanted):
-            places.append((mode.start, mode.end))
+        if isinstance(node, Table):
+            kind, called, mode = _of_pods(node) if is_network_policy(node) else _ours(node)
+            if mode is not None and any(kind == k and called == n for k, n in wanted):
+                places.append((mode.start, mode.end))
     for start, end in reversed(places):
         text = text[:start] + Mode.ENFORCE + text[end:]
     return text
+
+
+def _ours(node: Table) -> tuple[str, str, Scalar | None]:
+    return _word(node, "kind"), _word(node, "name"), _scalar(node, "mode")
+
+
+def _of_pods(node: Table) -> tuple[str, str, Scalar | None]:
+    """The same of a NetworkPolicy of Kubernetes, whose mode is an annotation."""
+    metadata = _table(node, "metadata")
+    space = _word(metadata, "namespace") or "default"
+    return (
+        DocumentKind.NETWORK_POLICY,
+        f"{space}/{_word(metadata, 'name')}",
+        _scalar(_table(metadata, "annotations"), MODE),
+    )
+
+
+def _at(node: Table | None, field: str) -> Node | None:
+    return node.entries[field][1] if node is not None and field in node.entries else None
+
+
+def _table(node: Table | None, field: str) -> Table | None:
+    found = _at(node, field)
+    return found if isinstance(found, Table) else None
+
+
+def _scalar(node: Table | None, field: str) -> Scalar | None:
+    found = _at(node, field)
+    return found if isinstance(found, Scalar) else None
+
+
+def _word(node: Table | None, field: str) -> str:
+    found = _scalar(node, field)
+    return found.value if found is not None else ""

@@ -63,3 +63,21 @@ def test_names_that_do_not_say_which(name: str, says: str, hint: str) -> None:
         choose(parse(TEXT), [name])
     assert says in caught.value.message
     assert hint in caught.value.hint
+
+
+PODS = """apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop, annotations: {sectool/mode: stage}}   # soon
+spec: {podSelector: {}, ingress: [{}]}
+---
+"""
+
+
+@pytest.mark.parametrize("name", ["shop/db", "NetworkPolicy/shop/db"])
+def test_network_policies_of_kubernetes_are_promoted_by_their_annotation(name: str) -> None:
+    documents = parse(PODS + PODS.replace("name: db", "name: web"))
+    text = promoted(documents, choose(documents, [name]))
+    assert text == PODS.replace("sectool/mode: stage", "sectool/mode: enforce") + PODS.replace(
+        "name: db", "name: web"
+    )
+    assert [d.name for d in staged(parse(text))] == ["shop/web"]
