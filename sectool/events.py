@@ -191,6 +191,8 @@ class Type(StrEnum):
     ALERT_RAISED = "alert.raised"
     ALERT_CLEARED = "alert.cleared"
     TRUST_CHANGED = "trust.changed"  # trust domains added, removed, or with other roots
+    CAPTURE_STARTED = "capture.started"  # packets are copied: actor, reason, filter, payload, file
+    CAPTURE_ENDED = "capture.ended"  # actor, packets, sha256
     VULN_CHANGED = "vuln.changed"  # known vulnerabilities imported or fixed
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sectool import __version__
-from sectool.agent import alerts, federation, vulns, workloads
+from sectool.agent import alerts, captures, federation, vulns, workloads
 from sectool.agent.apply import apply, check, promote, rollback
 from sectool.agent.handover import try_installed
 from sectool.agent.names import known
@@ -68,6 +68,7 @@ def operations(daemon: Daemon) -> Mapping[str, Operation]:
         "trust.add": bind(federation.trust_add, writes=True),
         "trust.remove": bind(federation.trust_remove, writes=True),
         "trust.refresh": bind(federation.trust_refresh, writes=True),
+        "capture.note": bind(captures.note, writes=True),
         "run.register": bind(_register, writes=True),
         "reload": bind(_reload, writes=True),
         "restart": bind(_restart, writes=True),
