@@ -58,6 +58,9 @@ COMMANDS: dict[str, Place] = {
     "investigate": Place(
         "sectool.cli.investigate", "Everything on record about one thing, as a report.", "investigate"
     ),
+    "capture": Place(
+        "sectool.cli.capture", "Packets of chosen connections, with whose they are, into a file."
+    ),
     "case": Place("sectool.cli.case", "A window of history as a signed bundle for another machine."),
     "query": Place("sectool.cli.query", "Ask the event store in SQL, read-only.", "query"),
     "identity": Place(
