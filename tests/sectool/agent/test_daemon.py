@@ -420,9 +420,9 @@ def test_identities_are_renewed_while_running(host: Host) -> None:
         first = next(i for i in host.json("identity", "list")["items"] if i["labels"].get("app") == "db")
         renewed = until(
             lambda: next(
-                i for i in host.json("identity", "list")["items"]
-                if i["labels"].get("app") == "db" and i["rotations"] >= 2
-            ) if any(i["rotations"] >= 2 for i in host.json("identity", "list")["items"]) else None,
+                (i for i in host.json("identity", "list")["items"]
+                 if i["labels"].get("app") == "db" and i["rotations"] >= 2), None
+            ),
             "two renewals",
         )  # fmt: skip
         assert renewed["spiffe_id"] == first["spiffe_id"]
