@@ -136,11 +136,19 @@ def took(daemon: Daemon, taken: RevocationList, actor: Actor | None, reason: str
         trust_domain=taken.trust_domain,
         issuer=taken.who,
         number=taken.number,
+        item=_in_words(taken),
         serials=len(taken.entries.serials),
         keys=len(taken.entries.keys),
         workloads=sorted(taken.entries.workloads)[:64],
     )
     log.info("revocation list %d of %s is in force: %s", taken.number, taken.who, reason)
+
+
+def _in_words(taken: RevocationList) -> str:
+    entries = taken.entries
+    held = [*sorted(entries.workloads), *(f"serial {s}" for s in sorted(entries.serials))]
+    more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+    return f"list {taken.number} of {taken.who} ({', '.join(held[:3]) or 'nothing'}{more})"
 
 
 # -- operations of the control socket ----------------------------------------------------------------------------------
