@@ -46,9 +46,10 @@ class Surroundings:
         """Ask, and wait a moment for the answer."""
         if "cloud" not in self._wanted:
             return
-        self._recall()
+        asked = self._recall()
         self._task = asyncio.create_task(self._ask(), name="ask the cloud")
-        await asyncio.wait([self._task], timeout=START_S)
+        if not asked:  # else nobody waits: after a crash nothing new passes until we are there
+            await asyncio.wait([self._task], timeout=START_S)
 
     async def _ask(self) -> None:
         try:
@@ -57,24 +58,30 @@ class Surroundings:
             log.warning("the cloud's metadata service cannot be asked: %s", error)
             return
         self.asked_us = now_us()
-        if found is None or found == self.place:
-            return
-        self.place = found
-        log.info("in %s, region %s, zone %s", found.cloud, found.region or "?", found.zone or "?")
+        if found is None and self.place is not None:
+            return  # behind our own rules, perhaps: what was found since the machine booted stays
         try:
-            write_atomic(self._path, json.dumps({"boot": _boot(), **asdict(found)}).encode())
+            place = asdict(found) if found is not None else None
+            write_atomic(self._path, json.dumps({"boot": _boot(), "place": place}).encode())
         except SectoolError as error:
             log.warning("%s", error.message)
-        self._changed()
+        if found is not None and found != self.place:
+            self.place = found
+            log.info("in %s, region %s, zone %s", found.cloud, found.region or "?", found.zone or "?")
+            self._changed()
 
-    def _recall(self) -> None:
-        """What was found since this machine booted; a copy of its disk elsewhere is another machine."""
+    def _recall(self) -> bool:
+        """Whether it was asked since this machine booted, and what it said. A copy of its disk is another machine."""
         try:
             known: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
-            if known.pop("boot") == _boot() and all(isinstance(value, str) for value in known.values()):
-                self.place = Place(**known)
+            if known["boot"] != _boot():
+                return False
+            place = known["place"]
+            if place is not None and all(isinstance(value, str) for value in place.values()):
+                self.place = Place(**place)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return
+            return False
+        return True
 
     async def close(self) -> None:
         """Ask no more."""
