@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 
 _KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
@@ -25,6 +26,7 @@ class LabelError(ValueError):
     """A label key, value or set outside the allowed alphabet or size."""
 
 
+@lru_cache(maxsize=16_384)  # a large policy says the same few thousand labels over and over
 def check_label(key: str, value: str) -> None:
     """Raise LabelError unless `key=value` is a well-formed label."""
     if not _KEY.fullmatch(key):

@@ -16,7 +16,7 @@ from sectool.cli.explain import explain
 from sectool.cli.export import export
 from sectool.cli.moments import moment_us, show_time
 from sectool.cli.output import Column, Format, emit, emit_document
-from sectool.cli.policycheck import check
+from sectool.cli.policycheck import check, conflicts
 from sectool.cli.policystaged import promote, staged_report
 from sectool.cli.revisions import documents_of, fetch_history, fetch_revision, in_force
 from sectool.cli.suggest import suggest
@@ -184,6 +184,7 @@ def test(ctx: typer.Context, files: Files, output: Output = Format.TABLE) -> Non
 
 app.command("explain")(explain)
 app.command("check")(check)
+app.command("conflicts")(conflicts)
 app.command("promote")(promote)
 app.command("staged-report")(staged_report)
 app.command("backtest")(backtest)

@@ -88,3 +88,56 @@ def check(
         )
     if not passed:
         raise typer.Exit(int(Exit.DENIED))
+
+
+def conflicts(
+    ctx: typer.Context,
+    owner: Annotated[
+        str | None,
+        typer.Option("--owner", metavar="NAME", help="Only those that concern this owner's rules."),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="TIME", help="Of the policy that was in force then.")
+    ] = None,
+    output: Annotated[
+        Format, typer.Option("--output", "-o", help="Format of the data on stdout.")
+    ] = Format.TABLE,
+) -> None:
+    """List what rules of the policy in force make of each other: void, shadowed, unreachable, redundant, overlapping.
+
+    Each conflict comes with an example and names both owners, so that each finds what concerns them. Exits 1 when a
+    rule is unreachable, void or shadowed.
+
+    \b
+    Examples:
+      sectool policy conflicts
+      sectool policy conflicts --owner team-shop -o json
+    """
+    from sectool.cli.moments import moment_us
+    from sectool.cli.revisions import in_force
+    from sectool.events import now_us
+    from sectool.policy import Engine
+    from sectool.policy.checking import GRAVE
+    from sectool.policy.conflicts import Conflicts, find_conflicts
+
+    here = session(ctx)
+    moment = moment_us(at) if at else None
+    meta, documents = in_force(here, moment)
+    found = find_conflicts(Engine(documents, meta["revision"]), moment or now_us())
+    if owner is not None:
+        found = Conflicts(
+            tuple(c for c in found.found if owner in c.owners),
+            tuple(r for r in found.undecided if r.owner == owner),
+        )
+    if output in (Format.TABLE, Format.WIDE):
+        sys.stdout.write("".join(escape_block(line) + "\n" for line in found.lines(most=1000)))
+        if not found.found:
+            here.say(f"no conflicts in revision {meta['revision']}")
+    else:
+        emit_document(
+            {"revision": meta["revision"], "conflicts": [conflict.describe() for conflict in found.found]},
+            output,
+            "sectool.policy-conflicts/1",
+        )
+    if any(conflict.kind in GRAVE and not conflict.pending for conflict in found.found):
+        raise typer.Exit(int(Exit.DENIED))

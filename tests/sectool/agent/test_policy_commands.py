@@ -71,6 +71,7 @@ def test_a_recorded_connection_is_explained_then_staged_policy_promoted(host: Ho
         assert "allow app=batch to call app=db on tcp/5432" in report.out
         done = host.ok("policy", "promote", "next")
         assert "revision 2 is in force" in done.err
+        assert host.json("policy", "conflicts", "--owner", "team-shop")["conflicts"] == []
         assert "mode: enforce   # for a while" in host.ok("policy", "show").out
         assert client(host, "app=batch") == 0
         # The old flow is explained by the text of its time, and by today's.
