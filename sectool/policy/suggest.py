@@ -207,7 +207,7 @@ def _spans(ports: Mapping[int, int]) -> list[tuple[int, int]]:
     numbers = sorted(ports)
     if len(numbers) < MANY_PORTS:
         return []
-    gap = max(8, 4 * (numbers[-1] - numbers[0]) // (len(numbers) - 1))
+    gap = max(8, 8 * sorted(b - a for a, b in pairwise(numbers))[len(numbers) // 2 - 1])
     groups: list[list[int]] = [[numbers[0]]]
     for before, port in pairwise(numbers):
         if port - before > gap:

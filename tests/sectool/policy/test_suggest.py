@@ -51,7 +51,7 @@ def test_against_the_truth(round_: int) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     rng = random.Random(seed)
     world = make_world(rng)
-    flows = world.draw(rng, 12 * len(world.calls))
+    flows = world.draw(rng, rng.choice([4, 8, 12]) * len(world.calls))
     rng.shuffle(flows)
     cut = len(flows) * 4 // 5
     found = suggest(observed(flows[:cut]), world.members, NOTHING, T0)
@@ -109,6 +109,12 @@ def test_many_ports_become_a_range_and_it_says_so() -> None:
     (rule,) = found.rules
     assert str(rule.sentence) == "allow app=web to call app=ftp on tcp/20000-20058"
     assert rule.wider == ("tcp/20000-20058: 30 of 59 ports were seen",)
+
+
+def test_a_port_beside_a_range_is_not_in_it() -> None:
+    ports = [443, 6379, *range(7000, 7060, 3)]
+    found = suggest([seen("app=web", "app=db", port, 3) for port in ports], [labels("app=x")], NOTHING, T0)
+    assert [str(s) for r in found.rules for s in r.sentence.services] == ["tcp/443", "tcp/6379", "tcp/7000-7057"]
 
 
 def test_addresses_become_networks() -> None:
