@@ -481,8 +481,7 @@ class Daemon:
             labels = told[number] = found[1].labels
             if labels != self._labels_told.get(number, entry.workload.labels):
                 whole = {**labels, DOMAIN_LABEL: entry.credential.peer.trust_domain}
-                for worker in self.workers:
-                    worker.send({"t": "relabel", "workload": number, "labels": whole})
+                self.tell_workers({"t": "relabel", "workload": number, "labels": whole})
         self._labels_told = told
 
     def workloads_changed(self) -> None:
@@ -492,8 +491,7 @@ class Daemon:
         self._relabel()
         self.identities.forget_sockets()
         self.discovery.resolve_again()
-        for worker in self.workers:
-            worker.send({"t": "flush_workloads"})
+        self.tell_workers({"t": "flush_workloads"})
         if self.endpoint is not None:
             self.endpoint.changed()
 
@@ -571,10 +569,8 @@ class Daemon:
 
     def trust_changed(self, actor: Actor | None, reason: str) -> None:
         """Whom we trust is another matter now: workers, record and events follow."""
-        for worker in self.workers:
-            worker.send(
-                {"t": "bundle", "accepted": to_wire(self.relations.federation.accepted)}, self.bundle()
-            )
+        accepted = to_wire(self.relations.federation.accepted)
+        self.tell_workers({"t": "bundle", "accepted": accepted}, self.bundle())
         self.revoked.reread(self.trusted_bundle, *self._revocation_settings)
         self.tell_workers({"t": "revoked"}, self.revoked.to_wire())
         self.records.trusted(self.relations.records(self.trusted_bundle), actor, reason)
@@ -588,7 +584,7 @@ class Daemon:
                 trust_domains=list(self.trusted_bundle.trust_domains),
             )
 
-    def tell_workers(self, header: dict[str, Any], payload: bytes) -> None:
+    def tell_workers(self, header: dict[str, Any], payload: bytes = b"") -> None:
         """One frame to every packet worker."""
         for worker in self.workers:
             worker.send(header, payload)
