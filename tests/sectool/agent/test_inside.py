@@ -7,7 +7,6 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -57,16 +56,33 @@ exec runc --root /run/runc run --bundle "$0" "$1"
 """
 
 
-@dataclass
 class Container:
-    """A container in a namespace that has a cable to the host's."""
+    """A container to be, in a namespace that has a cable to the host's."""
 
-    name: str
-    namespace: str
-    process: subprocess.Popen[str]
+    def __init__(self, name: str, bundle: Path) -> None:
+        self.name = self.namespace = name
+        self.bundle = bundle
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Have runc run it."""
+        self.process = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", RUN, str(self.bundle), self.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self) -> None:
+        """Its program ends with its input."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(20)
 
     def call(self, port: int) -> str:
         """What a connection of its program gets."""
+        assert self.process is not None
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{port}\n")
@@ -115,15 +131,10 @@ def container(host: Host, tmp_path: Path) -> Iterator[Container]:
         ):  # fmt: skip
             subprocess.run(["ip", *command.split()], check=True)
         bundle(tmp_path / "bundle", name, name)
-        process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", RUN, str(tmp_path / "bundle"), name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        made = Container(name, name, process)
+        made = Container(name, tmp_path / "bundle")
         yield made
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait(20)
+        if made.process is not None:
+            made.end()
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
 
@@ -155,6 +166,7 @@ def test_a_containers_connections_have_its_identity(host: Host, container: Conta
     try:
         assert server.stdout is not None
         assert server.stdout.readline() == "listening\n"
+        container.start()
         until(lambda: [i for i in host.status()["inside"] if i["enforcing"]], "a worker is inside")
         assert "SECTOOL-OUT" in rules_inside(container)
         assert container.call(5432) == "hello"
@@ -175,8 +187,7 @@ def test_a_containers_connections_have_its_identity(host: Host, container: Conta
         assert shown[0]["origins"]["container"] == "attested"
         # The container ends, and with it the worker.
         worker = host.status()["inside"][0]["pid"]
-        container.process.stdin.close()  # type: ignore[union-attr]
-        container.process.wait(20)
+        container.end()
         until(lambda: host.status()["inside"] == [], "the worker inside ends")
         assert not Path(f"/proc/{worker}").exists()
         assert "SECTOOL" not in rules_inside(container)
@@ -188,6 +199,7 @@ def test_a_containers_connections_have_its_identity(host: Host, container: Conta
 
 def test_down_leaves_nothing_in_a_named_namespace(host: Host, container: Container) -> None:
     choose(host, f"netns:{container.namespace}")
+    container.start()
     host.ok("up", "--background")
     until(lambda: [i for i in host.status()["inside"] if i["enforcing"]], "a worker is inside")
     assert container.call(5432) == "TimeoutError"
