@@ -76,6 +76,7 @@ class Console(App[None]):
         self._asking_status = False
         self._told_until = 0.0
         self._trail: list[str] = []
+        self._painted: dict[str, Text] = {}
         self._last_tick = time.monotonic()
         self.theme = theme or ("ansi-dark" if plain else self.settings.theme or THEMES[0])
 
@@ -101,10 +102,22 @@ class Console(App[None]):
         self._ask_status()
 
     @property
+    def sight(self) -> View | None:
+        """The view in sight; None on the way in or out."""
+        frame = self.screen_stack[0] if self.screen_stack else None
+        if frame is None or len(frame.query("#head, #nav, #banner, #note")) < 4:
+            return None
+        for switcher in frame.query(ContentSwitcher):
+            return next(
+                (v for v in switcher.children if v.id == switcher.current and isinstance(v, View)), None
+            )
+        return None
+
+    @property
     def view(self) -> View:
         """The view in sight."""
-        current = self.query_one("#views", ContentSwitcher).visible_content
-        assert isinstance(current, View)
+        current = self.sight
+        assert current is not None
         return current
 
     @property
@@ -142,7 +155,7 @@ class Console(App[None]):
 
     def beat(self) -> None:
         """A quarter of a second has passed."""
-        if not self.screen_stack or not self.screen_stack[0].query("#views > *"):
+        if self.sight is None:
             return  # on the way in or out
         now = time.monotonic()
         passed, self._last_tick = now - self._last_tick, now
@@ -202,25 +215,28 @@ class Console(App[None]):
     def tell(self, text: str, seconds: float = 4.0) -> None:
         """Say something at the foot for a while."""
         self._told_until = time.monotonic() + seconds
-        self.screen_stack[0].query_one("#note", Static).update(
-            Text(escape(text), no_wrap=True, overflow="ellipsis")
-        )
+        self._put("note", Text(escape(f" {text}"), no_wrap=True, overflow="ellipsis"))
 
     def _paint(self) -> None:
-        if not self.screen_stack or not self.screen_stack[0].query("#views > *"):
+        if self.sight is None:
             return  # on the way in or out
         frame = self.screen_stack[0]
         room = self.size.width
-        frame.query_one("#head", Static).update(self._head(room))
-        frame.query_one("#nav", Static).update(self._nav())
-        banner = frame.query_one("#banner", Static)
-        banner.set_class(self.lost is not None, "-shown")
+        self._put("head", self._head(room))
+        self._put("nav", self._nav())
+        frame.query_one("#banner", Static).set_class(self.lost is not None, "-shown")
         if self.lost is not None:
             since = f" What is shown is from before; trying again every {RETRY_S:g} s."
-            banner.update(Text(f" NO DAEMON  {escape(self.lost.message)}.{since}", no_wrap=False))
+            self._put("banner", Text(f" NO DAEMON  {escape(self.lost.message)}.{since}"), layout=True)
         if time.monotonic() >= self._told_until:
             text = self.view.hint() if frame.query_one("#views", ContentSwitcher).current else ""
-            frame.query_one("#note", Static).update(Text(fit(escape(f" {text}"), room), no_wrap=True))
+            self._put("note", Text(fit(escape(f" {text}"), room), no_wrap=True))
+
+    def _put(self, name: str, text: Text, *, layout: bool = False) -> None:
+        """Change one of the frame's lines if it differs: a quiet console draws nothing."""
+        if self._painted.get(name) != text:
+            self._painted[name] = text
+            self.screen_stack[0].query_one(f"#{name}", Static).update(text, layout=layout)
 
     def _head(self, room: int) -> Text:
         facts = self.facts

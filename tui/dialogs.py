@@ -47,7 +47,7 @@ class Help(ModalScreen[None]):
             text.append(f"{keys:>14}", style="bold")
             text.append(f"  {what}\n")
         actions = available(self.view)
-        for group, title in GROUPS.items():
+        for group, title in sorted(GROUPS.items(), key=lambda g: g[0] != "do"):
             text.append(f"\n{title}\n", style="bold underline")
             for action in sorted((a for a in actions if a.group == group), key=lambda a: not a.views):
                 text.append(f"{action.shown_keys:>14}", style="bold")

@@ -222,7 +222,7 @@ class Grid(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """The head stays; the rest scrolls."""
-        room = self.size.width
+        room = self.scrollable_content_region.width or self.size.width
         base = self.rich_style
         widths = spread(self.columns, room - 1)
         if y == 0:
@@ -263,7 +263,7 @@ class Grid(ScrollView, can_focus=True):
             column = self.columns[index]
             parts.append(Segment(pad + text if column.right else text + pad, styles[index]))
             parts.append(Segment(" " * GAP, base))
-        return Strip(parts).adjust_cell_length(self.size.width, base)
+        return Strip(parts).adjust_cell_length(self.scrollable_content_region.width or self.size.width, base)
 
     def watch_cursor(self) -> None:
         """Draw anew."""

@@ -75,6 +75,11 @@ class View(Vertical):
         now = now_us()
         return self.cursor.since(now), self.cursor.until(now)
 
+    @property
+    def asking(self) -> bool:
+        """Whether an answer is under way."""
+        return bool(self._asking)
+
     # --- asking ----------------------------------------------------------------------------------------------
 
     def ask(self, what: str, question: Callable[[], Any]) -> None:

@@ -55,7 +55,7 @@ class Map(View):
 
     def __init__(self) -> None:
         super().__init__()
-        self.label = LABELS[0]
+        self.label = self.grouped_by = LABELS[0]
         self.items: dict[str, dict[str, Any]] = {}
 
     def compose(self) -> ComposeResult:
@@ -80,14 +80,17 @@ class Map(View):
         """Ask."""
         since, until = self.bounds()
         source, label = self.source, self.label
-        self.ask("map", lambda: load(source, label, since, until))
+        self.ask("map", lambda: (label, load(source, label, since, until)))
 
     def got(self, what: str, answer: Any) -> None:
         """Show it."""
+        self.grouped_by, answer = answer
         self.items = {f"{row['source']}|{row['destination']}": row for row in answer}
         title = Text(no_wrap=True)
         title.append("Map", style="bold")
-        title.append(f"  by {self.label} (b: by another label)  {len(answer)} pairs in {self.cursor.span}")
+        title.append(
+            f"  by {self.grouped_by} (b: by another label)  {len(answer)} pairs in {self.cursor.span}"
+        )
         self.query_one("#map-title", Static).update(title)
         rows = []
         for key, row in self.items.items():
@@ -132,9 +135,9 @@ class Map(View):
         event.stop()
         row = self.items[event.key]
         parts = [
-            f"{side}-label={self.label}={name}"
+            f"{side}-label={self.grouped_by}={name}"
             for side, name in (("from", row["source"]), ("to", row["destination"]))
-            if name != "no identity" and name != f"no {self.label}"
+            if name != "no identity" and name != f"no {self.grouped_by}"
         ]
         if not parts:
             self.console.open_view("flows")
