@@ -32,7 +32,10 @@ _FILES = ("root.key", "root.crt", "trust-domain")
 
 @dataclass(frozen=True, slots=True)
 class Rollover:
-    """How far a rollover is. `step`: none, begun, switched; `behind`: valid host CAs that the old root issued."""
+    """How far a rollover is.
+
+    `step`: none, begun, switched; `behind`: host CAs of the old root, neither expired nor revoked.
+    """
 
     step: str
     roots: tuple[Profile, ...]  # the current one first
@@ -55,7 +58,13 @@ def status(ca_dir: Path, now_us: int) -> Rollover:
     newest: dict[str, Registered] = {}
     for each in registered(ca_dir):  # oldest first
         newest[each.name] = each
-    behind = tuple(e for e in newest.values() if e.not_after_us >= now_us and _by(e.profile, old))
+    listed = current_list(ca_dir, current.certificate, current.spiffe_id().trust_domain, now_us)
+    revoked = listed.entries.serials if listed else frozenset()
+    behind = tuple(
+        each
+        for each in newest.values()
+        if each.not_after_us >= now_us and each.serial not in revoked and _by(each.profile, old)
+    )
     return Rollover("switched", (current, old), behind)
 
 

@@ -15,7 +15,7 @@ from sectool.events import DropReason
 from sectool.identity import rollover
 from sectool.identity.authority import RootAuthority
 from sectool.identity.credential import Credential
-from sectool.identity.enrolment import default_constraints, enroll_host, init_ca, load_host, trust_add
+from sectool.identity.enrolment import default_constraints, enroll_host, init_ca, load_host
 from sectool.identity.extensions import LabelConstraints
 from sectool.identity.joining import (
     MAX_REQUEST,
@@ -113,7 +113,8 @@ def test_an_answer_of_a_stranger_or_with_damage_is_refused(ca: Path, tmp_path: P
 def test_renewal_in_place_keeps_what_the_host_had(ca: Path, tmp_path: Path) -> None:
     state = enrolled(ca, tmp_path / "web", env="prod")
     init_ca(tmp_path / "partner", "partner.example", now_us=NOW)
-    trust_add(state, "partner.example", (tmp_path / "partner/ca/root.crt").read_text())
+    partner = (tmp_path / "partner/ca/root.crt").read_text()
+    load_host(state).bundle.with_root("partner.example", partner).save(state / "host/trust.pem")
     before, old = load_host(state), svid(state, NOW)
     later = NOW + 200 * DAY
     accept(state, answer_to(ca, prepare(state, "web-1", before.constraints), later, env="prod"), later)
