@@ -109,6 +109,10 @@ def _lines(s: dict[str, Any], color: bool) -> list[str]:
             "workloads", f"{s['workloads']} with an identity, {s['programs']} started by sectool run{refused}"
         )
     )
+    for inside in s.get("inside", ()):
+        works = inside["enforcing"]
+        what = f"{inside['name']}: {'enforcing' if works else 'not enforcing yet'}"
+        out.append(row("inside", what, "" if works else "bad"))
     lost = s["events_lost_by_agent"] + sum(w["stats"].get("lost", 0) for w in s["workers"])
     out.append(row("events lost", str(lost), "bad" if lost else ""))
     return out
