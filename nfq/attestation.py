@@ -4,9 +4,9 @@ Reading and hashing a file and asking for an account's name take as long as they
 in the background (`later`). Executables larger than HASH_LIMIT are not hashed: their `sha256` is '', which no rule that
 asks for a hash matches.
 
-The path of an executable is the process's own: whoever has a mount namespace (any user can make one) can put any file at
-any path in it. So a path is believed when it leads to the same file here, or when the file lies on one of our mounts (it
-may have been deleted or replaced since). Otherwise FOREIGN_ROOT stands before it, and no pattern of a path matches.
+The path of an executable is the process's own: whoever has a mount namespace (any user can make one) can put any file
+at any path in it. So a path is believed when it leads to the same file here, or when the file lies on one of our mounts
+(it may have been deleted or replaced since). Otherwise FOREIGN_ROOT stands before it, and no pattern of a path matches.
 """
 # A Path costs as much as the system call.
 # ruff: noqa: PTH115, PTH116, PTH123

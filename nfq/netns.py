@@ -85,7 +85,9 @@ def join(target: Path | str) -> None:
     try:
         there = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as e:
-        raise SectoolError(f"no network namespace at {target}: {e.strerror}", "it has ended meanwhile") from None
+        raise SectoolError(
+            f"no network namespace at {target}: {e.strerror}", "it has ended meanwhile"
+        ) from None
     try:
         _check(_libc.setns(there, _CLONE_NEWNET), f"entering {target}")
     finally:
