@@ -14,7 +14,7 @@ from sectool.errors import SectoolError
 from sectool.events import Action, Phase
 from sectool.labels import LabelError, LabelSet
 from sectool.policy import Engine, parse
-from sectool.policy.reach import reach, services_of
+from sectool.policy.reach import named_parties, reach, services_of
 from sectool.policy.service import Service
 from store.catalog import Catalog
 from store.entity import Sort, find_entity
@@ -231,7 +231,6 @@ def _radius(
     rows = cursor.execute(f"SELECT DISTINCT text FROM labels ORDER BY text LIMIT {MAX_KNOWN}").fetchall()
     known = [labels for row in rows if (labels := _labels(row[0])) is not None]
     start = _labels(subjects[0])
-    out["known"] = len(known)
     for name, moment in (("then", then), ("now", max(newest, then))):
         revision = history.in_force(moment - 1 if name == "then" else moment)
         if revision is None or start is None:
@@ -241,9 +240,16 @@ def _radius(
             engine = Engine(documents, revision.number)
         except SectoolError:
             continue
-        radius = reach(engine, start, known, services_of(documents, scope.services()), moment)
+        others = [*known, *_unseen(named_parties(documents, start.get("domain", "")), known)]
+        out["known"] = len(others)
+        radius = reach(engine, start, others, services_of(documents, scope.services()), moment)
         out[name] = {"revision": revision.number, "at": iso(moment), **asdict(radius)}
     return out
+
+
+def _unseen(named_by_rules: list[LabelSet], known: list[LabelSet]) -> list[LabelSet]:
+    """Those that no label set on record stands for already."""
+    return [p for p in named_by_rules if not any(p.items() <= labels.items() for labels in known)]
 
 
 def _labels(text: str) -> LabelSet | None:

@@ -87,12 +87,10 @@ def policy_changes(history: History, before: int, after: int) -> list[str] | Non
 def _policy(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
     number, before = int(body["revision"]), int(body.get("previous") or 0)
     reason = f": {body['reason']}" if body.get("reason") else ""
-    verb = (
-        "rolled back to the text of an older revision"
-        if body.get("type") == "policy.rolled_back"
-        else "applied"
-    )
-    text = f"{body.get('author') or 'somebody'} {verb}, as policy revision {number}{reason}"
+    who = body.get("author") or "somebody"
+    text = f"{who} applied policy revision {number}{reason}"
+    if body.get("type") == "policy.rolled_back":
+        text = f"{who} rolled policy back, as revision {number}{reason}"
     changes = policy_changes(history, before, number)
     if changes is None:
         return text, []

@@ -189,8 +189,9 @@ def _radius(d: dict[str, Any]) -> list[Section]:
             continue
         reached = found["reached"]
         text = [
-            f"by revision {found['revision']}, {radius['subject']} can reach {len(reached)} parties,"
-            f" {sum(r['hops'] == 1 for r in reached)} of them directly (of {radius['known']} label sets on record)"
+            f"by revision {found['revision']}, {radius['subject']} can reach {_parties_text(len(reached))},"
+            f" {sum(r['hops'] == 1 for r in reached)} of them directly"
+            f" ({radius['known']} label sets were tried: those on record, and those that rules name)"
         ]
         if when == "now" and radius["then"]:
             now = {r["name"] for r in reached}
@@ -216,6 +217,10 @@ def _radius(d: dict[str, Any]) -> list[Section]:
             Section(title, tuple(text), ("STEPS", "PARTY", "CALLED BY", "SERVICES"), _rows(rows), picture)
         )
     return out
+
+
+def _parties_text(count: int) -> str:
+    return "1 party" if count == 1 else f"{count} parties"
 
 
 def plain(document: dict[str, Any], color: bool) -> str:

@@ -33,7 +33,7 @@ def reading(at: Session) -> Iterator[Reader]:
         ) from None
     reader = open_reader(at.paths.state, at.paths.run)
     try:
-        if not reader.live:
+        if not reader.live and not at.offline:
             at.say(f"no daemon is running; reading the files in {at.paths.events}")
         yield reader
         for warning in reader.warnings:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sectool.events import Action
-from sectool.labels import LabelSet
+from sectool.labels import LabelError, LabelSet
 from sectool.policy.engine import Engine
 from sectool.policy.flow import sample
 from sectool.policy.model import DocumentSet
 from sectool.policy.request import Party, Request
+from sectool.policy.selector import Labels, Op
 from sectool.policy.service import ICMP, ICMP6, Service, describe
 
 MAX_JUDGED = 60_000  # decisions; what is beyond is said to be left out
@@ -52,6 +53,31 @@ def services_of(documents: DocumentSet, seen: Iterable[Service] = ()) -> list[Se
             (6, 1, 0), Service(6, 1, 1)
         )  # a rule for everything opens some port that nobody names
     return list(found.values())[:MAX_SERVICES]
+
+
+def named_parties(documents: DocumentSet, domain: str = "") -> list[LabelSet]:
+    """A party for each selector of the rules, with the least labels it asks for: whom rules speak of, seen or not.
+
+    `domain` is the trust domain they are taken to be of, unless the selector names one.
+    """
+    out: dict[LabelSet, None] = {}
+    for doc in (*documents.guardrails, *documents.policies):
+        for rule in doc.rules:
+            for selector in (rule.sentence.source, rule.sentence.destination):
+                if not isinstance(selector, Labels):
+                    continue
+                labels = {c.key: c.values[0] for c in selector.clauses if c.op in (Op.EQ, Op.IN)}
+                if not labels:
+                    continue
+                if domain:
+                    labels.setdefault("domain", domain)
+                try:
+                    party = LabelSet(labels)
+                except LabelError:
+                    continue
+                if all(clause.holds(party) for clause in selector.clauses):
+                    out[party] = None
+    return list(out)
 
 
 def reach(

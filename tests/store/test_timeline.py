@@ -36,7 +36,7 @@ def test_a_moment_shows_what_changed_just_before(told: tuple[Any, Reader]) -> No
     assert [e["kind"] for e in entries] == ["policy", "policy", "flow", "flow", "loss"]
     assert [e["ts"] for e in entries] == sorted(e["ts"] for e in entries)
     applied, active, flood, reached, lost = entries
-    assert applied["text"].startswith("alice applied, as policy revision 2: reason 2 (")
+    assert applied["text"].startswith("alice applied policy revision 2: reason 2 (")
     assert "  - allow app=web to call app=db on tcp/5432" in applied["more"]
     assert "  + allow app=web to call app=cache on tcp/6379" in applied["more"]
     assert active["text"] == "policy revision 2 is in force; 1 live connections were cut"

@@ -37,7 +37,7 @@ def test_timeline_tells_people_and_programs(cli: Cli, shop: StoreLab) -> None:
     window = ("--since", _unix(shop, 23), "--until", _unix(shop, 28))
     done = cli("--store", shop.state, "timeline", *window)
     assert done.code == 0
-    assert "alice applied, as policy revision 2: reason 2" in done.out
+    assert "alice applied policy revision 2: reason 2" in done.out
     assert "app=web was denied app=db tcp/5432: default_deny x300 in 29s" in done.out
     assert "\x1b" not in done.out
     assert "\\x1b[31mred" in done.out

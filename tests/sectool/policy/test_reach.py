@@ -7,7 +7,7 @@ import pytest
 from sectool.labels import LabelSet
 from sectool.policy import DocumentSet, Engine, parse
 from sectool.policy import reach as reaching
-from sectool.policy.reach import reach, services_of
+from sectool.policy.reach import named_parties, reach, services_of
 from sectool.policy.service import Service
 
 TEXT = """
@@ -61,3 +61,12 @@ def test_services_that_were_seen_count_too() -> None:
     documents = parse("kind: Policy\nname: all\nowner: t\nrules:\n  - allow app=web to call app=db\n")
     radius = reach(Engine(documents), KNOWN[0], KNOWN, services_of(documents, [Service(17, 53, 53)]), 0)
     assert [r.services for r in radius.reached] == [("udp/53", "tcp/1")]
+
+
+def test_whom_rules_speak_of_is_tried_unseen() -> None:
+    documents = parse(TEXT)
+    assert [str(p) for p in named_parties(documents)] == ["app=api", "app=db", "app=web", "app=batch"]
+    elsewhere = named_parties(documents, "lab.example")
+    assert {p["domain"] for p in elsewhere} == {"lab.example"}
+    radius = reach(Engine(documents), KNOWN[0], named_parties(documents), services_of(documents), 0)
+    assert [r.name for r in radius.reached] == ["app=api", "app=db", "net:backup"]
