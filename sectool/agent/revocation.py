@@ -38,6 +38,7 @@ class Revoked:
 
     def __init__(self, state: Path, bundle: TrustBundle, closed: bool, clock_skew_s: int) -> None:
         self._state = state
+        self._told: set[str] = set()  # what is wrong with lists, as far as `status` says it
         self.reread(bundle, closed, clock_skew_s)
 
     def reread(self, bundle: TrustBundle, closed: bool, clock_skew_s: int) -> None:
@@ -76,20 +77,45 @@ class Revoked:
 
     def watch(self, daemon: Daemon, now: int) -> None:
         """Renew our own list in time; warn of the others', well before they expire."""
+        wrong = {
+            f"revocation list {name}": f"it does not count: {why}" for name, why in self.lists.serious.items()
+        }
+        own = daemon.host.authority.key_id
         for each in list(self.lists.known.values()):
-            if now <= each.warn_us:
-                daemon.health.clear(_problem(each))
-            elif each.issuer == daemon.host.authority.key_id:
-                took(
-                    daemon, revoke_here(self._state, daemon.host, self.lists, Entries(), now), None, "renewed"
-                )
+            if each.issuer != own and self._of_this_host(each, daemon.host) and own not in self.lists.known:
+                # A new key of ours, after a renewal: what the old one has revoked stays so.
+                taken = revoke_here(self._state, daemon.host, self.lists, each.entries, now)
+                took(daemon, taken, None, "carried over to the host's new CA")
+            elif now <= each.warn_us:
+                continue
+            elif each.issuer == own:
+                taken = revoke_here(self._state, daemon.host, self.lists, Entries(), now)
+                took(daemon, taken, None, "renewed")
             elif now <= each.next_update_us:
-                daemon.health.raise_(
-                    _problem(each), f"it expires at {iso(each.next_update_us)}; {self._then}"
-                )
+                wrong[_problem(each)] = f"it expires at {iso(each.next_update_us)}; {self._then}"
+            elif self._replaced(each):
+                self.lists.drop(each)
+                self.settle()
+                daemon.tell_workers({"t": "revoked"}, self.to_wire())
             else:
-                daemon.health.clear(_problem(each))
-                daemon.health.raise_(_problem(each), f"it expired at {iso(each.next_update_us)}; {self._now}")
+                wrong[f"expired {_problem(each)}"] = f"it expired at {iso(each.next_update_us)}; {self._now}"
+        for what in self._told - wrong.keys():
+            daemon.health.clear(what)
+        for what, why in wrong.items():
+            daemon.health.raise_(what, why)
+        self._told = set(wrong)
+
+    @staticmethod
+    def _of_this_host(each: RevocationList, host: HostIdentity) -> bool:
+        return (each.issuer_name, each.trust_domain) == (host.name, host.trust_domain)
+
+    def _replaced(self, old: RevocationList) -> bool:
+        """Whether an expired list of a host's former key can go: there is one of its present key."""
+        return not old.by_root and any(
+            (each.issuer_name, each.trust_domain) == (old.issuer_name, old.trust_domain)
+            and each.issued_us > old.issued_us
+            for each in self.lists.known.values()
+        )
 
     @property
     def _then(self) -> str:

@@ -193,7 +193,7 @@ class Server:
             made, known = service.sync(shown, body, now_us())
             end = time.monotonic() + WAIT_S
             while not made and known and time.monotonic() < end:
-                if service.digest(service.lists(now_us())) != known:
+                if service.digest_now(now_us(), time.monotonic()) != known:
                     break
                 await asyncio.sleep(LOOK_S)
             return service.news(made, now_us())

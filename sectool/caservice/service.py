@@ -38,6 +38,7 @@ log = logging.getLogger("sectool.caservice")
 
 LISTS: Final = "lists"  # folder of the hosts' own revocation lists
 MAX_LISTS: Final = 4096
+DIGEST_S: Final = 0.2
 Note = Callable[[str, dict[str, Any]], None]
 
 
@@ -70,6 +71,7 @@ class Service:
         """`note` puts on record what has happened: a kind and its fields."""
         self.ca_dir, self.root, self.note = ca_dir, root, note
         self.tokens = Tokens(ca_dir)
+        self._said: tuple[float, str] = (float("-inf"), "")
 
     # -- what is published ---------------------------------------------------------------------------------------------
 
@@ -85,6 +87,12 @@ class Service:
                 except SectoolError as error:
                     log.warning("%s is not passed on: %s", path, error.message)
         return found
+
+    def digest_now(self, now_us: int, now_s: float) -> str:
+        """`digest`, at most DIGEST_S old: many may wait for it to change."""
+        if now_s - self._said[0] > DIGEST_S:
+            self._said = now_s, self.digest(self.lists(now_us))
+        return self._said[1]
 
     def digest(self, lists: list[RevocationList]) -> str:
         """Names what is published now."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sectool.clock import SECOND, iso
 from sectool.errors import CredentialError, SectoolError, UsageError
+from sectool.events import DropReason
 from sectool.identity.authority import load_authority_files
 from sectool.identity.enrolment import HostIdentity, host_directory
 from sectool.identity.files import read_file, write_atomic
@@ -31,7 +32,11 @@ FOLDER = "revocation"  # in the state folder
 
 
 class Lists:
-    """What is in one such folder. A file that does not hold (its root is trusted no more) counts for nothing."""
+    """What is in one such folder.
+
+    A file that does not hold counts for nothing; but if it is named for a root that is trusted, what that root has
+    revoked is not known any more, and it counts as a list that has expired.
+    """
 
     def __init__(self, state: Path, bundle: TrustBundle, now_us: int, clock_skew_s: int = 60) -> None:
         """Read what is there; what cannot be read is in `damaged`, by file, with the reason."""
@@ -40,14 +45,30 @@ class Lists:
         self.clock_skew_s = clock_skew_s
         self.known: dict[str, RevocationList] = {}
         self.damaged: dict[str, str] = {}
+        self.serious: dict[str, str] = {}  # of those: not just of an issuer that is not trusted (any more)
+        self._lost: dict[str, RevocationList] = {}
         for path in sorted(self.folder.glob("*.pem")) if self.folder.is_dir() else ():
             try:
                 found = self.read(read_file(path, "there is no such list", "sectool revocation list"), now_us)
             except SectoolError as error:
-                self.damaged[path.name] = error.message
+                self._give_up(path, error)
                 continue
             if path.stem == found.issuer:
                 self.known[found.issuer] = found
+
+    def _give_up(self, path: Path, error: SectoolError) -> None:
+        self.damaged[path.name] = error.message
+        if getattr(error, "reason", None) not in (DropReason.UNTRUSTED_CHAIN, DropReason.CREDENTIAL_EXPIRED):
+            self.serious[path.name] = error.message
+        for domain, roots in self.bundle.roots.items():
+            if any(key_id(root.public_key) == path.stem for root in roots):
+                self.serious[path.name] = error.message
+                self._lost[path.stem] = RevocationList(domain, path.stem, "", 0, 0, 0, Entries())
+
+    def drop(self, each: RevocationList) -> None:
+        """Forget a list."""
+        (self.folder / f"{each.issuer}.pem").unlink(missing_ok=True)
+        self.known.pop(each.issuer, None)
 
     def read(self, pem: bytes, now_us: int) -> RevocationList:
         """Verify a list by what this host trusts; CredentialError with the reason."""
@@ -75,11 +96,14 @@ class Lists:
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomic(self.folder / f"{found.issuer}.pem", found.pem)
         self.known[found.issuer] = found
+        self._lost.pop(found.issuer, None)
+        for complaints in (self.damaged, self.serious):
+            complaints.pop(f"{found.issuer}.pem", None)
         return found, True
 
     def revocations(self, *, closed: bool = True) -> Revocations:
         """All of them for looking up."""
-        return Revocations(self.known.values(), closed=closed)
+        return Revocations((*self.known.values(), *self._lost.values()), closed=closed)
 
 
 def _content(each: RevocationList) -> tuple[object, ...]:

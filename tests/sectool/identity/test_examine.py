@@ -246,3 +246,19 @@ def test_revoking_by_name_at_the_ca_and_back(state: Path) -> None:
     assert reason(state, chain(state), NOW + SECOND) == 0
     with pytest.raises(Exception, match="number"):
         lists.take(listed.pem, NOW + SECOND)  # an older list brings nothing back
+
+
+def test_a_damaged_list_of_a_root_counts_as_expired(state: Path) -> None:
+    """What it revoked is not known any more; a good one heals it."""
+    ca, now = state / "ca", NOW + 10 * SECOND
+    listed = revoke(ca, a.RootAuthority.load(ca), Entries(frozenset({"aa"})), now)
+    lists = Lists(state, load_host(state).bundle, now)
+    lists.take(listed.pem, now)
+    path = lists.folder / f"{listed.issuer}.pem"
+    path.write_bytes(listed.pem[:-80])
+    assert reason(state, chain(state), now) == R.REVOCATION_STALE
+    lists = Lists(state, load_host(state).bundle, now)
+    assert path.name in lists.damaged
+    lists.take(listed.pem, now)
+    assert lists.damaged == {}
+    assert reason(state, chain(state), now) == 0
