@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -321,7 +322,9 @@ class Daemon:
         for number in range(self.settings.workers):
             worker = Worker(
                 number,
-                Setup(lambda n=number: self.worker_config(n), self.bundle, self.policy_text, self.revoked.to_wire),  # type: ignore[misc]
+                Setup(
+                    partial(self.worker_config, number), self.bundle, self.policy_text, self.revoked.to_wire
+                ),
                 identify=self.identify,
                 changed=lambda why, n=number: self._worker_changed(n, why),  # type: ignore[misc]
                 output=output,
