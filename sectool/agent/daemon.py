@@ -22,8 +22,8 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
