@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Final
 
 from sectool.events import Action
@@ -18,24 +17,17 @@ from sectool.labels import LabelSet
 from sectool.policy.engine import Engine
 from sectool.policy.generalise import Clauses, Evidence, Found, Learner, Universe
 from sectool.policy.model import DocumentSet, NetworkDoc, PolicyDoc
-from sectool.policy.network import IPAddress, IPNetwork, NetworkSpec, parse_cidr
+from sectool.policy.netnames import Listed, Names, worldwide
+from sectool.policy.network import IPAddress, IPNetwork
+from sectool.policy.portranges import by_service
 from sectool.policy.prefixes import networks
 from sectool.policy.request import Party, Request
-from sectool.policy.selector import Anyone, Cidr, Clause, Labels, NamedNet, Op, Selector
+from sectool.policy.selector import Anyone, Clause, Labels, Op, Selector
 from sectool.policy.sentence import Sentence, Verb
 from sectool.policy.service import ICMP, ICMP6, PROTOCOL_NAMES, Service
 
-MANY_PORTS: Final = 16  # distinct ports of one server that make a range
-MAX_CIDRS: Final = 256  # of one suggested Network
-_PRIVATE: Final = (
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-)
-_PRIVATE6: Final = ("fc00::/7", "fe80::/10", "::1/128")
+_MANY_VALUES: Final = 64  # of one label in a list
+_LONG_LIST: Final = 1024  # characters of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +129,7 @@ def suggest(
     members = {*known, *(p for o in wanted for p in (o.source, o.destination) if isinstance(p, LabelSet))}
     universe = Universe(members)
     drafts: list[_Draft] = []
-    for service, group in _by_service(wanted):
+    for service, group in by_service(wanted):
         drafts += _learn(universe, service, group)
     rules, made = _sentences(_merge_values(_merge_services(drafts)), base)
     return Suggestion(
@@ -161,79 +153,6 @@ def without_audit(base: DocumentSet) -> DocumentSet:
 
 def _party(one: LabelSet | IPAddress) -> Party:
     return Party(one) if isinstance(one, LabelSet) else Party(None, None, one)
-
-
-# --- services ---------------------------------------------------------------------------------------------------------
-
-
-def _by_service(observations: Sequence[Observation]) -> list[tuple[Service, list[Observation]]]:
-    """Observations by service, ranges found first."""
-    called: dict[tuple[int, str], dict[int, int]] = {}
-    for one in observations:
-        if one.protocol in (ICMP, ICMP6):
-            continue
-        ports = called.setdefault((one.protocol, _server(one)), {})
-        ports[one.port] = ports.get(one.port, 0) + one.flows
-    spans: dict[int, list[tuple[int, int]]] = {}
-    for (protocol, _), ports in sorted(called.items()):
-        spans.setdefault(protocol, []).extend(_spans(ports))
-    for protocol, found in spans.items():
-        spans[protocol] = _joined(found)
-    out: dict[Service, list[Observation]] = {}
-    for one in observations:
-        port = one.port
-        low, high = next(((a, b) for a, b in spans.get(one.protocol, ()) if a <= port <= b), (port, port))
-        if (low, high) != (port, port) and port not in _ranged(called[one.protocol, _server(one)], low, high):
-            low = high = port
-        out.setdefault(Service(one.protocol, low, high), []).append(one)
-    return sorted(out.items(), key=lambda entry: (entry[0].protocol, entry[0].low, entry[0].high))
-
-
-def _server(one: Observation) -> str:
-    """Who is called, without what tells its instances apart."""
-    if not isinstance(one.destination, LabelSet):
-        return "net"
-    return str(one.destination.get("app") or one.destination.get("k8s.label.app") or one.destination)
-
-
-def _ranged(ports: Mapping[int, int], low: int, high: int) -> frozenset[int]:
-    """The ports of a server that count as of the range: all, if several are; one alone is itself."""
-    inside = frozenset(p for p in ports if low <= p <= high)
-    return inside if len(inside) >= 3 else frozenset()
-
-
-def _spans(ports: Mapping[int, int]) -> list[tuple[int, int]]:
-    """Ranges of ports, many of which were called and none of which stands out."""
-    numbers = sorted(ports)
-    if len(numbers) < MANY_PORTS:
-        return []
-    gap = max(8, 8 * sorted(b - a for a, b in pairwise(numbers))[len(numbers) // 2 - 1])
-    groups: list[list[int]] = [[numbers[0]]]
-    for before, port in pairwise(numbers):
-        if port - before > gap:
-            groups.append([])
-        groups[-1].append(port)
-    out = []
-    for group in groups:
-        width = group[-1] - group[0] + 1
-        flows = [ports[p] for p in group]
-        if len(group) < MANY_PORTS or 2 * max(flows) > sum(flows):
-            continue
-        if 20 * len(group) >= width:
-            out.append((group[0], group[-1]))
-        elif group[0] >= 32768:  # chosen by the server's kernel
-            out.append((32768, 60999 if group[-1] <= 60999 else 65535))
-    return out
-
-
-def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    out: list[tuple[int, int]] = []
-    for low, high in sorted(spans):
-        if out and low <= out[-1][1]:
-            out[-1] = (out[-1][0], max(out[-1][1], high))
-        else:
-            out.append((low, high))
-    return out
 
 
 # --- parties ----------------------------------------------------------------------------------------------------------
@@ -386,9 +305,6 @@ def _joined_draft(one: _Draft, other: _Draft, *, services: bool) -> _Draft:
     )
 
 
-Listed = tuple[tuple[str, tuple[str, ...] | None], ...]  # clauses with all their values
-
-
 @dataclass(frozen=True, slots=True)
 class _Merged:
     """A draft whose clauses may have several values."""
@@ -418,7 +334,7 @@ def _merge_values(drafts: Sequence[_Draft]) -> list[_Merged]:
                 groups.setdefault(_shape(one, side, key), []).append(one)
             merged = []
             for shape, group in groups.items():
-                if shape[0] != "without" or len(group) == 1:
+                if shape[0] != "without" or len(group) == 1 or _too_long(group, side, key):
                     merged += group
                     continue
                 changed = True
@@ -445,6 +361,14 @@ def _shape(one: _Merged, side: int, key: str) -> tuple[object, ...]:
     if all(values is None or name != key for name, values in parts[side]):
         return ("apart", id(one), *rest)
     return ("without", *rest, tuple(entry for entry in parts[side] if entry[0] != key))
+
+
+def _too_long(group: Sequence[_Merged], side: int, key: str) -> bool:
+    """Whether the list of values would be more than a person, or a sentence, takes."""
+    values = {
+        v for one in group for k, vs in (one.source, one.destination)[side] if k == key for v in vs or ()
+    }
+    return len(values) > _MANY_VALUES or sum(map(len, values)) > _LONG_LIST
 
 
 def _united(group: Sequence[_Merged], side: int, key: str) -> _Merged:
@@ -509,74 +433,12 @@ def _clause(entry: tuple[str, tuple[str, ...] | None]) -> Clause:
     return Clause(key, Op.EQ if len(values) == 1 else Op.IN, values)
 
 
-class Names:
-    """Network documents: those there are, and those made here, named after whom they serve."""
-
-    def __init__(self, base: DocumentSet) -> None:
-        self._specs = {doc.name: doc.spec for doc in base.networks}
-        self.made: list[NetworkDoc] = []
-
-    def of(
-        self,
-        nets: Sequence[IPNetwork],
-        others: Listed,
-        *,
-        outward: bool,
-    ) -> tuple[Selector, tuple[str, ...]]:
-        """A selector for these networks, and in which respect it is wider than they are."""
-        if _worldwide(nets):
-            name = self._internet()
-            return NamedNet(name), (f"net:{name}: addresses from all over were seen",)
-        spec = NetworkSpec(tuple(nets[:MAX_CIDRS]))
-        known = next((name for name, other in sorted(self._specs.items()) if other == spec), None)
-        if known is not None:
-            return NamedNet(known), ()
-        if len(nets) == 1:
-            return Cidr(nets[0]), ()
-        label = "-".join(v for _, values in others[:1] for v in (values or ())[:2])
-        stem = "".join(c if c.isalnum() or c in "._-" else "-" for c in label).strip("._-") or "all"
-        name = self._free(f"{'servers-of' if outward else 'clients-of'}-{stem}"[:50].rstrip("._-"))
-        self._add(name, spec)
-        return NamedNet(name), ()
-
-    def _internet(self) -> str:
-        spec = _spec_of_internet()
-        for name, known in sorted(self._specs.items()):
-            if name == "internet" or known == spec:
-                return name
-        self._add("internet", spec)
-        return "internet"
-
-    def _free(self, name: str) -> str:
-        number, out = 1, name
-        while out in self._specs:
-            number += 1
-            out = f"{name}-{number}"
-        return out
-
-    def _add(self, name: str, spec: NetworkSpec) -> None:
-        self._specs[name] = spec
-        self.made.append(NetworkDoc(name, spec))
-
-
-def _worldwide(nets: Sequence[IPNetwork]) -> bool:
-    """Whether these are so many public addresses that only the Internet as a whole describes them."""
-    public = [n for n in nets if n.is_global]
-    return len(public) == len(nets) and (len(public) > MAX_CIDRS or any(n.prefixlen < 8 for n in public))
-
-
 def _parted(party: Clauses | Nets) -> list[Clauses | Nets]:
     """Networks from all over the world apart from others, which are sentences of their own."""
     if not isinstance(party, Nets):
         return [party]
     public = tuple(n for n in party.items if n.is_global)
     rest = tuple(n for n in party.items if not n.is_global)
-    if not rest or not _worldwide(public):
+    if not rest or not worldwide(public):
         return [party]
     return [Nets(public), Nets(rest)]
-
-
-def _spec_of_internet() -> NetworkSpec:
-    return NetworkSpec(
-        (parse_cidr("0.0.0.0/0"), parse_cidr("::/0")), tuple(map(parse_cidr, (*_PRIVATE, *_PRIVATE6)))
-    )

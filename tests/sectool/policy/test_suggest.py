@@ -103,6 +103,19 @@ def test_services_and_values_are_put_together() -> None:
     assert sentences(observations, *known) == ["allow app in (api,web) to call app=db on tcp/5432,tcp/8080"]
 
 
+def test_lists_stay_short_enough_to_be_read() -> None:
+    callers = [f"app=caller{n:03}" for n in range(90)]
+    found = suggest(
+        [seen(c, "app=db") for c in callers], [labels(f"app=no{n}") for n in range(60)], NOTHING, T0
+    )
+    checked(found)
+    assert len(found.rules) == 90
+    few = suggest(
+        [seen(c, "app=db") for c in callers[:20]], [labels(f"app=no{n}") for n in range(20)], NOTHING, T0
+    )
+    assert len(few.rules) == 1
+
+
 def test_many_ports_become_a_range_and_it_says_so() -> None:
     observations = [seen("app=web", "app=ftp", port, 3) for port in range(20_000, 20_060, 2)]
     found = suggest(observations, [labels("app=x")], NOTHING, T0)
@@ -114,7 +127,11 @@ def test_many_ports_become_a_range_and_it_says_so() -> None:
 def test_a_port_beside_a_range_is_not_in_it() -> None:
     ports = [443, 6379, *range(7000, 7060, 3)]
     found = suggest([seen("app=web", "app=db", port, 3) for port in ports], [labels("app=x")], NOTHING, T0)
-    assert [str(s) for r in found.rules for s in r.sentence.services] == ["tcp/443", "tcp/6379", "tcp/7000-7057"]
+    assert [str(s) for r in found.rules for s in r.sentence.services] == [
+        "tcp/443",
+        "tcp/6379",
+        "tcp/7000-7057",
+    ]
 
 
 def test_addresses_become_networks() -> None:
