@@ -89,7 +89,13 @@ def show(
         raise UsageError(
             "certificates of the past are not kept, only what they said", "leave --pem or --at out"
         )
-    row = _one(_past(at, moment_us(at_)) if at_ else _present(at), workload)
+    rows = _past(at, moment_us(at_)) if at_ else _present(at)
+    row = _one(rows, workload)
+    alike = sum(workload in (r["workload"], r["spiffe_id"]) for r in rows)
+    if alike > 1:
+        at.say(
+            f"{alike} identities are of {escape(workload)}: this is one of them; a serial number names the others"
+        )
     if pem:
         with at.control() as control:
             sys.stdout.write(control.call("identity.show", id=row["id"]).payload.decode("ascii"))
