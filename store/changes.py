@@ -17,7 +17,7 @@ from sectool.errors import UsageError
 from sectool.filters import Filter
 from store.catalog import Catalog
 from store.entity import conditions
-from store.pairs import KEY, add_up, named
+from store.pairs import KEY, add_up, named, volume_between
 from store.past import History, open_history, version_row
 from store.query import time_limit
 from store.sentences import policy_changes
@@ -63,9 +63,11 @@ def changes(
         }
     with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
         chosen = conditions(cursor, filter_ or Filter())
-        add_up(cursor, "was", before - window, before, chosen)
-        add_up(cursor, "became", after - window, after, chosen)
-        document["traffic"] = _traffic(cursor, limit)
+        add_up(cursor, "was", before - window, before, chosen, volume=False)
+        add_up(cursor, "became", after - window, after, chosen, volume=False)
+        document["traffic"] = traffic = _traffic(cursor, limit)
+        for name, moment in (("before", before), ("after", after)):
+            traffic[name]["bytes"] = volume_between(cursor, moment - window, moment, chosen)
     return document
 
 
@@ -121,7 +123,7 @@ def _traffic(cursor: duckdb.DuckDBPyConnection, limit: int) -> dict[str, Any]:
     counts = ", ".join(
         f"coalesce({side}.{c}, 0) AS {c}_{name}"
         for side, name in (("a", "before"), ("b", "after"))
-        for c in ("allowed", "denied", "bytes")
+        for c in ("allowed", "denied")
     )
     cursor.execute(
         f"CREATE OR REPLACE TEMP TABLE both_pairs AS SELECT {keys}, {counts}, a.transport IS NULL AS is_new,"
@@ -153,8 +155,7 @@ def _traffic(cursor: duckdb.DuckDBPyConnection, limit: int) -> dict[str, Any]:
         out[name] = {"count": int(count), "pairs": rows}
     for table, name in (("was", "before"), ("became", "after")):
         row = cursor.execute(
-            f"SELECT count(*), coalesce(sum(allowed), 0)::BIGINT, coalesce(sum(denied), 0)::BIGINT,"
-            f" coalesce(sum(bytes), 0)::BIGINT FROM {table}"
+            f"SELECT count(*), coalesce(sum(allowed), 0)::BIGINT, coalesce(sum(denied), 0)::BIGINT FROM {table}"
         ).fetchall()[0]
-        out[name] = dict(zip(("pairs", "allowed", "denied", "bytes"), map(int, row), strict=True))
+        out[name] = dict(zip(("pairs", "allowed", "denied"), map(int, row), strict=True))
     return out

@@ -33,6 +33,10 @@ _SUMS = f"""
         0)::BIGINT AS denied,
     count(*) FILTER (phase = {Phase.VERDICT:d} AND encryption = {Encryption.ENCRYPTED:d})::BIGINT AS encrypted,
     coalesce(sum(source_bytes + destination_bytes) FILTER (phase = {Phase.END:d}), 0)::BIGINT AS bytes"""
+_VERDICTS = f"""
+    sum(CASE WHEN action IN ({Action.ALLOW:d}, {Action.AUDIT:d}) THEN flow_count::BIGINT ELSE 0 END)::BIGINT AS allowed,
+    sum(CASE WHEN action IN ({Action.ALLOW:d}, {Action.AUDIT:d}) THEN 0 ELSE flow_count::BIGINT END)::BIGINT AS denied,
+    0::BIGINT AS encrypted, 0::BIGINT AS bytes"""
 # Nearly all parties have labels; grouping those by fewer columns takes half the time.
 _LABELLED = "source_labels <> 0 AND destination_labels <> 0"
 
@@ -43,14 +47,22 @@ def add_up(
     since: int,
     until: int,
     condition: Condition = EVERYTHING,
+    *,
+    volume: bool = True,
 ) -> None:
-    """Make the temporary table `into` (KEY and COUNTS) of the flows that began in [since, until) (UTC microseconds)."""
+    """Make the temporary table `into` (KEY and COUNTS) of the flows that began in [since, until) (UTC microseconds).
+
+    Without `volume` bytes are 0, and it takes half the time: ends of flows are not looked at.
+    """
+    phases = f"phase IN ({Phase.VERDICT:d}, {Phase.END:d})" if volume else f"phase = {Phase.VERDICT:d}"
     window = (
-        f"phase IN ({Phase.VERDICT:d}, {Phase.END:d}) AND event_start >= make_timestamp(?)"
+        f"{phases} AND event_start >= make_timestamp(?)"
         f" AND event_start < make_timestamp(?) AND ({condition[0]})"
     )
     values = [since, until, *condition[1]]
-    _make(cursor, into, f"(SELECT * FROM flow_records WHERE {window})", values)
+    _make(
+        cursor, into, f"(SELECT * FROM flow_records WHERE {window})", values, _SUMS if volume else _VERDICTS
+    )
 
 
 def add_up_open(
@@ -68,19 +80,34 @@ def add_up_open(
     _make(cursor, into, source, list(condition[1]))
 
 
-def _make(cursor: duckdb.DuckDBPyConnection, into: str, source: str, values: list[Any]) -> None:
+def volume_between(
+    cursor: duckdb.DuckDBPyConnection, since: int, until: int, condition: Condition = EVERYTHING
+) -> int:
+    """Bytes of all flows that began in [since, until) and have ended."""
+    row = cursor.execute(
+        "SELECT coalesce(sum(source_bytes + destination_bytes), 0)::BIGINT FROM flow_records"
+        f" WHERE phase = {Phase.END:d} AND event_start >= make_timestamp(?) AND event_start < make_timestamp(?)"
+        f" AND ({condition[0]})",
+        [since, until, *condition[1]],
+    ).fetchall()[0]
+    return int(row[0])
+
+
+def _make(
+    cursor: duckdb.DuckDBPyConnection, into: str, source: str, values: list[Any], sums: str = _SUMS
+) -> None:
     cursor.execute(
         f"""
 CREATE OR REPLACE TEMP TABLE {into} AS
 SELECT source_labels, destination_labels, NULL::UBIGINT AS from_hi, NULL::UBIGINT AS from_lo, NULL::UBIGINT AS to_hi,
     NULL::UBIGINT AS to_lo, transport, service, {COUNTS} FROM (
-    SELECT source_labels, destination_labels, transport, {_SERVICE}, {_SUMS} FROM {source} WHERE {_LABELLED}
+    SELECT source_labels, destination_labels, transport, {_SERVICE}, {sums} FROM {source} WHERE {_LABELLED}
     GROUP BY source_labels, destination_labels, transport, service)
 UNION ALL
 SELECT source_labels, destination_labels, CASE WHEN source_labels = 0 THEN source_ip_hi END AS from_hi,
     CASE WHEN source_labels = 0 THEN source_ip_lo END AS from_lo,
     CASE WHEN destination_labels = 0 THEN destination_ip_hi END AS to_hi,
-    CASE WHEN destination_labels = 0 THEN destination_ip_lo END AS to_lo, transport, {_SERVICE}, {_SUMS}
+    CASE WHEN destination_labels = 0 THEN destination_ip_lo END AS to_lo, transport, {_SERVICE}, {sums}
 FROM {source} WHERE NOT ({_LABELLED})
 GROUP BY source_labels, destination_labels, from_hi, from_lo, to_hi, to_lo, transport, service
 """,
