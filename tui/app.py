@@ -142,7 +142,7 @@ class Console(App[None]):
             self.call_after_refresh(self._opened, found)
         switcher.current = wanted
         self._told_until = 0.0
-        self._paint()
+        self.paint()
         assert isinstance(found, View)
         return found
 
@@ -151,7 +151,7 @@ class Console(App[None]):
         target = view.first()
         if target is not None and self.view is view and not self.query_one(Prompt).shown:
             target.focus()
-        self._paint()
+        self.paint()
 
     def beat(self) -> None:
         """A quarter of a second has passed."""
@@ -166,7 +166,7 @@ class Console(App[None]):
             self.view.tick()
         if now - self._asked > (RETRY_S if self.lost else STATUS_S):
             self._ask_status()
-        self._paint()
+        self.paint()
 
     def _ask_status(self) -> None:
         if self._asking_status or (self.source.offline and self.facts):
@@ -196,7 +196,7 @@ class Console(App[None]):
         if back:
             self.tell("the daemon answers again")
             self.view.reload()
-        self._paint()
+        self.paint()
 
     def trouble(self, error: SectoolError) -> None:
         """A question failed. A missing daemon is a banner until it is back; anything else a note."""
@@ -204,20 +204,21 @@ class Console(App[None]):
             self.lost = error
         else:
             self.tell(f"{error.message}{' — ' + error.hint if error.hint else ''}", 8.0)
-        self._paint()
+        self.paint()
 
     def reached(self) -> None:
         """The daemon has answered."""
         if self.lost is not None:
             self.lost = None
-            self._paint()
+            self.paint()
 
     def tell(self, text: str, seconds: float = 4.0) -> None:
         """Say something at the foot for a while."""
         self._told_until = time.monotonic() + seconds
         self._put("note", Text(escape(f" {text}"), no_wrap=True, overflow="ellipsis"))
 
-    def _paint(self) -> None:
+    def paint(self) -> None:
+        """Bring the frame up to date."""
         if self.sight is None:
             return  # on the way in or out
         frame = self.screen_stack[0]
@@ -317,7 +318,7 @@ class Console(App[None]):
         self.cursor = cursor
         self.view.forget()
         self.view.reload()
-        self._paint()
+        self.paint()
 
     def do_back(self, _: str) -> None:
         """To the view before."""
@@ -394,7 +395,7 @@ class Console(App[None]):
         self.paused = not self.paused
         if not self.paused:
             self.view.reload()
-        self._paint()
+        self.paint()
 
     def do_refresh(self, _: str) -> None:
         """Ask again."""

@@ -125,6 +125,7 @@ class View(Vertical):
             else:
                 self.console.reached()
                 self.got(message.what, message.answer)
+            self.console.paint()
         further = self._pending.pop(message.what, None)
         if further is not None:
             self.ask(message.what, further)
