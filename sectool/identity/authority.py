@@ -221,8 +221,9 @@ class RootAuthority:
         hint = "make one with: sectool ca init --trust-domain NAME"
         if (directory / "root.crt").exists() and not (directory / "root.key").exists():
             raise UsageError(
-                f"the root's key is not in {directory}",
-                "it is kept elsewhere: take a request there (sectool host request, sectool ca sign)",
+                f"there is no root.key in {directory}: the root's key is not here",
+                "is it kept offline? take a request there (sectool host request, sectool ca sign); "
+                "a new root is made by sectool ca init",
             )
         profile, key = load_authority_files(
             directory / "root.crt", directory / "root.key", "root CA", hint, passphrase
