@@ -7,7 +7,8 @@ A scenario is a YAML file in labs/scenarios, read as strictly as policy: an unkn
     policy                           start with the shop's own policy (default: none, everything is denied)
     files                            host -> file name -> text, in the learner's folder there
     setup, solution                  steps: {host, run, as, exit, background} or {answer, text}
-    goals                            {says, host, run, as, exit, shows, hides}, {says, host, sql, is}, {says, answer, is}
+    goals                            {says, host, run, as, exit, shows, hides}, {says, host, sql, is}
+                                     or {says, answer, is}
     hints                            the next one each time it is asked for
 
 In commands `{work}` is the learner's folder on the host, and `{web}`, `{db}` … the hosts' IPv4 addresses.

@@ -276,7 +276,9 @@ class Worker:
             case "revoked":
                 ended, cut = header.get("sessions"), header.get("cut")
                 if ended or cut:
-                    log.info("worker %d: revocation ended %s sessions, cut %s live flows", self.number, ended, cut)
+                    log.info(
+                        "worker %d: revocation ended %s sessions, cut %s live flows", self.number, ended, cut
+                    )
             case "fatal":
                 self.fatal = SectoolError(
                     str(header.get("error", "the packet worker failed")), str(header.get("hint", ""))

@@ -224,7 +224,7 @@ def test_a_passphrase_encrypts_the_roots_key(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="passphrase"):
             RootAuthority.load(ca, lambda wrong=wrong: wrong)  # type: ignore[misc]
     (ca / "root.key").unlink()
-    with pytest.raises(UsageError, match="no root.key"):
+    with pytest.raises(UsageError, match=r"no root\.key"):
         enroll_host(tmp_path, "web", ca, now_us=NOW)
 
 

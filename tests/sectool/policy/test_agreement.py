@@ -1,6 +1,6 @@
 """Engine and explanation agree: the same verdict, and every word of the explanation is so.
 
-A thousand or so cases here; `SECTOOL_POLICY_CASES=1000000 pytest tests/sectool/policy/test_agreement.py` runs a million.
+A thousand or so cases here; `SECTOOL_POLICY_CASES=1000000 pytest` on this file runs a million.
 """
 
 from __future__ import annotations
