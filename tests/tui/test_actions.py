@@ -1,0 +1,54 @@
+"""One registry feeds everything: no key twice, every action can be done, and the key reference is up to date."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.main import get_command
+
+from sectool.cli.main import app
+from tui.actions import ACTIONS, BY_NAME, VIEWS, available, reference
+from tui.app import Console
+from tui.views import VIEW_TYPES
+
+KEYS = Path(__file__).parents[2] / "docs" / "keys.md"
+
+
+def test_the_reference_is_up_to_date() -> None:
+    assert KEYS.read_text() == reference(), "run: python -m tui.keys > docs/keys.md"
+    assert all(f"`:{action.name}" in reference() for action in ACTIONS)
+
+
+def test_names_and_views_agree() -> None:
+    assert len(BY_NAME) == len(ACTIONS)
+    assert {name for name, *_ in VIEWS} == set(VIEW_TYPES)
+
+
+def test_no_key_means_two_things_in_a_view() -> None:
+    for view in VIEW_TYPES:
+        own = [key for action in available(view) if action.views for key in action.keys]
+        everywhere = [key for action in available(view) if not action.views for key in action.keys]
+        assert len(own) == len(set(own)), view
+        assert len(everywhere) == len(set(everywhere)), view
+
+
+def test_every_action_is_carried_out_by_somebody() -> None:
+    for action in ACTIONS:
+        if action.name in VIEW_TYPES or action.name.startswith("window-"):
+            continue
+        method = f"do_{action.name.replace('-', '_')}"
+        for view in action.views or [""]:
+            assert hasattr(VIEW_TYPES[view] if view else Console, method), (action.name, view)
+
+
+def test_every_action_names_a_command_that_exists() -> None:
+    commands = get_command(app)
+    for action in ACTIONS:
+        words = action.cli.split()
+        if words[0].startswith(("{", "--")):
+            continue
+        command = commands.commands.get(words[0])  # type: ignore[attr-defined]
+        assert command is not None, action.name
+        if len(words) > 1 and re.fullmatch("[a-z-]+", words[1]) and words[0] in ("policy", "identity"):
+            assert words[1] in command.real().commands, action.name
