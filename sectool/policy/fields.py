@@ -80,7 +80,9 @@ class Fields:
                 return self._network()
             case DocumentKind.WORKLOAD:
                 return self._workload()
-            case DocumentKind.TEST | DocumentKind.NETWORK_POLICY:  # the latter never comes here: see documents
+            case (
+                DocumentKind.TEST | DocumentKind.NETWORK_POLICY
+            ):  # the latter never comes here: see documents
                 return self._test()
 
     def _policy(self) -> PolicyDoc:

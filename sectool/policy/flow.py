@@ -51,7 +51,8 @@ class PartySpec:
             address = sample(spec)
             if address is None:
                 raise UsageError(
-                    f"Network {self.place.name!r} excludes every address it holds", "give an address as ip:ADDRESS"
+                    f"Network {self.place.name!r} excludes every address it holds",
+                    "give an address as ip:ADDRESS",
                 )
         return Party(self.labels, None, address, frozenset({self.name}) if self.name else frozenset())
 

@@ -299,7 +299,9 @@ def _values(reader: Reader, key: str, operator: Token) -> tuple[str, ...]:
         if value in out:
             raise reader.fail(token, f"value {token} is given twice", "keep one of them")
         if len(out) == MAX_VALUES:
-            raise reader.fail(token, f"more than {MAX_VALUES} values", "make two rules of it, or ask for key=prefix*")
+            raise reader.fail(
+                token, f"more than {MAX_VALUES} values", "make two rules of it, or ask for key=prefix*"
+            )
         out.append(value)
         if reader.accept(")"):
             return tuple(out)

@@ -129,7 +129,9 @@ def _until(reader: Reader) -> Until:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
     except OverflowError:
         raise reader.fail(
-            token, f"{token} is outside the years 1 to 9999 in UTC", "leave 'until' out for a rule without end"
+            token,
+            f"{token} is outside the years 1 to 9999 in UTC",
+            "leave 'until' out for a rule without end",
         ) from None
     return Until(moment.isoformat().replace("+00:00", "Z"), us)
 

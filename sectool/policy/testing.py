@@ -49,9 +49,7 @@ def run_tests(documents: DocumentSet, at_us: int | None = None) -> list[TestResu
             try:
                 decision = engine.decide(line.flow.request(networks), moment)
             except UsageError as error:
-                out.append(
-                    TestResult(test.name, line.text, line.where, False, str(error), None, line.allow)
-                )
+                out.append(TestResult(test.name, line.text, line.where, False, str(error), None, line.allow))
                 continue
             problem = _problem(line, decision)
             out.append(

@@ -74,7 +74,8 @@ class Reader:
         self.end = len(text) if end is None else end
         if self.end - start > MAX_SENTENCE:
             raise scalar.fail(
-                f"{self.end - start} characters; a sentence has at most {MAX_SENTENCE}", "make two rules of it"
+                f"{self.end - start} characters; a sentence has at most {MAX_SENTENCE}",
+                "make two rules of it",
             )
         bad = bad_character(text[start : self.end], "\t\r\n")
         if bad >= 0:
@@ -132,7 +133,9 @@ class Reader:
                 )
         if "\n" in body or "\t" in body or "\r" in body:
             raise self.scalar.fail(
-                "a quoted text may not span lines or contain tabs", "put it on one line, with spaces", found.start()
+                "a quoted text may not span lines or contain tabs",
+                "put it on one line, with spaces",
+                found.start(),
             )
         return _ESCAPE.sub(r"\1", body)
 

@@ -296,7 +296,9 @@ class _Composer:
                 event.style or "",
             )
         if depth > MAX_DEPTH:
-            raise self.error(event, f"nested more than {MAX_DEPTH} levels deep", "no document needs that many")
+            raise self.error(
+                event, f"nested more than {MAX_DEPTH} levels deep", "no document needs that many"
+            )
         if isinstance(event, yaml.SequenceStartEvent):
             return Items(self.source, tuple(self.items(depth)), line, column)
         return Table(self.source, self.entries(depth), line, column)

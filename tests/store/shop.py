@@ -44,7 +44,7 @@ def write_control(state: Path, t0: int) -> None:
             history.append("policy", str(number), body, ALICE, f"reason {number}", moment)
             history.append("activation", "host1", {"revision": number}, AGENT, "switched", moment + 1000)
         for name, begin in (("web", t0), ("db", t0), ("cache", t0 + 20 * HOUR)):
-            body = {
+            body: dict[str, Any] = {
                 "id": len(name),
                 "spiffe_id": f"spiffe://lab/{name}",
                 "labels": {"app": name},

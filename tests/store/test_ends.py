@@ -24,10 +24,11 @@ def test_one_sided_and_unlike(make_lab: Callable[[Path], Any], tmp_path: Path) -
     for flow in range(5):
         web.ring().put(web.record(**both(flow), point=1))
     for flow in (0, 1, 3):
-        different = {
+        kinds: dict[int, dict[str, Any]] = {
             1: {"action": Action.DENY, "drop_reason": DropReason.DEFAULT_DENY},
             3: {"encryption": 2},
-        }.get(flow, {})
+        }
+        different = kinds.get(flow, {})
         db.ring().put(
             db.record(
                 **{**both(flow), "start": db.T0 + flow * SECOND + late, **different}, point=2, direction=2

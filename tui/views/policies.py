@@ -76,6 +76,7 @@ class Policies(View):
         self.shown: Shown | None = None
         self.history: list[dict[str, Any]] = []
         self.with_diff = False
+        self._edited = ("", Path())
         self._at: int | None = None
 
     def compose(self) -> ComposeResult:
@@ -117,6 +118,9 @@ class Policies(View):
 
     def got(self, what: str, answer: Any) -> None:
         """Show it."""
+        if what == "check":
+            self._checked(answer)
+            return
         if what != "policy":
             self.console.tell(f"revision {answer['revision']} is in force", 8.0)
             self.number = None
@@ -276,17 +280,24 @@ class Policies(View):
             self.console.tell("nothing was changed")
             path.unlink()
             return
-        try:
-            found = self.source.check(text)
-        except SectoolError as error:
-            self.console.tell(f"{error.message}; kept as {path}", 15.0)
-            return
         source = self.source
+        self._edited = (text, path)
+        self.ask("check", lambda: source.check(text))
+
+    def _checked(self, found: dict[str, Any]) -> None:
+        source, (text, _) = self.source, self._edited
         self.console.confirm(
             "Apply this text?",
             [*found["changes"], *found.get("conflict_lines", ())] or ["nothing changes in meaning"],
             lambda: self.ask("apply", lambda: source.apply(text, "edited in sectool top")),
         )
+
+    def failed(self, what: str, error: SectoolError) -> None:
+        """A text that is refused is kept."""
+        if what == "check":
+            self.console.tell(f"{error.message}; kept as {self._edited[1]}", 15.0)
+        else:
+            super().failed(what, error)
 
     def selected(self) -> Any:
         """Facts and text."""
