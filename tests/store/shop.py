@@ -44,7 +44,7 @@ def write_control(state: Path, t0: int) -> None:
             history.append("policy", str(number), body, ALICE, f"reason {number}", moment)
             history.append("activation", "host1", {"revision": number}, AGENT, "switched", moment + 1000)
         for name, begin in (("web", t0), ("db", t0), ("cache", t0 + 20 * HOUR)):
-            body: dict[str, Any] = {
+            identity: dict[str, Any] = {
                 "id": len(name),
                 "spiffe_id": f"spiffe://lab/{name}",
                 "labels": {"app": name},
@@ -53,7 +53,7 @@ def write_control(state: Path, t0: int) -> None:
                 "not_after": begin + 100 * HOUR,
             }
             history.append(
-                "identity", body["spiffe_id"], body, AGENT, "issued", begin + 2000, valid_from=begin
+                "identity", identity["spiffe_id"], identity, AGENT, "issued", begin + 2000, valid_from=begin
             )
         history.append(
             "workload", "7", {"name": "web", "user": "www"}, AGENT, "started", t0 + 30 * HOUR, valid_from=t0
