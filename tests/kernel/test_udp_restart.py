@@ -84,11 +84,14 @@ def test_hosts_that_have_forgotten_a_flow_make_it_anew(udp: Lan, encrypted: bool
             except TimeoutError:
                 return False
 
-        wait_until(answered, "the flow to go on", 8)
+        wait_until(answered, "the flow to go on", 15)
         assert len(tap.bodies(Kind.HELLO)) >= 2
         client.settimeout(5)
         for i in range(3):
-            assert ask(client, b"%d" % i) == b"%d" % i
+            client.send(b"%d" % i)
+            while (answer := client.recv(100)) == data:  # to a question that was asked again too soon
+                pass
+            assert answer == b"%d" % i
 
 
 @MODES
