@@ -56,7 +56,8 @@ def run(
     if account is not None:
         become(*account)
     workload_api = session(ctx).paths.run / "workload.sock"
-    if os.access(workload_api, os.W_OK, effective_ids=True):  # a program that may not reach it is not sent there
+    # A program that may not reach it is not sent there.
+    if os.access(workload_api, os.W_OK, effective_ids=True):
         os.environ.setdefault("SPIFFE_ENDPOINT_SOCKET", f"unix://{workload_api}")
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and programs inherit that
     try:
