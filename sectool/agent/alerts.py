@@ -97,6 +97,12 @@ class Alerts:
             self._daemon.health.clear(what)
 
     async def _run(self) -> None:
+        # What is recorded from now on counts, though the first look comes later.
+        while self._next is None:
+            try:
+                self._next = await asyncio.to_thread(self._position)
+            except SectoolError:
+                await asyncio.sleep(0.2)
         while True:
             await asyncio.sleep(EVERY_S)
             try:
@@ -123,6 +129,11 @@ class Alerts:
                     self._tell(change, now)
         for change in self.watch.tick(now):
             self._tell(change, now)
+
+    def _position(self) -> int:
+        """The number that the next record will get."""
+        with Client(self._daemon.paths.events_socket, timeout=5.0) as client:
+            return int(client.call("ping")["next_seq"])
 
     def _ask(
         self, questions: Questions, engine: Engine | None, restore: bool, now: int
