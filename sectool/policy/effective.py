@@ -30,7 +30,7 @@ from sectool.policy.places import Places
 from sectool.policy.request import Party, Request
 from sectool.policy.rules import CompiledRule, Networks, Rule
 from sectool.policy.selector import Anyone, Cidr, Fqdn, Labels, NamedNet, Selector
-from sectool.policy.sentence import Sentence, Verb
+from sectool.policy.sentence import Sentence, Verb, parse_sentence
 from sectool.policy.service import ICMP, ICMP6, PROTOCOL_NAMES, Service
 from sectool.policy.witness import witness
 
@@ -377,6 +377,9 @@ def _shown(party: Party) -> str:
     return ",".join([f"fqdn:{name}" for name in sorted(party.names)] or [f"ip:{party.address}"])
 
 
+_NO_LABEL: Final = "no-workload-has-this"
+
+
 # --- all flows that could be ------------------------------------------------------------------------------------------
 
 
@@ -390,12 +393,16 @@ def _possible(
             region = make.of(rule.sentence)
             if region is not None:
                 regions[id(rule)] = (region, rule)
+    # Whether both ends have an identity divides flows, too: only between such can there be encryption.
+    both = Regions({}).of(parse_sentence(f"deny !{_NO_LABEL} to call !{_NO_LABEL}"))
+    identified = [both] if both is not None else []
     out: dict[tuple[Effect, str], Difference] = {}  # the plainest example of each
     for rule, _ in changed:
         own = regions.get(id(rule))
         if own is None:
             continue
-        parts, whole = _parts(own[0], [region for region, other in regions.values() if other is not rule])
+        others = [region for region, other in regions.values() if other is not rule]
+        parts, whole = _parts(own[0], [*others, *identified])
         if not whole:
             notes.append(f"{rule.rule.title} overlaps too many rules: not all its flows were looked at")
         for part in parts:

@@ -6,7 +6,7 @@ import ipaddress
 import itertools
 import os
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sectool.events import Action
@@ -132,6 +132,10 @@ chosen = st.lists(st.sampled_from(RULES), max_size=5, unique=True)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
+@example(
+    [],
+    ["allow net:10.0.0.0/8 to call app=web on tcp/443", "allow any to call app=web on tcp/443 encrypted"],
+)
 @given(chosen, chosen)
 def test_it_finds_a_difference_exactly_where_there_is_one(first: list[str], second: list[str]) -> None:
     old, new = engine(*first), engine(*second)
