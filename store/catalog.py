@@ -176,12 +176,13 @@ class Catalog:
             return True
 
     def replace(self, old: Path, new: Path, timeout_s: float) -> bool:
-        """Put the sealed segment `new` in the place of `old`, which has the same rows; False when queries kept it busy.
+        """Put the sealed segment `new` in the place of `old`, which has the same rows.
 
-        Raises duckdb.Error, with `old` where it was.
+        False, and nothing changed, when queries kept it busy or retention took `old` meanwhile. Raises duckdb.Error,
+        with `old` where it was.
         """
         with self._shape, self._alone(timeout_s) as alone:
-            if not alone:
+            if not alone or old.name not in self._aliases:
                 return False
             order = [new.name if name == old.name else name for name in self._aliases]
             self.attach(new, read_only=True)

@@ -395,7 +395,7 @@ class Store:
                     "it stays as it is; is there room on the disk?",
                 ) from None
             if made is None:
-                raise StoreError("queries kept the segment busy", "try again in a moment")
+                raise StoreError("the segment was queried or deleted meanwhile", "try again in a moment")
             return made.name, len(due) - 1
 
     # --- ending ----------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class Shelf:
         return out
 
     def compact(self, catalog: Catalog, path: Path) -> Path | None:
-        """Put a compact segment in the place of a sealed native one; None when queries kept the old one busy."""
+        """Put a compact segment in the place of a sealed native one; None when that could not be done now."""
         with contextlib.closing(catalog.cursor()) as cursor:
             made = compaction.write_compact(cursor, catalog.alias(path.name), path)
         try:
@@ -144,6 +144,6 @@ class Shelf:
             compaction.remove(made)
             raise
         compaction.seal_compact(self._events, path, made)
-        path.unlink()
+        path.unlink(missing_ok=True)
         log.info("%s is compact now", made.name)
         return made

@@ -132,6 +132,24 @@ def test_other_rows_are_refused(full: Any, lab: Any, monkeypatch: pytest.MonkeyP
     assert not list(lab.events.glob("*.parquet*"))
 
 
+def test_retention_that_comes_between_leaves_nothing_half_done(
+    full: Any, lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = compaction.write_compact
+
+    def write_and_lose(cursor: Any, alias: str, path: Path) -> Path:
+        made = write(cursor, alias, path)
+        assert full.prune(0, None) == [path.name]
+        return made
+
+    monkeypatch.setattr(compaction, "write_compact", write_and_lose)
+    with pytest.raises(StoreError, match="deleted meanwhile"):
+        full.compact_next(0)
+    assert run(full.catalog, "SELECT count(*) AS n FROM flows").table["n"].to_pylist() == [1]
+    assert not list(lab.events.glob("*.parquet*"))
+    assert verify(lab.state).problems == ()
+
+
 def test_retention_takes_compact_segments_too(full: Any, lab: Any) -> None:
     full.compact_next(0)
     (name,) = full.prune(0, None)
