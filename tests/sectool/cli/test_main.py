@@ -263,7 +263,10 @@ def test_system_errors_are_put_in_words(number: int, code: int) -> None:
 
 
 def test_ctrl_c_exits_130_without_words(tmp_path: Path) -> None:
-    """A command that waits (here for an answer on its socket) is interrupted as from a terminal."""
+    """A command that waits (here for an answer on its socket) is interrupted as from a terminal.
+
+    Whoever started these tests in the background may have had SIGINT ignored: env puts it back.
+    """
     import socket
 
     (tmp_path / "run").mkdir()
@@ -271,7 +274,8 @@ def test_ctrl_c_exits_130_without_words(tmp_path: Path) -> None:
         silent.bind(str(tmp_path / "run/control.sock"))
         silent.listen()
         process = subprocess.Popen(
-            [sys.executable, "-m", "sectool", "--run", str(tmp_path / "run"), "status"],
+            ["env", "--default-signal=INT", sys.executable, "-m", "sectool", "--run", str(tmp_path / "run"),
+             "status"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         silent.settimeout(30)
