@@ -26,6 +26,7 @@ from nfq.adoption import adopt_established
 from nfq.packet import Segment, parse
 from nfq.queue import LOCAL_OUT, PacketQueue, QueuedPacket, release
 from nfq.raw import RawSender
+from tests import preloaded
 
 NETNS = Path("/run/netns")
 PREFIX = "st-"
@@ -133,6 +134,12 @@ def _sweep() -> None:
             # The mount keeps the namespace's inode, and with it the time it was made.
             if time.time() - entry.lstat().st_ctime > STALE_S:
                 subprocess.run(["ip", "netns", "del", entry.name], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _preloaded() -> None:
+    """Commands are forked from a process that starts here, outside what tests make."""
+    preloaded.start()
 
 
 @pytest.fixture(scope="session", autouse=True)

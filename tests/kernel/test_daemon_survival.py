@@ -23,6 +23,7 @@ import pytest
 from tests.kernel.conftest import Namespace, make_pair, wait_until
 from tests.kernel.hosts import as_user, own_cgroup
 from tests.kernel.transfers import CounterWatch, Transfers, environment_size
+from tests.preloaded import sectool
 
 pytestmark = pytest.mark.kernel
 
@@ -67,17 +68,9 @@ class Daemon:
 
     def sectool(self, *args: str) -> str:
         """Run a command; its output. Fails the test with its words."""
-        with self.space.enter():
-            done = subprocess.run(
-                (sys.executable, "-m", "sectool", *args),
-                capture_output=True,
-                text=True,
-                env=self._environment,
-                check=False,
-                timeout=120,
-            )
-        assert done.returncode == 0, f"sectool {' '.join(args)}: {done.stderr}\n{self.log()}"
-        return done.stdout + done.stderr
+        done = sectool(list(args), self._environment, netns=self.space.path, timeout=120)
+        assert done.code == 0, f"sectool {' '.join(args)}: {done.err}\n{self.log()}"
+        return done.out + done.err
 
     def log(self) -> str:
         """The end of its log."""
@@ -194,6 +187,7 @@ BLOWS: dict[str, Callable[[Daemon], None]] = {
 }
 
 
+@pytest.mark.long
 def test_no_transfer_notices_what_befalls_the_daemons(daemons: tuple[Daemon, Daemon], tmp_path: Path) -> None:
     watch = CounterWatch(daemons[0].space, "eth0", tmp_path / "wire.pcap")
     transfers = connect(daemons, FLOWS)

@@ -4,8 +4,7 @@ over, daemons restart, and nothing is lost; then a host is revoked, and everythi
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 import time
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tests.kernel.test_daemon_survival import (
     connect,
     daemons,
 )
+from tests.preloaded import sectool
 
 pytestmark = pytest.mark.kernel
 
@@ -29,14 +29,9 @@ FLOWS = 3
 
 def at_ca(home: Path, *words: str) -> str:
     """A command where the root is; its data."""
-    done = subprocess.run(
-        (sys.executable, "-m", "sectool", "--state", str(home), *words),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    done = sectool(["--state", str(home), *words], os.environ)
+    assert done.code == 0, done.err
+    return done.out
 
 
 def renew(home: Path, daemon: Daemon) -> None:
@@ -59,6 +54,7 @@ def cut(daemon: Daemon) -> int:
     )
 
 
+@pytest.mark.long
 def test_nothing_is_lost_by_rotation_rollover_and_restart_and_revocation_ends_it_all(
     daemons: tuple[Daemon, Daemon],
 ) -> None:

@@ -32,6 +32,7 @@ def _leftovers(name: str) -> list[str]:
     return [str(lab.folder)] * lab.folder.exists() + [str(pid) for pid in place.processes(name)]
 
 
+@pytest.mark.long
 def test_the_demo_passes_and_leaves_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "labs.demo"],
@@ -55,6 +56,7 @@ def test_the_demo_passes_and_leaves_nothing() -> None:
     assert _leftovers(name[1]) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(number: signal.Signals) -> None:
     demo = subprocess.Popen(

@@ -42,6 +42,7 @@ def test_events_go_in_and_come_out(lab: Any) -> None:
     assert segment.verify_chain(lab.events) == []
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(lab: Any) -> None:
     dice = random.Random(os.environ.get("PYTEST_XDIST_WORKER", "0"))
     ring = lab.ring(capacity=1 << 12)

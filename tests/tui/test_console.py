@@ -250,6 +250,7 @@ def test_policies_query_map_and_timeline(console: Open) -> None:
     run(play())
 
 
+@pytest.mark.long
 def test_every_action_survives_in_every_view(console: Open) -> None:
     """None of them may end the console, whatever is selected; those that write are refused on stored files."""
 

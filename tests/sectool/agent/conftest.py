@@ -7,7 +7,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import preloaded
+from tests.preloaded import Done, sectool
 
 DEADLINE = 20.0
 
@@ -25,15 +27,6 @@ owner: team-shop
 rules:
   - allow app=web to call app=db on tcp/5432
 """
-
-
-@dataclass(frozen=True)
-class Done:
-    """A finished command."""
-
-    code: int
-    out: str
-    err: str
 
 
 def until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
@@ -85,7 +78,9 @@ class Host:
 
     def sectool(self, *args: object) -> Done:
         """Run the command line inside."""
-        done = self.shell(sys.executable, "-m", "sectool", *args)
+        done = sectool(
+            [str(arg) for arg in args], self.environment, cwd=Path.cwd(), netns=Path("/run/netns", self.name)
+        )
         assert "Traceback" not in done.err, done.err
         return done
 
@@ -149,6 +144,12 @@ def remove(host: Host) -> None:
         host.sectool("down")
     finally:
         subprocess.run(["ip", "netns", "del", host.name], check=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _preloaded() -> None:
+    """Commands are forked from a process that starts here, outside what tests make."""
+    preloaded.start()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ rules:
 """
 
 
+@pytest.mark.long
 def test_a_host_that_joined_hears_of_everything_and_follows_a_rollover(host: Host, tmp_path: Path) -> None:
     away = ("--state", tmp_path / "away")  # where no daemon would take a list at once
 

@@ -29,6 +29,7 @@ rules:
 """
 
 
+@pytest.mark.long
 def test_a_recorded_connection_is_explained_then_staged_policy_promoted(host: Host) -> None:
     told = host.folder / "told.json"
     (host.state / "alerts.yaml").write_text(

@@ -19,8 +19,9 @@ from sectool.agent.settings import parse_settings
 from sectool.api.server import Peer
 from sectool.errors import DocumentError, PrivilegeError
 from sectool.policy import parse
+from tests.preloaded import Done
 
-from .conftest import POLICY, Done, Host, until
+from .conftest import POLICY, Host, until
 
 POLICIES = """kind: Policy
 name: shop

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-
-@dataclass(frozen=True)
-class Done:
-    """A finished command."""
-
-    code: int
-    out: str
-    err: str
-
+from tests import preloaded
+from tests.preloaded import Done, sectool
 
 Cli = Callable[..., Done]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _preloaded() -> None:
+    """Commands are forked from a process that starts here, outside what tests make."""
+    preloaded.start()
 
 
 @pytest.fixture
@@ -29,23 +25,20 @@ def cli(tmp_path: Path) -> Cli:
     """`cli("policy", "test", file)` with empty state and run folders; environment by keyword."""
 
     def run(*args: object, stdin: str = "", **environment: str) -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", "sectool", *map(str, args)],
-            capture_output=True,
-            text=True,
-            input=stdin,
-            timeout=60,
-            cwd=tmp_path,
-            env={
+        done = sectool(
+            [str(arg) for arg in args],
+            {
                 **os.environ,
                 "SECTOOL_STATE": str(tmp_path / "state"),
                 "SECTOOL_RUN": str(tmp_path / "run"),
                 "TMPDIR": str(tmp_path),
                 **environment,
             },
+            cwd=tmp_path,
+            stdin=stdin,
         )
-        assert "Traceback" not in done.stderr or environment.get("SECTOOL_DEBUG")
-        return Done(done.returncode, done.stdout, done.stderr)
+        assert "Traceback" not in done.err or environment.get("SECTOOL_DEBUG")
+        return done
 
     return run
 

@@ -85,6 +85,7 @@ def test_replay_status_and_ends(cli: Cli, shop: StoreLab) -> None:
     assert cli("ends", "--store", shop.state).code == 2
 
 
+@pytest.mark.long
 def test_a_case_is_written_checked_and_opened(cli: Cli, shop: StoreLab, tmp_path: Path) -> None:
     state = ("--state", shop.state, "--run", shop.run)
     assert cli(*state, "case", "export", "early", "--since", _unix(shop, 0)).code == 2  # no host key
