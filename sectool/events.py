@@ -194,12 +194,18 @@ class Type(StrEnum):
     CAPTURE_STARTED = "capture.started"  # packets are copied: actor, reason, filter, payload, file
     CAPTURE_ENDED = "capture.ended"  # actor, packets, sha256
     VULN_CHANGED = "vuln.changed"  # known vulnerabilities imported or fixed
+    MODE_CHANGED = "mode.changed"  # enforcing or observing from now on: mode, before, actor, reason
+    BREAK_GLASS = "break_glass.begun"  # denial is suspended: actor, reason, until
+    BREAK_GLASS_ENDED = "break_glass.ended"  # it is in force again: actor, why, seconds
 
 
 FLAG_DEFAULT_DENY = 1
 FLAG_ADOPTED = 2  # established before the enforcer started
 FLAG_COALESCED = 4  # flow_count > 1: one record for many alike
 FLAG_RESTORED = 8  # flow state came back from the journal after a restart
+FLAG_OBSERVED = (
+    16  # would have been denied for `drop_reason`, but nothing was enforced: it passed (action: audit)
+)
 
 # name, struct code. Natural alignment throughout, so that the struct, the dtype and the ring agree.
 FIELDS: tuple[tuple[str, str], ...] = (
