@@ -13,9 +13,10 @@ critical then, RFC 5280, 4.2.1.6). CAs carry the SPIFFE ID of their trust domain
 
 from __future__ import annotations
 
-import secrets
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from sectool.clock import DAY, SECOND, YEAR, iso, to_datetime
 from sectool.errors import CredentialError, SectoolError, UsageError
@@ -40,13 +41,20 @@ from sectool.identity.blob import MAX_BLOB, Delegation, SigningKey, VerifyingKey
 from sectool.identity.credential import Credential, PeerIdentity
 from sectool.identity.extensions import (
     CONSTRAINTS_OID,
-    LABELS_OID,
     LabelConstraints,
     decode_constraints,
     encode_constraints,
-    encode_labels,
 )
 from sectool.identity.files import new_directory, read_file, write_atomic
+from sectool.identity.leaf import (
+    LEAF_PURPOSES,
+    LEAF_USAGE,
+    NO_CA,
+    LeafMaker,
+    authority_key,
+    key_identifier,
+    new_serial,
+)
 from sectool.identity.profile import Profile, is_host_name, key_id, read_profile
 from sectool.identity.spiffe import SpiffeId, check_trust_domain
 from sectool.labels import FEDERATED_LABEL, LabelSet
@@ -60,22 +68,8 @@ DEFAULT_ROOT_YEARS = 10
 DEFAULT_HOST_DAYS = 365
 
 _CA_USAGE = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-_LEAF_USAGE = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
-_LEAF_PURPOSES = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-_NO_CA = x509.BasicConstraints(False, None)
 _SHA256 = hashes.SHA256()
 _MAX_ROOT_DOMAIN = 64  # upper bound of an organisation name (RFC 5280, appendix A.1)
-
-
-def _serial() -> int:
-    """64 random bits below a set one: always nine bytes of DER, always positive."""
-    return (1 << 64) | secrets.randbits(64)
-
-
-def _key_identifier(key: VerifyingKey) -> bytes:
-    """8 bytes (RFC 5280, 4.2.1.2, method 2): the bits 0100 and the last 60 bits of the key's SHA-1."""
-    tail = x509.SubjectKeyIdentifier.from_public_key(key).digest[-8:]
-    return bytes((0x40 | (tail[0] & 0x0F),)) + tail[1:]
 
 
 def _builder(
@@ -83,7 +77,7 @@ def _builder(
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
-        .serial_number(_serial())
+        .serial_number(new_serial())
         .public_key(public_key)
         .subject_name(subject)
         .issuer_name(issuer)
@@ -94,15 +88,6 @@ def _builder(
 
 def _uri(spiffe_id: SpiffeId) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(spiffe_id))])
-
-
-def _authority_key(identifier: bytes) -> x509.AuthorityKeyIdentifier:
-    return x509.AuthorityKeyIdentifier(identifier, None, None)
-
-
-def authority_key(key: VerifyingKey) -> x509.AuthorityKeyIdentifier:
-    """The extension that names the key something was signed with."""
-    return _authority_key(_key_identifier(key))
 
 
 def digest_of(key: SigningKey) -> hashes.SHA256 | None:
@@ -201,7 +186,7 @@ class RootAuthority:
         begin_us = now_us - BACKDATE_S * SECOND
         certificate = (
             _builder(key.public_key(), name, name, begin_us, now_us + years * YEAR)
-            .add_extension(x509.SubjectKeyIdentifier(_key_identifier(key.public_key())), False)
+            .add_extension(x509.SubjectKeyIdentifier(key_identifier(key.public_key())), False)
             .add_extension(x509.BasicConstraints(True, 1), True)
             .add_extension(_CA_USAGE, True)
             .add_extension(_uri(SpiffeId(trust_domain, "")), False)
@@ -252,9 +237,9 @@ class RootAuthority:
         return (
             _builder(public_key, x509.Name([]), self.certificate.subject, begin_us, now_us + DAY)
             .add_extension(authority_key(self._key.public_key()), False)
-            .add_extension(_LEAF_USAGE, True)
-            .add_extension(_LEAF_PURPOSES, False)
-            .add_extension(_NO_CA, True)
+            .add_extension(LEAF_USAGE, True)
+            .add_extension(LEAF_PURPOSES, False)
+            .add_extension(NO_CA, True)
             .add_extension(_uri(SpiffeId(self.trust_domain, "/ca")), True)
             .sign(self._key, digest_of(self._key))
         )
@@ -287,8 +272,8 @@ class RootAuthority:
         root_key = self._key.public_key()
         return (
             _builder(public_key, subject, self.certificate.subject, begin_us, end_us)
-            .add_extension(_authority_key(_key_identifier(root_key)), False)
-            .add_extension(x509.SubjectKeyIdentifier(_key_identifier(public_key)), False)
+            .add_extension(authority_key(root_key), False)
+            .add_extension(x509.SubjectKeyIdentifier(key_identifier(public_key)), False)
             .add_extension(x509.BasicConstraints(True, 0), True)
             .add_extension(_CA_USAGE, True)
             .add_extension(_uri(SpiffeId(self.trust_domain, "")), False)
@@ -322,10 +307,9 @@ class HostAuthority:
 
     __slots__ = (
         "_der",
-        "_issuer",
-        "_issuer_id",
-        "_key",
+        "_leaves",
         "_names",
+        "_permits",
         "_profile",
         "_root",
         "constraints",
@@ -345,14 +329,13 @@ class HostAuthority:
         if profile.constraints is None:
             raise CredentialError(DropReason.UNTRUSTED_CHAIN, "the host CA carries no label constraints")
         self._profile = profile
-        self._key = key
         self._der = certificate.public_bytes(Encoding.DER)
-        self._issuer = certificate.subject
-        self._issuer_id = _authority_key(_key_identifier(profile.public_key))
+        self._leaves = LeafMaker(key, certificate.subject)
         self._root = read_profile(root.public_bytes(Encoding.DER), "root") if root is not None else profile
         self.trust_domain = profile.spiffe_id().trust_domain
         self.host_name = profile.host_name()
         self.constraints = decode_constraints(profile.constraints)
+        self._permits = lru_cache(4096)(self.constraints.permits)  # a host's workloads share most labels
         self._names = key_id(profile.public_key), f"{profile.serial:x}"
 
     def __repr__(self) -> str:
@@ -395,7 +378,7 @@ class HostAuthority:
                 "choose another key",
             )
         for key, value in labels.items():
-            if not self.constraints.permits(key, value):
+            if not self._permits(key, value):
                 raise CredentialError(
                     DropReason.LABEL_NOT_PERMITTED,
                     f"host {self.host_name} may not vouch for {key}={value}",
@@ -421,20 +404,11 @@ class HostAuthority:
         end_us = min(now_us + ttl_s * SECOND, self.not_after_us) // SECOND * SECOND
         begin_us = (now_us - BACKDATE_S * SECOND) // SECOND * SECOND
         key = ec.generate_private_key(ec.SECP256R1())
-        leaf = (
-            _builder(key.public_key(), x509.Name([]), self._issuer, begin_us, end_us)
-            .add_extension(self._issuer_id, False)
-            .add_extension(_LEAF_USAGE, True)
-            .add_extension(_LEAF_PURPOSES, False)
-            .add_extension(_NO_CA, True)
-            .add_extension(_uri(spiffe_id), True)
-            .sign(self._key, digest_of(self._key))
-        )
-        der = leaf.public_bytes(Encoding.DER)
-        fingerprint = read_profile(der, "leaf").fingerprint
+        leaf = self._leaves.make(key.public_key(), spiffe_id, None, begin_us, end_us)
+        fingerprint = hashlib.sha256(leaf.der).digest()
         renew_us = now_us + (end_us - now_us) // 2
-        serial = f"{leaf.serial_number:x}"
-        return Portable(str(spiffe_id), der, self._der, key, fingerprint, serial, end_us, renew_us)
+        serial = f"{leaf.serial:x}"
+        return Portable(str(spiffe_id), leaf.der, self._der, key, fingerprint, serial, end_us, renew_us)
 
     def issue(
         self, spiffe_path: str, labels: LabelSet, now_us: int, ttl_s: int = DEFAULT_TTL_S
@@ -460,18 +434,8 @@ class HostAuthority:
         end_us = min(now_us + ttl_s * SECOND, self.not_after_us) // SECOND * SECOND
         begin_us = (now_us - BACKDATE_S * SECOND) // SECOND * SECOND
         leaf_key = ec.generate_private_key(ec.SECP256R1())
-        leaf = (
-            _builder(leaf_key.public_key(), x509.Name([]), self._issuer, begin_us, end_us)
-            .add_extension(self._issuer_id, False)
-            .add_extension(_LEAF_USAGE, True)
-            .add_extension(_LEAF_PURPOSES, False)
-            .add_extension(_NO_CA, True)
-            .add_extension(_uri(spiffe_id), True)
-            .add_extension(x509.UnrecognizedExtension(LABELS_OID, encode_labels(labels)), False)
-            .sign(self._key, digest_of(self._key))
-        )
-        leaf_der = leaf.public_bytes(Encoding.DER)
-        stream = compress(leaf_der, self._der)
+        leaf = self._leaves.make(leaf_key.public_key(), spiffe_id, labels, begin_us, end_us)
+        stream = compress(leaf.der, self._der)
         if size_with(stream) > MAX_BLOB:
             raise CredentialError(
                 DropReason.CREDENTIAL_OVERSIZED,
@@ -481,13 +445,13 @@ class HostAuthority:
         private = x25519.X25519PrivateKey.generate()
         public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         delegation = Delegation.sign(leaf_key, public, end_us // SECOND, stream)
-        read = read_profile(leaf_der, "leaf")
+        fingerprint = hashlib.sha256(leaf.der).digest()
         validity = (max(begin_us, host.not_before_us, self._root.not_before_us), end_us)
         peer = PeerIdentity.of(
-            spiffe_id, labels, public, validity, read.fingerprint, read.serial, self.host_name, self._names
+            spiffe_id, labels, public, validity, fingerprint, leaf.serial, self.host_name, self._names
         )
         return Credential(
-            leaf_der=leaf_der,
+            leaf_der=leaf.der,
             host_der=self._der,
             delegation=delegation,
             blob=pack(delegation, stream),

@@ -11,20 +11,8 @@ sectool.identity.blob). A test pins its SHA-256.
 
 from __future__ import annotations
 
+from sectool.identity.der import oid
 from sectool.identity.extensions import CONSTRAINTS_OID, LABELS_OID
-
-
-def _oid(dotted: str) -> bytes:
-    """DER of an object identifier (X.690, 8.19), tag and length included."""
-    first, second, *rest = (int(part) for part in dotted.split("."))
-    body = bytearray()
-    for arc in (first * 40 + second, *rest):
-        groups = [arc & 0x7F]
-        while arc := arc >> 7:
-            groups.append(0x80 | (arc & 0x7F))
-        body += bytes(reversed(groups))
-    return bytes((0x06, len(body))) + bytes(body)
-
 
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 _ED25519 = bytes.fromhex("300506032b6570")
@@ -53,7 +41,7 @@ def _validity(start: str, end: str) -> bytes:
 def _build() -> bytes:
     constraints = b"".join(
         (
-            b"\x30\x82\x01\x00" + _oid(CONSTRAINTS_OID.dotted_string) + b"\x04\x81\x80\x0c\x81\x80",
+            b"\x30\x82\x01\x00" + oid(CONSTRAINTS_OID.dotted_string) + b"\x04\x81\x80\x0c\x81\x80",
             b"/host/host1/;app=*;team=*;*=*;env=dev|test|staging;env=prod;exe=*;unit=*;user=*;zone=*;region=*",
         )
     )
@@ -87,7 +75,7 @@ def _build() -> bytes:
             bytes.fromhex("301d06 03551d25 0416 3014 06082b06010505070301 06082b06010505070302"),
             bytes.fromhex("300c06 03551d13 0101ff 0402 3000"),
             bytes.fromhex("303006 03551d11 0101ff 0426 3024 8622") + b"spiffe://example.org/host/web1/wl/",
-            b"\x30\x81\x80" + _oid(LABELS_OID.dotted_string) + b"\x04\x81\x80\x0c\x81\x80",
+            b"\x30\x81\x80" + oid(LABELS_OID.dotted_string) + b"\x04\x81\x80\x0c\x81\x80",
         )
     )
     return b"".join((_ED25519, host, _LABELS, leaf))

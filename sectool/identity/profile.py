@@ -22,14 +22,18 @@ from sectool.clock import from_datetime
 from sectool.errors import CredentialError
 from sectool.events import DropReason
 from sectool.identity.blob import P256_ORDER, VerifyingKey
+from sectool.identity.der import BIT_STRING, SEQUENCE, element
 from sectool.identity.extensions import CONSTRAINTS_OID, LABELS_OID
 from sectool.identity.spiffe import SpiffeId
 
 ECDSA_SHA256 = ec.ECDSA(SHA256())
 
-_SIGNATURE_ALGORITHMS = {  # and their AlgorithmIdentifier in DER (RFC 5758, 3.2; RFC 8410, 3)
-    SignatureAlgorithmOID.ECDSA_WITH_SHA256: bytes.fromhex("300a06082a8648ce3d040302"),
-    SignatureAlgorithmOID.ED25519: bytes.fromhex("300506032b6570"),
+# AlgorithmIdentifiers in DER (RFC 5758, 3.2; RFC 8410, 3).
+ECDSA_SHA256_DER = bytes.fromhex("300a06082a8648ce3d040302")
+ED25519_DER = bytes.fromhex("300506032b6570")
+_SIGNATURE_ALGORITHMS = {
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: ECDSA_SHA256_DER,
+    SignatureAlgorithmOID.ED25519: ED25519_DER,
 }
 _UNDERSTOOD = frozenset(
     (
@@ -106,8 +110,8 @@ class Profile:
             raise refusal(DropReason.UNTRUSTED_CHAIN, f"the {self.role}'s signature is malformed") from None
         twin = encode_dss_signature(r, (P256_ORDER - s) % P256_ORDER)
         algorithm = _SIGNATURE_ALGORITHMS[self.algorithm]
-        body = self.certificate.tbs_certificate_bytes + algorithm + _der(0x03, b"\x00" + twin)
-        return self.fingerprint, hashlib.sha256(_der(0x30, body)).digest()
+        body = self.certificate.tbs_certificate_bytes + algorithm + element(BIT_STRING, b"\x00" + twin)
+        return self.fingerprint, hashlib.sha256(element(SEQUENCE, body)).digest()
 
     def host_name(self) -> str:
         """The host a host CA is for: its common name."""
@@ -162,13 +166,6 @@ class Profile:
             raise refusal(
                 DropReason.UNTRUSTED_CHAIN, f"the {self.role} was not signed by the {issuer.role} it names"
             ) from None
-
-
-def _der(tag: int, body: bytes) -> bytes:
-    """One DER element (X.690, 8.1.3) of less than 64 KiB."""
-    n = len(body)
-    length = bytes((n,)) if n < 0x80 else bytes((0x81, n)) if n < 0x100 else b"\x82" + n.to_bytes(2, "big")
-    return bytes((tag,)) + length + body
 
 
 def _header(der: bytes) -> int:

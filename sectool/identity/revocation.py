@@ -33,10 +33,11 @@ from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 from sectool.clock import DAY, SECOND, from_datetime, iso, to_datetime
 from sectool.errors import CredentialError, UsageError
 from sectool.events import DropReason
-from sectool.identity.authority import BACKDATE_S, authority_key, digest_of
+from sectool.identity.authority import BACKDATE_S, digest_of
 from sectool.identity.blob import SigningKey
 from sectool.identity.credential import PeerIdentity
 from sectool.identity.extensions import ARC
+from sectool.identity.leaf import authority_key
 from sectool.identity.profile import Profile, key_id, read_profile, refusal
 from sectool.identity.spiffe import SpiffeId
 from sectool.identity.trust import TrustBundle

@@ -29,6 +29,7 @@ from sectool.identity.extensions import (
     encode_constraints,
     encode_labels,
 )
+from sectool.identity.leaf import LEAF_USAGE, NO_CA
 from sectool.identity.lists import Lists
 from sectool.identity.register import of_host, registered, revoke
 from sectool.identity.revocation import Entries
@@ -54,11 +55,13 @@ def chain(state: Path, **over: Any) -> bytes:
     host = load_host(state)
     key = ec.generate_private_key(ec.SECP256R1())
     begin, end = over.get("validity", (NOW - HOUR, NOW + HOUR))
-    signer = over.get("signer", host.authority._key)
-    leaf = a._builder(over.get("public", key.public_key()), x509.Name([]), host.authority._issuer, begin, end)
-    usage = over.get("usage", a._LEAF_USAGE)
+    signer = over.get("signer", host.authority._leaves._key)
+    leaf = a._builder(
+        over.get("public", key.public_key()), x509.Name([]), host.authority.certificate.subject, begin, end
+    )
+    usage = over.get("usage", LEAF_USAGE)
     leaf = leaf.add_extension(usage, True) if usage else leaf
-    leaf = leaf.add_extension(over.get("basic", a._NO_CA), True)
+    leaf = leaf.add_extension(over.get("basic", NO_CA), True)
     san = over.get("san", a._uri(SpiffeId(DOMAIN, over.get("path", "/host/web1/wl/shop"))))
     leaf = leaf.add_extension(san, True) if san else leaf
     labels = over.get("labels", encode_labels(LabelSet({"env": "dev"})))
@@ -170,12 +173,18 @@ def test_constraints_cannot_be_widened_by_a_second_certificate_of_the_host(state
         CONSTRAINTS_OID, encode_constraints(LabelConstraints({"*": ("*",)}, ""))
     )
     forged = (
-        a._builder(key.public_key(), host.authority._issuer, host.authority._issuer, NOW - HOUR, NOW + HOUR)
+        a._builder(
+            key.public_key(),
+            host.authority.certificate.subject,
+            host.authority.certificate.subject,
+            NOW - HOUR,
+            NOW + HOUR,
+        )
         .add_extension(x509.BasicConstraints(True, 0), True)
         .add_extension(a._CA_USAGE, True)
         .add_extension(uris(f"spiffe://{DOMAIN}"), False)
         .add_extension(wider, False)
-        .sign(host.authority._key, a._SHA256)
+        .sign(host.authority._leaves._key, a._SHA256)
     )
     data = chain(state, signer=key, path="/host/prod1/wl/x", host=forged.public_bytes(Encoding.PEM))
     assert reason(state, data) == R.UNTRUSTED_CHAIN
