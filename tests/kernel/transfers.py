@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from nfq.frame import RECORD_HEAD
 from tests.kernel.conftest import Namespace, wait_until
 
 CHUNK: Final = 1 << 16
@@ -175,7 +176,7 @@ class Transfers:
 
 # -- counters on the wire ----------------------------------------------------------------------------------------------
 
-_RECORD: Final = bytes((253, 28))
+_RECORD: Final = RECORD_HEAD.to_bytes(4, "big")  # kind and length alone also turn up within timestamps
 _SNAP: Final = 160  # bytes of a frame: its headers
 
 
