@@ -2,16 +2,17 @@
 
 Real processes, each with an executable of its own (so each is another workload, and each has to be hashed), in a
 network namespace of their own; found, attested and given an SVID by the daemon's own discovery
-(sectool.agent.discovery), all in this process. Needs root and a kernel that tells news of processes.
+(sectool.agent.discovery) in this process. Another process starts them, as on a host; both have the same clock. Needs
+root and a kernel that tells news of processes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
-import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,20 @@ from sectool.identity.credential import Credential
 from sectool.identity.workload import Facts, Workload, resolve
 
 PATIENCE_S = 60.0
+# Starts what it is told to, one path a line; says when each began and when the last was started; ends all at the end.
+STARTER = """
+import os, signal, sys, time
+children = []
+for line in sys.stdin:
+    begun = []
+    for path in line.split():
+        begun.append(time.perf_counter())
+        children.append(os.posix_spawn(path, [path, "600"], {}))
+    print(*begun, time.perf_counter(), flush=True)
+for pid in children:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+"""
 
 
 class Starting:
@@ -37,8 +52,12 @@ class Starting:
         self.programs = _programs(folder, count)
         self.since: dict[str, float] = {}  # perf_counter, by executable
         self.host = host
+        self.cpu_s = 0.0  # what finding them all took of this process
+        self._waiting: set[str] = set()
         self._told = asyncio.Event()
-        self._children: list[int] = []
+        self._starter = subprocess.Popen(
+            [sys.executable, "-ISc", STARTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.discovery = Discovery(
             Identities(self._resolve, self._issue, self._issued),
             Cgroups(),
@@ -55,7 +74,9 @@ class Starting:
 
     def _issued(self, entry: Issued, before: Credential | None) -> None:
         self.since[entry.facts.executable] = time.perf_counter()
-        self._told.set()
+        self._waiting.discard(entry.facts.executable)
+        if not self._waiting:
+            self._told.set()
 
     async def start(self) -> None:
         """Until what runs already is known and the kernel tells news."""
@@ -63,22 +84,25 @@ class Starting:
         while self.discovery.busy or not self.discovery.hearing:
             await asyncio.sleep(0.01)
 
-    def spawn(self, program: Path) -> None:
-        """Start one program."""
-        self._children.append(os.posix_spawn(program, [str(program), "600"], {}))
-
-    async def known(self, programs: list[Path]) -> None:
-        """Wait until all of them have an identity."""
+    async def started(self, programs: list[Path]) -> list[float]:
+        """Start programs and wait until all have an identity: when each began, and when the last had been started."""
+        paths = [str(program) for program in programs]
+        self._waiting.update(paths)
+        self._told.clear()
+        assert self._starter.stdin is not None
+        assert self._starter.stdout is not None
+        cpu = time.process_time()
+        self._starter.stdin.write(" ".join(paths) + "\n")
+        self._starter.stdin.flush()
         async with asyncio.timeout(PATIENCE_S):
-            while not all(str(program) in self.since for program in programs):
-                self._told.clear()
-                await self._told.wait()
+            await self._told.wait()
+        self.cpu_s = time.process_time() - cpu
+        line = await asyncio.to_thread(self._starter.stdout.readline)
+        return [float(word) for word in line.split()]
 
     async def close(self) -> None:
         """End everything."""
-        for pid in self._children:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        await asyncio.to_thread(self._starter.communicate)
         await self.discovery.close()
 
 
@@ -99,15 +123,11 @@ def _place() -> Iterator[Path]:
         yield Path(folder)
 
 
-async def _together(starting: Starting) -> tuple[float, float]:
+async def _together(starting: Starting) -> tuple[float, float, float]:
     await starting.start()
     try:
-        begin = time.perf_counter()
-        for program in starting.programs:
-            starting.spawn(program)
-        spawned = time.perf_counter() - begin
-        await starting.known(starting.programs)
-        return spawned, max(starting.since[str(p)] for p in starting.programs) - begin
+        begun = await starting.started(starting.programs)
+        return begun[-1] - begun[0], max(starting.since.values()) - begun[0], starting.cpu_s
     finally:
         await starting.close()
 
@@ -117,17 +137,15 @@ async def _alone(starting: Starting) -> list[float]:
     found = []
     try:
         for program in starting.programs:
-            begin = time.perf_counter()
-            starting.spawn(program)
-            await starting.known([program])
-            found.append(time.perf_counter() - begin)
+            begun = await starting.started([program])
+            found.append(starting.since[str(program)] - begun[0])
         return sorted(found)
     finally:
         await starting.close()
 
 
-def together(host: HostAuthority, count: int) -> tuple[float, float]:
-    """Seconds from the first start of `count` workloads at once to the last start, and to the last identity."""
+def together(host: HostAuthority, count: int) -> tuple[float, float, float]:
+    """Seconds from the first start of `count` workloads at once to the last start and last identity; CPU seconds."""
     with _place() as folder:
         return asyncio.run(_together(Starting(host, folder, count)))
 
