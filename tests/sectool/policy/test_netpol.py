@@ -126,6 +126,12 @@ kind: NetworkPolicy
 metadata: {name: default-deny-all}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 """,
+    "allow-egress-deny-ingress": """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: allow-egress-deny-ingress}
+spec: {podSelector: {}, policyTypes: [Egress, Ingress], egress: [{}], ingress: []}
+""",
     "multi-port-egress": """
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -167,7 +173,7 @@ apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: access-nginx}
 spec:
-  podSelector: {matchLabels: {app: nginx}}
+  podSelector: {matchLabels: {app.kubernetes.io/name: nginx}}
   ingress:
   - from:
     - podSelector: {matchLabels: {access: "true"}}
@@ -213,6 +219,10 @@ TABLE: list[tuple[str, End, End, str, int, bool]] = [
     ("allow-all-egress", DB, outside("192.0.2.1"), "TCP", 80, True),
     ("default-deny-all", pod("other"), DB, "TCP", 80, False),
     ("default-deny-all", DB, pod("other"), "TCP", 80, False),
+    ("allow-egress-deny-ingress", DB, outside("192.0.2.1"), "TCP", 80, True),
+    ("allow-egress-deny-ingress", FRONT, DB, "TCP", 80, False),
+    ("allow-egress-deny-ingress", outside("192.0.2.1"), DB, "UDP", 53, False),
+    ("allow-egress-deny-ingress", DB, pod("other"), "SCTP", 9, True),
     ("multi-port-egress", DB, outside("10.0.0.1"), "TCP", 31999, False),
     ("multi-port-egress", DB, outside("10.0.0.1"), "TCP", 32000, True),
     ("multi-port-egress", DB, outside("10.0.0.1"), "TCP", 32768, True),
@@ -225,9 +235,30 @@ TABLE: list[tuple[str, End, End, str, int, bool]] = [
     ("by-namespace-name", PLAIN, DNS, "TCP", 5353, False),
     ("by-namespace-name", PLAIN, DNS, "UDP", 53, False),
     ("by-namespace-name", PLAIN, pod("other", ports="dns/UDP/5353"), "UDP", 5353, False),
-    ("access-nginx", pod("default", "access=true"), pod("default", "app=nginx"), "TCP", 80, True),
-    ("access-nginx", pod("default", "access=no"), pod("default", "app=nginx"), "TCP", 80, False),
-    ("access-nginx", pod("other", "access=true"), pod("default", "app=nginx"), "TCP", 80, False),
+    (
+        "access-nginx",
+        pod("default", "access=true"),
+        pod("default", "app.kubernetes.io/name=nginx"),
+        "TCP",
+        80,
+        True,
+    ),
+    (
+        "access-nginx",
+        pod("default", "access=no"),
+        pod("default", "app.kubernetes.io/name=nginx"),
+        "TCP",
+        80,
+        False,
+    ),
+    (
+        "access-nginx",
+        pod("other", "access=true"),
+        pod("default", "app.kubernetes.io/name=nginx"),
+        "TCP",
+        80,
+        False,
+    ),
 ]
 
 
@@ -376,7 +407,9 @@ def test_the_engine_says_what_the_other_evaluator_says() -> None:
 # --- beside policies of our own ---------------------------------------------------------------------------------------
 
 WITH = EXAMPLES["access-nginx"] + "---\n"
-NGINX, FRIEND, STRANGER = (pod("default", labels) for labels in ("app=nginx", "access=true", "access=no"))
+NGINX, FRIEND, STRANGER = (
+    pod("default", labels) for labels in ("app.kubernetes.io/name=nginx", "access=true", "access=no")
+)
 
 
 def decide(text: str, source: End, destination: End, **more: Any) -> Any:
@@ -407,7 +440,7 @@ def test_explanations_name_the_policies_that_isolate() -> None:
 
 def test_guardrails_and_denials_come_first_policies_add() -> None:
     rules = "kind: {}\nname: own\nowner: me\nrules: ['{}']\n"
-    wide = "k8s.label.access=no to call k8s.label.app=nginx"
+    wide = "k8s.label.access=no to call k8s.label.app.kubernetes.io/name=nginx"
     assert decide(WITH + rules.format("Policy", f"allow {wide}"), STRANGER, NGINX).action is Action.ALLOW
     assert decide(WITH + rules.format("Policy", f"audit {wide}"), STRANGER, NGINX).action is Action.AUDIT
     denied = decide(WITH + rules.format("Guardrail", "deny k8s.label.access to call any"), FRIEND, NGINX)
@@ -459,7 +492,7 @@ def test_plain_labels_stand_for_pod_labels_that_are_not_there() -> None:
 def test_test_documents_speak_of_pods() -> None:
     text = WITH + (
         "kind: Test\nname: nginx\n"
-        "allow: ['k8s.ns=default,k8s.label.access=true -> k8s.ns=default,k8s.label.app=nginx tcp/80']\n"
-        "deny: ['k8s.ns=default -> k8s.ns=default,k8s.label.app=nginx tcp/80']\n"
+        "allow: ['k8s.ns=default,k8s.label.access=true -> k8s.ns=default,k8s.label.app.kubernetes.io/name=nginx tcp/80']\n"
+        "deny: ['k8s.ns=default -> k8s.ns=default,k8s.label.app.kubernetes.io/name=nginx tcp/80']\n"
     )
     assert all(result.passed for result in run_tests(parse(text)))
