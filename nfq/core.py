@@ -19,7 +19,7 @@ from nfq.datagram import Datagram
 from nfq.exchanges import Exchanges
 from nfq.flow import Flow, FlowTable, LocalWorkload, Owner, State
 from nfq.handshake import CLOCK_WINDOW_S, Verifier
-from nfq.limits import SeenHandshakes, TokenBuckets
+from nfq.limits import Addresses, SeenHandshakes, TokenBuckets
 from nfq.names import NameTable
 from nfq.noise import EphemeralPool
 from nfq.packet import URG, Segment, mss_of, rebuild, syn_options
@@ -281,6 +281,8 @@ class Core:
         self.uncut: list[Flow] = []  # cut, but the kernel has not taken note yet
         self.reassembly = POOL
         self.suites = mask(config.suites)  # as offered on the wire
+        self.observing = False  # nothing is denied: what would be passes, and is recorded so (nfq.observing)
+        self.enforcers = Addresses()  # where an identity was proven: an enforcer is there
         self._judge = engine  # whose decisions are in `_judged`, by the id of a request in `_made`
         self._judged: dict[int, Decision] = {}
         self._made: dict[int, Request] = {}
@@ -361,8 +363,17 @@ class Core:
         self.recorder.count(reason)
         return DROP
 
+    def turn_away(self, reason: DropReason) -> Result:
+        """As `drop`, for what is kept out by caution and not because it is broken: while observing it passes."""
+        self.recorder.count(reason)
+        return ACCEPT if self.observing else DROP
+
     def decide(self, flow: Flow, now_us: int) -> Decision:
-        """Judge `flow.request` under the current revision and note the outcome in the flow."""
+        """Judge `flow.request` under the current revision and note the outcome in the flow.
+
+        The engine's verdict is the same while nothing is enforced; what it denies then becomes an AUDIT with the
+        reason of the denial.
+        """
         request = flow.request
         assert request is not None
         if self._judge is not self.engine:
@@ -374,6 +385,8 @@ class Core:
             # A request of `ask` is kept, so that its id is its own; a decision that time does not change as well.
             if decision.valid_until_us is None and request is self._made.get(id(request)):
                 self._judged[id(request)] = decision
+        if self.observing and decision.action is Action.DENY:
+            decision = replace(decision, action=Action.AUDIT)
         flow.decision = decision
         flow.revision = self.revision
         flow.reason = decision.reason
@@ -403,6 +416,8 @@ class Core:
 
     def still_permitted(self, flow: Flow, decision: Decision) -> bool:
         """Whether a live flow may go on: allowed, and encrypted if that is asked for now and it leaves the host."""
+        if self.observing:
+            return True
         kept = flow.suite != 0 or flow.point is Point.LOCAL or not decision.encrypt
         return kept and self.permitted(decision)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
-from nfq import encrypted, icmp, initiator, loopback, responder, udp
+from nfq import encrypted, icmp, initiator, loopback, observing, responder, udp
 from nfq.core import ACCEPT, CUT_MEMORY_US, RELEASE, Core, Result, Verdict
 from nfq.flow import Flow, State
 from nfq.handshake import is_proof
@@ -47,7 +47,7 @@ def handle(
             core, data, outbound, local, now_us, device
         )
     except PacketError:
-        return core.drop(DropReason.PACKET_MALFORMED)
+        return core.turn_away(DropReason.PACKET_MALFORMED)
 
 
 def _other(core: Core, data: bytes, outbound: bool, local: bool, now_us: int, device: int) -> Result:
@@ -107,6 +107,8 @@ def _unknown(core: Core, seg: Segment, now_us: int) -> Result:
 
     It was half open when a worker before this one died, or found no place in the journal.
     """
+    if core.observing:
+        return core.turn_away(DropReason.UNKNOWN_FLOW)
     mine = worker_of(seg.key, core.config.workers) == core.config.worker  # else its own may know it
     if seg.outbound or seg.flags & RST or not mine or not core.enforced(seg.source) or not record_option(seg):
         return core.drop(DropReason.UNKNOWN_FLOW)
@@ -179,7 +181,12 @@ def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us
             core.recorder.denied(flow, DropReason.POLICY_CHANGED, now_us)
     cut = 0
     for flow in core.live:
-        if flow.state in _CARRIED and flow.request is not None:
+        if flow.state not in _CARRIED:
+            continue
+        if observing.over(core, flow):
+            _cut(core, flow, now_us, flow.let_in)
+            cut += 1
+        elif flow.request is not None:
             if core.still_permitted(flow, core.decide(flow, now_us)):
                 core.watch(flow)
             else:
@@ -188,12 +195,27 @@ def activate(core: Core, engine: Engine, revision: int, policy_hash: int, now_us
     return cut + udp.activate(core, now_us)
 
 
+def observe(core: Core, on: bool, now_us: int) -> int:
+    """Stop denying, or begin again: then every live flow is judged anew. Returns how many were cut."""
+    if core.observing == on:
+        return 0
+    core.observing = on
+    return activate(core, core.engine, core.revision, core.recorder.policy_hash, now_us)
+
+
 def distrust(core: Core, doubtful: Callable[[PeerIdentity], bool], reason: DropReason, now_us: int) -> int:
     """Cut every flow, half open or live, plain or encrypted, one of whose ends is `doubtful`. How many live ones.
 
     For identities that are not trusted any more; `reason` is what their records say. The caller ends their sessions,
     and with them connections that are being made under one; a peer that has still to answer is verified when it does.
+    While nothing is enforced they are only marked, to be cut when denial begins.
     """
+    if core.observing:
+        for table in (core.live, core.udp.live):
+            for flow in table:
+                if any(map(doubtful, flow.identities)):
+                    flow.let_in = reason
+        return 0
     for flow in core.accepting:
         if any(map(doubtful, flow.identities)):
             core.accepting.remove(flow)

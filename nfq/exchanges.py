@@ -16,12 +16,13 @@ IDLE_US = 30_000_000  # as long as connection tracking remembers an echo
 class Exchange:
     """A flow of messages that policy allowed, with what was counted."""
 
-    __slots__ = ("answered", "asked", "flow", "last_us", "until_us")
+    __slots__ = ("answered", "asked", "flow", "last_us", "observed", "until_us")
 
     def __init__(self, flow: Flow, until_us: int, now_us: int) -> None:
         self.flow = flow
         self.until_us = until_us  # when policy may say otherwise
         self.last_us = now_us
+        self.observed = False  # judged while nothing was enforced
         self.asked = (0, 0)  # octets, messages
         self.answered = (0, 0)
 

@@ -91,6 +91,7 @@ class Flow:
         "journal_slot",
         "key",
         "keys",
+        "let_in",
         "local",
         "local_address",
         "local_port",
@@ -173,13 +174,16 @@ class Flow:
         self.answer_wire = b""  # message 2, kept for retransmitted SYN-ACKs
         self.keys: TransportKeys | None = None
         self.proof = b""  # the initiator's, as it goes over the wire
-        self.proofs = 0  # segments that have carried it
+        self.proofs = 0  # segments that have carried it; before, how often the SYN was sent again
         self.auth = Auth.NONE
         self.auth_result = AuthResult.NONE
         self.conn_state = ConnState.NONE
         self.decider = Decider.LOCAL
         self.reason = DropReason.NONE
         self.peer_reason = DropReason.NONE
+        self.let_in = (
+            DropReason.NONE
+        )  # why it lives only as long as nothing is enforced, whatever policy says
         self.peer_rule = 0
         self.history = b""
         self.recorded = False

@@ -22,8 +22,13 @@ class Holding:
         self,
         facts_later: Callable[[Hashable, Callable[[Facts | None], None]], None],
         ask: Callable[[Hashable, Facts], None],
+        give_up: Callable[[Packet], None] = Packet.drop,
     ) -> None:
-        """`facts_later` gathers what the kernel attests about a key, `ask` hands it to the agent."""
+        """`facts_later` gathers what the kernel attests about a key, `ask` hands it to the agent.
+
+        `give_up` gives a packet its verdict that cannot wait, or has waited in vain.
+        """
+        self._give_up = give_up
         self._facts_later = facts_later
         self._ask = ask
         self._held: dict[Hashable, tuple[int, list[Packet]]] = {}
@@ -35,7 +40,7 @@ class Holding:
         held = self._held.get(key)
         if self.count >= LIMIT or (held is None and now_us - self._asked.get(key, 0) < ASK_AGAIN_US):
             # The latter: what the agent has just given is of no use (expired). Do not ask in a circle.
-            packet.drop()
+            self._give_up(packet)
             return
         self.count += 1
         if held is not None:
@@ -66,4 +71,4 @@ class Holding:
 
     def _drop(self, key: Hashable) -> None:
         for packet in self.take(key):
-            packet.drop()
+            self._give_up(packet)

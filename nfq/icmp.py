@@ -19,6 +19,7 @@ from nfq.exchanges import Exchange
 from nfq.flow import Flow, LocalWorkload, State
 from nfq.icmpmessage import ANSWERS, ERRORS, NEIGHBOURHOOD, REQUESTS, Message, Quote
 from nfq.ip import ICMP, ICMP6, TCP, UDP, Header, header
+from nfq.observing import note, over
 from nfq.packet import PacketError
 from sectool.events import Action, Auth, AuthResult, ConnState, DropReason, Phase, Point
 from sectool.policy import Request
@@ -48,7 +49,7 @@ def handle(
             return _answer(core, head, message, outbound, local, now_us)
         return _question(core, head, message, outbound, local, now_us)
     except PacketError:
-        return core.drop(DropReason.PACKET_MALFORMED)
+        return core.turn_away(DropReason.PACKET_MALFORMED)
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
@@ -60,9 +61,9 @@ def _error(core: Core, data: bytes, head: Header, message: Message, outbound: bo
     about = icmpmessage.quote(message)
     # It goes to whoever sent the packet that it is about, and may come from any router on the way.
     if about.source != head.destination:
-        return core.drop(DropReason.UNKNOWN_FLOW)
+        return core.turn_away(DropReason.UNKNOWN_FLOW)
     if about.protocol in (ICMP, ICMP6):
-        return ACCEPT if _exchange(core, about, outbound) else core.drop(DropReason.UNKNOWN_FLOW)
+        return ACCEPT if _exchange(core, about, outbound) else core.turn_away(DropReason.UNKNOWN_FLOW)
     if about.protocol not in (TCP, UDP):
         return ACCEPT  # a protocol that is not judged: the rules let it pass, or it was never sent
     flow = (
@@ -71,7 +72,7 @@ def _error(core: Core, data: bytes, head: Header, message: Message, outbound: bo
         else _datagrams(core, about, not outbound)
     )
     if flow is None:
-        return core.drop(DropReason.UNKNOWN_FLOW)
+        return core.turn_away(DropReason.UNKNOWN_FLOW)
     if outbound:
         return (
             Result(Verdict.ACCEPT, icmpmessage.with_short_quote(data, head, message, about))
@@ -164,7 +165,7 @@ def _answer(core: Core, head: Header, message: Message, outbound: bool, local: b
         key = _key(True, False, question, message.identifier, own, bytes(len(other)))
         exchange = core.exchanges.get(key)
     if exchange is None:
-        return core.drop(DropReason.UNKNOWN_FLOW)
+        return core.turn_away(DropReason.UNKNOWN_FLOW)
     exchange.count(len(message.body) + head.off, answer=True)
     core.exchanges.touch(key, exchange, now_us)
     return ACCEPT
@@ -192,10 +193,18 @@ def _question(core: Core, head: Header, message: Message, outbound: bool, local:
 def _still(core: Core, key: bytes, exchange: Exchange, now_us: int) -> bool:
     """Whether policy still allows an exchange: asked again when there is another revision, or its decision ends."""
     flow = exchange.flow
-    if flow.revision == core.revision and now_us < exchange.until_us:
+    if flow.let_in and not over(core, flow):
         return True
-    decision = core.decide(flow, now_us)
-    if core.permitted(decision):
+    if (
+        not flow.let_in
+        and exchange.observed == core.observing
+        and flow.revision == core.revision
+        and now_us < exchange.until_us
+    ):
+        return True
+    decision = None if flow.let_in else core.decide(flow, now_us)
+    exchange.observed = core.observing
+    if decision is not None and core.permitted(decision):
         exchange.until_us = decision.valid_until_us or _FOREVER
         return True
     core.exchanges.remove(key)
@@ -217,7 +226,7 @@ def _judge(
 ) -> Exchange | Result:
     """Let policy decide on the first message of an exchange."""
     if core.denials.knows(key, 0, now_us):
-        return core.drop(DropReason.DENIED_BEFORE)
+        return core.turn_away(DropReason.DENIED_BEFORE)
     kind, code = message.kind.to_bytes(2, "big"), message.code.to_bytes(2, "big")
     point = Point.LOCAL if local else Point.INITIATOR if outbound else Point.RESPONDER
     # In records type and code stand in place of the ports, seen from who asks.
@@ -226,6 +235,8 @@ def _judge(
     )
     flow.protocol = head.protocol
     if not outbound and not core.message_limit.take(head.source, now_us):
+        if core.observing:
+            return core.turn_away(DropReason.RATE_LIMITED)
         return _deny(core, flow, DropReason.RATE_LIMITED, now_us)
     peer = _workload(core, core.ports.host(), flow, now_us) if local else None
     mine = core.ports.sender(head.v6, message.identifier) if outbound else core.ports.host()
@@ -233,6 +244,9 @@ def _judge(
     for end in (peer, found):
         if isinstance(end, Result):
             return end
+        if isinstance(end, DropReason) and core.observing:
+            note(core, flow, end, now_us)
+            return _begun(core, key, Exchange(flow, _FOREVER, now_us), now_us)
         if isinstance(end, DropReason):
             core.denials.add(key, 0, now_us)
             return _deny(core, flow, end, now_us)
@@ -248,7 +262,11 @@ def _judge(
         core.denials.add(key, 0, now_us)
         return _deny(core, flow, decision.reason, now_us)
     core.recorder.allowed(flow, now_us)
-    exchange = Exchange(flow, decision.valid_until_us or _FOREVER, now_us)
+    return _begun(core, key, Exchange(flow, decision.valid_until_us or _FOREVER, now_us), now_us)
+
+
+def _begun(core: Core, key: bytes, exchange: Exchange, now_us: int) -> Exchange:
+    exchange.observed = core.observing
     before = core.exchanges.add(key, exchange)
     if before is not None:
         _end(core, before, now_us)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nfq import encrypted
+from nfq import encrypted, observing
 from nfq.core import (
     ACCEPT,
     DROP,
@@ -52,12 +52,15 @@ def out_syn(core: Core, seg: Segment, now_us: int) -> Result:
             # Nobody has answered: the session may be unknown over there.
             core.sessions.forget(flow.attempt.session)
             _greet(core, flow, now_us)
+        flow.proofs += 1
+        if core.observing and flow.proofs > observing.GIVEN_UP:
+            return ACCEPT
         return _with_hello(seg, flow)
     live = core.live.get(seg.key)
     if live is not None and live.auth is Auth.NONE and live.isn == seg.seq and live.state is State.AUTHORISED:
         return RELEASE  # retransmitted towards a peer without an enforcer
     if core.denials.knows(seg.key, seg.seq, now_us):
-        return core.drop(DropReason.DENIED_BEFORE)
+        return core.turn_away(DropReason.DENIED_BEFORE)
     flow = Flow(seg.key, seg.v6, Point.INITIATOR, State.SYN_SENT, seg.seq, now_us)
     local = core.local_workload(seg, flow, now_us, listener=False)
     if isinstance(local, Result):
@@ -67,7 +70,7 @@ def out_syn(core: Core, seg: Segment, now_us: int) -> Result:
     if not core.enforced(seg.destination):
         return _outside(core, seg, flow, now_us)
     if core.connecting.full:
-        return core.drop(DropReason.TABLE_FULL)
+        return core.turn_away(DropReason.TABLE_FULL)
     session = core.sessions.choose(local.identity.id, _where(flow), now_us, core.lane(seg.key))
     if session is not None:
         flow.attempt, flow.syn = session.attempt(core.suites), bytes(seg.data)
@@ -118,7 +121,7 @@ def _outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if not core.permitted(decision):
         return deny_syn(core, seg, flow, decision.reason, now_us)
     if core.live.full:
-        return core.drop(DropReason.TABLE_FULL)
+        return core.turn_away(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     core.release(flow, now_us)
     return RELEASE
@@ -126,6 +129,8 @@ def _outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
 
 def deny_syn(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:
     """A local SYN is denied before it leaves."""
+    if core.observing:
+        return observing.let_in(core, seg, flow, reason, now_us)
     flow.state = State.DENIED
     flow.revision = core.revision
     if core.config.reject:
@@ -153,6 +158,7 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     except HandshakeError as e:
         return _bad_answer(core, seg, flow, e.reason, now_us)
     flow.auth_result, flow.peer = AuthResult.PROVEN, answer.peer
+    core.enforcers.add(flow.remote_address)
     if answer.decision is Decision.REFUSE:
         return _deny_answer(core, seg, flow, DropReason.HANDSHAKE_MALFORMED, now_us)
     assert flow.local is not None
@@ -167,7 +173,8 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
     # The last word on encryption is ours, and the proof says it: either side's wish is enough.
     flow.suite = answer.suite if decision.encrypt or answer.decision is Decision.ENCRYPT else 0
     if core.live.full:
-        return core.drop(DropReason.TABLE_FULL)
+        core.recorder.count(DropReason.TABLE_FULL)
+        return observing.once(seg) if core.observing else DROP
     if not core.permitted(decision):
         refusal = Refusal(decision.reason, core.revision, decision.rule.id if decision.rule else 0)
         core.ports.inject(
@@ -180,7 +187,7 @@ def in_synack(core: Core, seg: Segment, now_us: int) -> Result:
         flow.records = core.records(flow)  # before anything may leave: what fails must not leave it plain
     flow.held = _granted(flow, answer, now_us)
     flow.proof = proof_option(answer.keys, flow.suite)
-    flow.state = State.PROVING
+    flow.state, flow.proofs = State.PROVING, 0
     # A refusal of an earlier transmission, if any, was an event of its own.
     flow.event_id, flow.decider, flow.peer_reason = b"", Decider.LOCAL, DropReason.NONE
     core.recorder.allowed(flow, now_us, later=True)
@@ -214,9 +221,9 @@ def _again(core: Core, seg: Segment) -> Result:
     """
     flow = core.live.get(seg.key)
     if flow is None or flow.point is not Point.INITIATOR or flow.state is State.CUT:
-        return core.drop(DropReason.UNKNOWN_FLOW)
+        return core.turn_away(DropReason.UNKNOWN_FLOW)
     if flow.auth is Auth.NONE:
-        return RELEASE
+        return observing.bare(seg)
     if seg.seq != flow.peer_isn or seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.HANDSHAKE_FORGED)
     if flow.state is State.AUTHORISED and flow.proof and has_handshake(seg):
@@ -232,6 +239,8 @@ def _bare_answer(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
 
     A program that is to learn of denials at once is told all the same.
     """
+    if core.observing:
+        return observing.let_in(core, seg, flow, DropReason.NO_IDENTITY, now_us)
     if core.config.reject:
         return _deny_answer(core, seg, flow, DropReason.NO_IDENTITY, now_us)
     if flow.recorded:
@@ -248,6 +257,9 @@ def _bad_answer(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us
     """
     if reason is DropReason.SESSION_UNKNOWN:
         return core.drop(reason)  # revoked or expired since our SYN: the next one is a full handshake
+    if core.observing and reason not in (DropReason.HANDSHAKE_FORGED, DropReason.SESSION_FORGED):
+        flow.auth_result = AuthResult.FAILED
+        return observing.let_in(core, seg, flow, reason, now_us)
     if reason in (
         DropReason.HANDSHAKE_FORGED,
         DropReason.SESSION_FORGED,

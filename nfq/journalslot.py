@@ -43,7 +43,7 @@ _PROOF_OFFSET: Final = _SLOT.size - RECORD_OPTION_LEN
 _SLOT_1 = struct.Struct("<BBBB36sIIIIxxxxQ16sqqqqq")
 SIZE_1: Final = 160
 
-_CAN_ENCRYPT, _GROUP = 1, 2  # flags
+_CAN_ENCRYPT, _GROUP, _LET_IN = 1, 2, 4  # flags
 _NO_KEY: Final = KeyPair.of(bytes(31) + b"\x40")  # stands where a restored workload's key would; never used
 
 assert _SLOT.size <= STATE_AT
@@ -95,6 +95,7 @@ def write(flow: Flow, peer: int, slot: memoryview) -> None:
     """Fill a free slot (SIZE bytes), except for byte 0 and the state. `peer`: see Fields."""
     owner, request = flow.owner, flow.request
     flags = _CAN_ENCRYPT if request is not None and request.can_encrypt else 0
+    flags |= _LET_IN if flow.let_in else 0
     socket = 0
     if isinstance(flow, UdpFlow):
         flags |= _GROUP if flow.group else 0
@@ -186,6 +187,9 @@ def flow_of(slot: memoryview, memory: Memory) -> Flow:
     if f.used == ADOPTED:
         flow.adopted, flow.conn_state = True, ConnState.OTH
         return flow  # never judged
+    if f.flags & _LET_IN:
+        flow.let_in = DropReason.NO_IDENTITY  # whatever it was: it goes when denial begins again
+        return flow
     here = _party(mine, flow.local_address)
     there = _party(theirs, flow.remote_address, names)
     can_encrypt = bool(f.flags & _CAN_ENCRYPT)

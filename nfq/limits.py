@@ -55,3 +55,21 @@ class SeenHandshakes:
             self.overflowed += full
             self._old, self._young, self._since_us = self._young, set(), now_us
         self._young.add(ephemeral)
+
+
+class Addresses:
+    """Addresses heard of lately; bounded, the one longest unheard of goes first."""
+
+    def __init__(self, limit: int = 16_384) -> None:
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self.limit = limit
+
+    def add(self, raw: bytes) -> None:
+        """Heard of (4 or 16 bytes)."""
+        self._known[raw] = None
+        self._known.move_to_end(raw)
+        if len(self._known) > self.limit:
+            self._known.popitem(last=False)
+
+    def __contains__(self, raw: bytes) -> bool:
+        return raw in self._known

@@ -20,7 +20,7 @@ def segment(core: Core, seg: Segment, now_us: int) -> Result:
     flow = core.live.get(seg.key) or core.live.get(reverse_key(seg.key))
     if flow is None:
         # The kernel's own answer to a closed port; carries nothing.
-        return ACCEPT if seg.flags & RST and not seg.payload else core.drop(DropReason.UNKNOWN_FLOW)
+        return ACCEPT if seg.flags & RST and not seg.payload else core.turn_away(DropReason.UNKNOWN_FLOW)
     if flow.state is State.CUT:
         return Result(Verdict.ACCEPT, as_reset(seg))
     return RELEASE
@@ -31,7 +31,7 @@ def _syn(core: Core, seg: Segment, now_us: int) -> Result:
     if live is not None and live.isn == seg.seq and live.state is State.AUTHORISED:
         return RELEASE  # retransmitted
     if core.denials.knows(seg.key, seg.seq, now_us):
-        return core.drop(DropReason.DENIED_BEFORE)
+        return core.turn_away(DropReason.DENIED_BEFORE)
     flow = Flow(seg.key, seg.v6, Point.LOCAL, State.AUTHORISED, seg.seq, now_us)
     flow.auth = Auth.KERNEL
     peer = core.local_workload(seg, flow, now_us, listener=True)
@@ -58,7 +58,7 @@ def _syn(core: Core, seg: Segment, now_us: int) -> Result:
     if not core.permitted(decision):
         return deny_syn(core, seg, flow, decision.reason, now_us)
     if core.live.full:
-        return core.drop(DropReason.TABLE_FULL)
+        return core.turn_away(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     core.release(flow, now_us)
     return RELEASE

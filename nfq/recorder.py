@@ -11,6 +11,7 @@ from sectool.events import (
     FLAG_ADOPTED,
     FLAG_COALESCED,
     FLAG_DEFAULT_DENY,
+    FLAG_OBSERVED,
     FLOW_STRUCT,
     Action,
     ConnState,
@@ -164,6 +165,8 @@ class Recorder:
             pending_rule = decision.pending_rule.id if decision.pending_rule is not None else 0
         if flow.reason is DropReason.DEFAULT_DENY:
             flags |= FLAG_DEFAULT_DENY
+        if action is Action.AUDIT and flow.reason is not DropReason.NONE:
+            flags |= FLAG_OBSERVED
         peer_workload = flow.peer_local.id if flow.peer_local else 0
         owner = flow.owner
         passes = action is Action.ALLOW or action is Action.AUDIT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nfq import encrypted
+from nfq import encrypted, observing
 from nfq.core import (
     ACCEPT,
     DROP,
@@ -65,11 +65,13 @@ def in_syn(core: Core, seg: Segment, now_us: int) -> Result:
             return stripped(core, seg, flow, encrypted=must_encrypt(flow))
         # A new greeting is that of an enforcer that was started anew, or that has not heard our answer under a session.
         if not ours or is_resume(seg.payload):
-            return core.drop(DropReason.SYN_REPLAYED)
+            if not core.observing or ours:
+                return core.drop(DropReason.SYN_REPLAYED)
+            core.accepting.remove(flow)  # the same connection, given up to do without a handshake
     if core.connecting.get(seg.key) is not None:
-        return core.drop(DropReason.UNKNOWN_FLOW)  # simultaneous open has no initiator to prove
+        return core.turn_away(DropReason.UNKNOWN_FLOW)  # simultaneous open has no initiator to prove
     if core.denials.knows(seg.key, seg.seq, now_us):
-        return core.drop(DropReason.DENIED_BEFORE)
+        return core.turn_away(DropReason.DENIED_BEFORE)
     live = core.live.get(seg.key)
     if live is not None and live.auth is Auth.NONE and live.isn == seg.seq and live.state is State.AUTHORISED:
         return _bare(seg)
@@ -82,6 +84,10 @@ def in_syn(core: Core, seg: Segment, now_us: int) -> Result:
         return _greeted(core, seg, now_us)
     flow = Flow(seg.key, seg.v6, Point.RESPONDER, State.SYN_RECEIVED, seg.seq, now_us)
     if core.enforced(seg.source):
+        if core.observing:
+            local = core.local_workload(seg, flow, now_us, listener=True)
+            if isinstance(local, Result):
+                return local
         return _deny(core, seg, flow, DropReason.NO_IDENTITY, now_us)
     return _from_outside(core, seg, flow, now_us)
 
@@ -114,6 +120,9 @@ def _exchange(core: Core, flow: Flow, now_us: int) -> Flow:
 
 def _limited(core: Core, seg: Segment, now_us: int) -> Result:
     """Too many SYNs from there. Not remembered: the next transmission of an honest one may find room."""
+    if core.observing:
+        core.recorder.count(DropReason.RATE_LIMITED)
+        return observing.once(seg)
     flow = Flow(seg.key, seg.v6, Point.RESPONDER, State.DENIED, seg.seq, now_us)
     core.recorder.denied(flow, DropReason.RATE_LIMITED, now_us)
     return DROP
@@ -129,6 +138,10 @@ def _greeted(core: Core, seg: Segment, now_us: int) -> Result:
             raise HandshakeError(DropReason.SYN_REPLAYED, "handshake seen before")
         flow.peer = greeting.peer(core.verifier, now_us)
     except HandshakeError as e:
+        if core.observing:
+            local = core.local_workload(seg, flow, now_us, listener=True)
+            if isinstance(local, Result):
+                return local
         return _deny(core, seg, flow, e.reason, now_us)
     flow.auth_result = AuthResult.CLAIMED
     local = core.local_workload(seg, flow, now_us, listener=True)
@@ -224,6 +237,8 @@ def _refuse(core: Core, seg: Segment, flow: Flow, now_us: int) -> None:
 
 
 def _deny(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:
+    if core.observing:
+        return observing.let_in(core, seg, flow, reason, now_us)
     flow.state = State.DENIED
     flow.revision = core.revision
     if core.config.reject and flow.auth is Auth.NONE and core.refusal_limit.take(seg.source, now_us):
@@ -249,7 +264,7 @@ def _from_outside(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if not core.permitted(decision):
         return _deny(core, seg, flow, decision.reason, now_us)
     if core.live.full:
-        return core.drop(DropReason.TABLE_FULL)
+        return core.turn_away(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     core.release(flow, now_us)
     return _bare(seg)
@@ -268,7 +283,7 @@ def out_synack(core: Core, seg: Segment, now_us: int) -> Result:
         if live is not None and repeated:
             # No enforcer over there, or its proof is in and the program is slow to accept.
             return carried(live)
-        return core.drop(DropReason.UNKNOWN_FLOW)
+        return core.turn_away(DropReason.UNKNOWN_FLOW)
     if seg.ack != (flow.isn + 1) & 0xFFFFFFFF:
         return core.drop(DropReason.UNKNOWN_FLOW)  # answers an older SYN of the same ports
     if live is not None:
@@ -326,7 +341,8 @@ def must_encrypt(flow: Flow) -> bool:
     asks = flow.resume or flow.greeting
     assert flow.decision is not None
     assert asks is not None
-    return flow.decision.encrypt or (asks.wish is EncryptWish.REQUIRED and flow.suite != 0)
+    # Without a suite in common a flow that has to be encrypted is denied, or lives because nothing is enforced.
+    return flow.suite != 0 and (flow.decision.encrypt or asks.wish is EncryptWish.REQUIRED)
 
 
 def out_segment(core: Core, seg: Segment) -> Result:
@@ -344,6 +360,8 @@ def in_segment(core: Core, seg: Segment, flow: Flow, now_us: int) -> Result:
     if option is not None and flow.former is not None and _proves(flow.former, option):
         flow = _exchange(core, flow, now_us)
     if flow.keys is None or option is None:
+        if core.observing and option is None:
+            return observing.unproven(core, seg, flow, now_us)
         return core.drop(DropReason.PROOF_MISSING)
     if flow.resume is not None and flow.resume.session.ended:
         return core.drop(DropReason.SESSION_UNKNOWN)  # revoked since the SYN
@@ -398,6 +416,7 @@ def _proven(core: Core, flow: Flow, now_us: int) -> None:
     flow.reason = flow.decision.reason
     if flow.issued is not None:
         core.sessions.issue(flow.issued)
+    core.enforcers.add(flow.remote_address)
     core.ports.proven(flow.remote_address, now_us)
     core.recorder.allowed(flow, now_us, later=True)
     core.release(flow, now_us)

@@ -42,7 +42,7 @@ entered, and rule 1 is theirs. It takes no packet that opens a connection and no
 The worker answers with NF_REPEAT and a mark (nfq.marks): the kernel calls the same base chain again (nfqnl_reinject),
 where rule 3 takes the packet. It goes through the mangle rules of others, too, which NF_ACCEPT would skip. Since raw
 runs before mangle and is not repeated, only a verdict can have set these bits. Without a listener a queue drops (no
---queue-bypass): fail closed. Loopback packets are judged once, in OUTPUT.
+--queue-bypass, unless nothing is enforced: `observe`): fail closed. Loopback packets are judged once, in OUTPUT.
 
 Rule 7 clears because a connection may find a mark that is not its own: connection tracking goes on with the old entry
 when both ends have silently forgotten a connection and its ports are used again, and expected connections (helpers)
@@ -115,6 +115,8 @@ class RulesConfig:
     `beyond_tcp`: UDP and ICMP are judged too, and other IP protocols dropped unless `others` names their number.
     `strangers`: connection attempts a second and worker from hosts that have proven no identity lately; 0: no bound.
     `known`: attempts a second from one host that has.
+    `observe`: what nobody judges passes: without a worker, of other protocols, beyond the bounds. What is to be
+    encrypted never does.
     """
 
     queue: int = QUEUE
@@ -124,6 +126,7 @@ class RulesConfig:
     others: tuple[int, ...] = ()
     strangers: int = 0
     known: int = 2000
+    observe: bool = False
 
     def __post_init__(self) -> None:
         last = self.queue + max(2 * self.workers, STRANGERS_AT + self.workers if self.strangers else 0) - 1
@@ -160,18 +163,27 @@ def families() -> tuple[Family, ...]:
 # -- what the rules are -----------------------------------------------------------------------------------------
 
 
-def _queues(config: RulesConfig, chain: str, offset: int, v6: bool, each: int = 2) -> list[str]:
-    """The chain that picks a worker's queue; empty for one worker."""
+def _queues(
+    config: RulesConfig, chain: str, offset: int, v6: bool, each: int = 2, match: str = "", bypass: str = ""
+) -> list[str]:
+    """The chain that picks a worker's queue; empty for one worker. `match`: what a packet must be besides."""
     last = config.workers - 1
     numbers = [config.queue + each * worker + offset for worker in range(config.workers)]
     if not last:
         return []
     steered = [
-        f'-A {chain} -m bpf --bytecode "{bpf.steered_to(worker, config.workers, v6)}"'
-        f" -j NFQUEUE --queue-num {numbers[worker]}"
+        f'-A {chain} {match}-m bpf --bytecode "{bpf.steered_to(worker, config.workers, v6)}"'
+        f" -j NFQUEUE --queue-num {numbers[worker]}{bypass}"
         for worker in range(last)
     ]
-    return [*steered, f"-A {chain} -j NFQUEUE --queue-num {numbers[last]}"]
+    return [*steered, f"-A {chain} {match}-j NFQUEUE --queue-num {numbers[last]}{bypass}"]
+
+
+def _sure(config: RulesConfig, chain: str, match: str, v6: bool) -> list[str]:
+    """What matches goes to its worker's normal queue, or nowhere."""
+    if config.workers == 1:
+        return [f"-A {chain} {match} -j NFQUEUE --queue-num {config.queue}"]
+    return _queues(config, chain, 0, v6, match=f"{match} ")
 
 
 def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
@@ -179,20 +191,27 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
     v6, marks = family is IPV6, config.marks
     mask = f"{config.mask:#x}"
     one = config.workers == 1
-    normal = f"-j NFQUEUE --queue-num {config.queue}" if one else f"-g {NORMAL}"
+    bypass = " --queue-bypass" if config.observe else ""
+    normal = f"-j NFQUEUE --queue-num {config.queue}{bypass}" if one else f"-g {NORMAL}"
     bulk = f"-j NFQUEUE --queue-num {config.queue + 1}" if one else f"-g {BULK}"
     clear = f"-m mark --mark 0x0/{mask}"
     opening, later = "-p tcp -m tcp --tcp-flags SYN SYN", "-p tcp -m tcp ! --tcp-flags SYN SYN"
     released = f"-m connmark --mark {marks.allowed:#x}/{mask} -j RETURN"
     recorded = f"{marks.encrypted:#x}/{marks.encrypted | marks.passing:#x}"  # with ALLOWED's bit or without
     carrying = f'-m bpf --bytecode "{bpf.carries(v6)}"'
+    # What is to be encrypted must not go out plain, whatever else passes without a worker.
+    small, sealed = [f"-A {RECORD} {carrying} {normal}"], list[str]()
+    if config.observe:
+        small = _sure(config, RECORD, carrying, v6)
+        sealed = _sure(config, REST, f"-p udp -m connmark --mark {recorded}", v6)
     first = f"{later} {clear} {released}"
     verdict = f"-m mark ! --mark 0x0/{mask} -g {VERDICT}"
     by_worker = f"-m owner --gid-owner {RAW_GROUP} -j RETURN"
     # UDP of one way stays NEW for ever, so what has a mark is none.
     fresh = "-m conntrack --ctstate INVALID,NEW"
-    strangers = [f"-p tcp {fresh} -g {NEW}"] if config.strangers else []
-    datagrams = [f"-p udp {fresh} -m connmark --mark 0x0/{mask} -g {NEW}"] if config.strangers else []
+    bounded = bool(config.strangers) and not config.observe
+    strangers = [f"-p tcp {fresh} -g {NEW}"] if bounded else []
+    datagrams = [f"-p udp {fresh} -m connmark --mark 0x0/{mask} -g {NEW}"] if bounded else []
     records = f"{later} -m connmark --mark {recorded} -g"
     rest = f"! -p tcp {f'-g {REST}' if config.beyond_tcp else '-j RETURN'}"
     return {
@@ -209,12 +228,16 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
             *(f"-A {IN} {rule}" for rule in (datagrams if config.beyond_tcp else [])),
             *(f"-A {IN} {rule}" for rule in (f"{records} {CAME}", rest, *strangers)),
             f"-A {IN} {normal}",
-            *([f"-A {NEW} {rule}" for rule in _new(config, v6, normal)] if config.strangers else []),
+            *([f"-A {NEW} {rule}" for rule in _new(config, v6, normal)] if bounded else []),
             f"-A {RECORD} {carrying} -m connmark --mark {marks.encrypted:#x}/{mask} {bulk}",
-            f"-A {RECORD} {carrying} {normal}",
+            *small,
             f"-A {CAME} {carrying} {bulk}",
             *(
-                [f"-A {REST} {rule}" for rule in _rest(config, v6, normal, released)]
+                [
+                    *(f"-A {REST} {rule}" for rule in _handed_on(v6, released)),
+                    *sealed,
+                    *(f"-A {REST} {rule}" for rule in _rest(config, v6, normal)),
+                ]
                 if config.beyond_tcp
                 else []
             ),
@@ -222,9 +245,9 @@ def rules(config: RulesConfig, family: Family = IPV4) -> dict[str, list[str]]:
             f"-A {VERDICT} -m mark ! --mark {marks.passing:#x}/{mask}"
             f" -j CONNMARK --save-mark --nfmask {mask} --ctmask {mask}",
             f"-A {VERDICT} -j MARK --set-xmark 0x0/{mask}",
-            *_queues(config, NORMAL, 0, v6),
+            *_queues(config, NORMAL, 0, v6, bypass=bypass),
             *_queues(config, BULK, 1, v6),
-            *(_queues(config, STRANGE, STRANGERS_AT, v6, 1) if config.strangers else []),
+            *(_queues(config, STRANGE, STRANGERS_AT, v6, 1) if bounded else []),
         ],
     }
 
@@ -268,21 +291,27 @@ def _dhcp(v6: bool) -> str:
     return "-m udp --sport 546:547 --dport 546:547" if v6 else "-m udp --sport 67:68 --dport 67:68"
 
 
-def _rest(config: RulesConfig, v6: bool, normal: str, released: str) -> list[str]:
-    """What becomes of packets that are not TCP."""
+def _handed_on(v6: bool, released: str) -> list[str]:
+    """What passes of packets that are not TCP, unseen."""
     if v6:
         stay = [f"-p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j RETURN" for kind in _NEIGHBOURHOOD]
     else:
         stay = ["-p igmp -j RETURN"]
-    icmp = "ipv6-icmp" if v6 else "icmp"
     return [
         f'-p udp -m bpf --bytecode "{bpf.ordinary(v6)}" {released}',
         *stay,
         f"-p udp {_dhcp(v6)} -j RETURN",
+    ]
+
+
+def _rest(config: RulesConfig, v6: bool, normal: str) -> list[str]:
+    """What becomes of the others."""
+    icmp = "ipv6-icmp" if v6 else "icmp"
+    return [
         f"-p udp {normal}",
         f"-p {icmp} {normal}",
         *(f"-p {number} -j RETURN" for number in config.others),
-        "-j DROP",
+        "-j RETURN" if config.observe else "-j DROP",
     ]
 
 
@@ -456,6 +485,11 @@ def _run(family: Family, suffix: str, *arguments: str, stdin: str | None = None)
     except FileNotFoundError:
         raise SectoolError(
             f"there is no program {command}", "install the package iptables (Debian, Fedora: iptables)"
+        ) from None
+    except OSError as e:
+        raise SectoolError(
+            f"cannot run {command}: {e.strerror}",
+            "install the package iptables anew (apt-get install --reinstall)",
         ) from None
     except subprocess.TimeoutExpired:
         raise SectoolError(

@@ -14,6 +14,7 @@ from nfq import udpgroup, udpinitiator, udploopback, udpresponder, udpresume
 from nfq.core import ACCEPT, Core, Result, Verdict
 from nfq.datagram import Datagram, parse
 from nfq.flow import State
+from nfq.observing import over
 from nfq.packet import PacketError
 from nfq.recorder import Counts
 from nfq.udpcontrol import Control, Kind, is_candidate, read
@@ -37,7 +38,7 @@ def handle(
             return udploopback.handle(core, d, now_us)
         return (_outgoing if outbound else _incoming)(core, d, now_us)
     except PacketError:
-        return core.drop(DropReason.PACKET_MALFORMED)
+        return core.turn_away(DropReason.PACKET_MALFORMED)
 
 
 def _outgoing(core: Core, d: Datagram, now_us: int) -> Result:
@@ -52,9 +53,9 @@ def _outgoing(core: Core, d: Datagram, now_us: int) -> Result:
     if asked is not None and asked.resume is not None:
         return ACCEPT  # a program answers what came behind RESUME
     if tables.denied.knows(True, d.key, now_us):
-        if core.config.reject:
+        if core.config.reject and not core.observing:
             reject(core, d, now_us)
-        return core.drop(DropReason.DENIED_BEFORE)
+        return core.turn_away(DropReason.DENIED_BEFORE)
     flow = UdpFlow(d.key, d.v6, Point.INITIATOR, State.SYN_SENT, now_us)
     if live is not None:
         flow.told_us = live.told_us
@@ -99,9 +100,9 @@ def _incoming(core: Core, d: Datagram, now_us: int) -> Result:
     if begun is not None:
         return udpinitiator.in_bare(core, begun, now_us)
     if tables.denied.knows(False, d.key, now_us):
-        if core.enforced(d.source):
+        if core.enforced(d.source) and not core.observing:
             udpresponder.tell_unknown(core, d, now_us)
-        return core.drop(DropReason.DENIED_BEFORE)
+        return core.turn_away(DropReason.DENIED_BEFORE)
     flow = UdpFlow(d.key, d.v6, Point.RESPONDER, State.SYN_RECEIVED, now_us)
     take = udpgroup.in_new if udpgroup.is_group(core, d) else udpresponder.in_new
     return take(core, d, flow, now_us)
@@ -225,7 +226,10 @@ def activate(core: Core, now_us: int) -> int:
     count = 0
     for live in tables.live:
         flow = tables.find(tables.live, live.key)
-        if flow is not None and flow.request is not None:
+        if flow is not None and over(core, flow):
+            _end(core, flow, now_us, flow.let_in)
+            count += 1
+        elif flow is not None and flow.request is not None:
             count += _judge_again(core, flow, now_us)
     return count
 

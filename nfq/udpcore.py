@@ -12,6 +12,7 @@ from nfq.datagram import COPIED, Datagram, rebuild, unreachable
 from nfq.flow import LocalWorkload, State
 from nfq.ip import UDP
 from nfq.names import PORT as DNS
+from nfq.observing import note
 from nfq.recorder import Counts
 from nfq.suites import by_number
 from nfq.udpflow import DENIED_US, TAILS, UdpFlow
@@ -62,6 +63,8 @@ def deny(
     core: Core, d: Datagram, flow: UdpFlow, reason: DropReason, now_us: int, action: Action = Action.DENY
 ) -> Result:
     """Record it, remember it for a while, and tell the sender if that is wanted."""
+    if core.observing:
+        return let_in(core, d, flow, reason, now_us)
     flow.state = State.DENIED
     flow.revision = core.revision
     if core.config.reject and flow.auth is not Auth.NOISE_IX:
@@ -70,6 +73,22 @@ def deny(
     core.recorder.denied(flow, reason, now_us, action)
     core.udp.denied.add(d.outbound, d.key, now_us + DENIED_US)
     return DROP
+
+
+def let_in(core: Core, d: Datagram, flow: UdpFlow, reason: DropReason, now_us: int) -> Result:
+    """As nfq.observing.let_in, for a flow of datagrams."""
+    unproven(core, flow, reason, now_us)
+    return ACCEPT if flow.group and not d.outbound else plain(core, d, flow, now_us)
+
+
+def unproven(core: Core, flow: UdpFlow, reason: DropReason, now_us: int) -> None:
+    """A flow is live that would have been denied for `reason`, as that of a peer without an enforcer."""
+    note(core, flow, reason, now_us)
+    if core.udp.live.full:
+        core.recorder.count(DropReason.TABLE_FULL)
+        return
+    flow.sealed = None
+    release(core, flow, now_us)
 
 
 def reject(core: Core, d: Datagram, now_us: int) -> None:

@@ -42,7 +42,7 @@ def out_new(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     if not core.permitted(decision):
         return deny(core, d, flow, decision.reason, now_us)
     if core.udp.live.full:
-        return core.drop(DropReason.TABLE_FULL)
+        return core.turn_away(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     release(core, flow, now_us)
     return plain(core, d, flow, now_us)
@@ -51,6 +51,8 @@ def out_new(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
 def in_new(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     """Something arrives for a group."""
     if not core.syn_limit.take(d.source, now_us):
+        if core.observing:
+            return core.turn_away(DropReason.RATE_LIMITED)
         core.recorder.denied(flow, DropReason.RATE_LIMITED, now_us)
         return DROP
     flow.group = True
@@ -59,11 +61,11 @@ def in_new(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
         return outcome
     if outcome is DropReason.NO_LISTENER:
         core.udp.denied.add(False, d.key, now_us + DENIED_US)
-        return core.drop(outcome)
+        return core.turn_away(outcome)
     if outcome is not DropReason.NONE:
         return deny(core, d, flow, outcome, now_us)
     if core.udp.live.full:
-        return core.drop(DropReason.TABLE_FULL)
+        return core.turn_away(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     release(core, flow, now_us)
     return ACCEPT
@@ -71,6 +73,8 @@ def in_new(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
 
 def in_live(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     """More of it."""
+    if flow.let_in:
+        return ACCEPT
     if now_us - flow.judged_us < REJUDGE_US:
         return ACCEPT
     before = flow.local

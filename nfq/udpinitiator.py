@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 
-from nfq.core import DROP, Core, Result, Verdict, address, party, stranger
+from nfq.core import ACCEPT, DROP, Core, Result, Verdict, address, party, stranger
 from nfq.datagram import MIN_MTU, Datagram, craft, rebuild
 from nfq.flow import LocalWorkload, State
 from nfq.handshake import (
@@ -21,7 +21,20 @@ from nfq.ip import UDP
 from nfq.recorder import Counts
 from nfq.session import Held, lifetime_s
 from nfq.udpcontrol import PROOF_SIZE, Kind, ack, write
-from nfq.udpcore import cut, deny, finish, journal, plain, release, request, seal_with, settle, wait, workload
+from nfq.udpcore import (
+    cut,
+    deny,
+    finish,
+    journal,
+    plain,
+    release,
+    request,
+    seal_with,
+    settle,
+    unproven,
+    wait,
+    workload,
+)
 from nfq.udpflow import DENIED_US, Settled, UdpFlow
 from sectool.events import Action, Auth, AuthResult, ConnState, Decider, DropReason, Point
 from sectool.policy import Party
@@ -41,13 +54,18 @@ def sender(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> LocalWorkload
         return local
     if isinstance(local, DropReason):
         return deny(core, d, flow, local, now_us)
-    return local if core.enforced(d.destination) else _outside(core, d, flow, now_us)
+    if not core.enforced(d.destination):
+        return _outside(core, d, flow, now_us)
+    if core.observing and d.destination not in core.enforcers:
+        # A program over there shall not be sent what it does not understand, nor one here wait for nothing.
+        return deny(core, d, flow, DropReason.NO_IDENTITY, now_us)
+    return local
 
 
 def begin(core: Core, flow: UdpFlow, now_us: int) -> Result:
     """A full handshake; the datagram waits for it."""
     if core.udp.connecting.full:
-        return core.drop(DropReason.TABLE_FULL)
+        return core.turn_away(DropReason.TABLE_FULL)
     core.udp.connecting.add(flow)
     begin_full(core, flow, now_us)
     return wait(flow)
@@ -82,7 +100,7 @@ def _outside(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     if not core.permitted(decision):
         return deny(core, d, flow, decision.reason, now_us)
     if core.udp.live.full:
-        return core.drop(DropReason.TABLE_FULL)
+        return core.turn_away(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     release(core, flow, now_us)
     return plain(core, d, flow, now_us)
@@ -113,6 +131,9 @@ def timer(core: Core, flow: UdpFlow, now_us: int) -> None:
     if flow.state is State.PROVING:
         flow.conn_state = ConnState.SH
         finish(core, flow, Counts(), now_us)
+    elif core.observing:
+        without_identity(core, flow, DropReason.NO_IDENTITY, now_us)
+        return
     else:
         core.udp.connecting.remove(flow)
         if not flow.recorded:
@@ -123,6 +144,15 @@ def timer(core: Core, flow: UdpFlow, now_us: int) -> None:
             core.udp.denied.add(True, flow.key, now_us + FAILED_US)
         else:
             live.doubted = False  # whoever said that it is unknown has not answered since
+    core.udp.settled.append(Settled(flow.key))
+
+
+def without_identity(core: Core, flow: UdpFlow, reason: DropReason, now_us: int) -> None:
+    """Nothing is enforced: what waits for a handshake that leads to nothing goes without."""
+    core.udp.connecting.remove(flow)
+    core.udp.arm(flow, 0)
+    flow.hello = flow.attempt = None
+    unproven(core, flow, reason, now_us)
     core.udp.settled.append(Settled(flow.key))
 
 
@@ -196,6 +226,9 @@ def prove(core: Core, flow: UdpFlow, now_us: int) -> None:
 def bad_answer(core: Core, flow: UdpFlow, reason: DropReason, now_us: int) -> Result:
     """An answer that does not authenticate may be anybody's, the true one still come. A credential's fault is final."""
     flow.auth_result = AuthResult.FAILED
+    if core.observing and reason not in (DropReason.HANDSHAKE_FORGED, DropReason.SESSION_FORGED):
+        without_identity(core, flow, reason, now_us)
+        return DROP
     if reason in (
         DropReason.HANDSHAKE_FORGED,
         DropReason.HANDSHAKE_MALFORMED,
@@ -241,6 +274,7 @@ def in_ack(core: Core, d: Datagram, now_us: int) -> Result | None:
 
 def heard(core: Core, flow: UdpFlow, now_us: int) -> None:
     """The responder has seen the proof."""
+    core.enforcers.add(flow.remote_address)
     core.ports.proven(flow.remote_address, now_us)
     if flow.held is not None:
         session, grant = flow.held
@@ -253,6 +287,9 @@ def in_bare(core: Core, flow: UdpFlow, now_us: int) -> Result:
     """No enforcer answers over there, or somebody wants it to look so: the true Answer may still come."""
     if flow.attempt is not None:
         return wait(flow)  # under a session it may have overtaken the answer, or that was lost
+    if core.observing:
+        without_identity(core, flow, DropReason.NO_IDENTITY, now_us)
+        return ACCEPT
     if flow.recorded:
         return core.drop(DropReason.NO_IDENTITY)
     flow.revision = core.revision
@@ -263,13 +300,16 @@ def in_bare(core: Core, flow: UdpFlow, now_us: int) -> Result:
 def in_unknown(core: Core, d: Datagram, body: bytes, now_us: int) -> Result | None:
     """The peer says that it does not know this flow: the next datagram makes a new handshake."""
     flow = core.udp.find(core.udp.live, d.key)
-    if flow is None or flow.point is not Point.INITIATOR or flow.auth is Auth.NONE or len(body) != 8:
+    if flow is None or flow.point is not Point.INITIATOR or len(body) != 8:
+        return None
+    if flow.auth is Auth.NONE and not (core.observing and flow.let_in):
         return None
     if flow.doubted or now_us - flow.told_us < (DOUBT_US if flow.sealed is not None else DOUBT_PLAIN_US):
         return core.drop(DropReason.RATE_LIMITED)
     if flow.sealed is not None and body not in (flow.tails or ()):
         return core.drop(DropReason.HANDSHAKE_FORGED)
     flow.told_us, flow.doubted = now_us, True
+    core.enforcers.add(flow.remote_address)
     if flow.sealed is None:
         cut(core, flow)  # so that its next datagram comes here
     return DROP

@@ -16,7 +16,7 @@ def handle(core: Core, d: Datagram, now_us: int) -> Result:
     if core.udp.live.get(d.key) is not None or core.udp.live.get(reverse_key(d.key)) is not None:
         return _carried(core, d, now_us)
     if core.udp.denied.knows(True, d.key, now_us):
-        return core.drop(DropReason.DENIED_BEFORE)
+        return core.turn_away(DropReason.DENIED_BEFORE)
     flow = UdpFlow(d.key, d.v6, Point.LOCAL, State.AUTHORISED, now_us)
     flow.auth = Auth.KERNEL
     peer = workload(core, d, flow, now_us, receiver=True)
@@ -44,7 +44,7 @@ def handle(core: Core, d: Datagram, now_us: int) -> Result:
     if not core.permitted(decision):
         return deny(core, d, flow, decision.reason, now_us)
     if core.udp.live.full:
-        return core.drop(DropReason.TABLE_FULL)
+        return core.turn_away(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     release(core, flow, now_us)
     return _carried(core, d, now_us)

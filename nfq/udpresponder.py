@@ -24,6 +24,7 @@ from nfq.udpcore import (
     seal_with,
     sealed_in,
     seen_early,
+    unproven,
     workload,
 )
 from nfq.udpflow import DENIED_US, Settled, UdpFlow
@@ -158,7 +159,8 @@ def _answer(
 def _deny(core: Core, flow: UdpFlow, reason: DropReason, now_us: int) -> Result:
     """Its repetitions make no second event."""
     flow.state, flow.revision = State.DENIED, core.revision
-    core.recorder.denied(flow, reason, now_us)
+    # While observing the datagrams themselves will come without identity, and pass.
+    core.recorder.denied(flow, reason, now_us, Action.ERROR if core.observing else Action.DENY)
     core.denials.add(flow.syn, 0, now_us)
     return DROP
 
@@ -222,6 +224,7 @@ def proven(core: Core, flow: UdpFlow, now_us: int) -> None:
     assert flow.decision is not None
     assert flow.keys is not None
     flow.auth_result = AuthResult.PROVEN
+    core.enforcers.add(flow.remote_address)
     core.ports.proven(flow.remote_address, now_us)
     flow.reason = flow.decision.reason
     flow.ack = ack(flow.keys)
@@ -251,6 +254,10 @@ def in_sealed(core: Core, d: Datagram, now_us: int) -> Result:
                 proven(core, flow, now_us)
                 return result
     if result is DROP:
+        waiting = rivals(core, d.key)
+        if core.observing and waiting and not any(flow.suite for flow in waiting):
+            unproven(core, waiting[0], DropReason.PROOF_MISSING, now_us)
+            return plain(core, d, waiting[0], now_us)
         core.recorder.count(DropReason.PROOF_MISSING)
     if core.udp.live.get(d.key) is None:
         tell_unknown(core, d, now_us)  # an initiator that was restarted takes its proof as seen
@@ -280,13 +287,15 @@ def _refused(core: Core, flow: UdpFlow, refusal: Refusal, now_us: int) -> Result
 def in_new(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     """A bare datagram of no flow known here."""
     if core.enforced(d.source):
+        if core.observing:
+            local = workload(core, d, flow, now_us, receiver=True)
+            return local if isinstance(local, Result) else deny(core, d, flow, DropReason.NO_IDENTITY, now_us)
         core.recorder.denied(flow, DropReason.NO_IDENTITY, now_us)
         core.udp.denied.add(False, d.key, now_us + DENIED_US)
         tell_unknown(core, d, now_us)
         return DROP
     if not core.syn_limit.take(d.source, now_us):
-        core.recorder.denied(flow, DropReason.RATE_LIMITED, now_us)
-        return DROP
+        return _limited(core, flow, now_us)
     local = workload(core, d, flow, now_us, receiver=True)
     if isinstance(local, Result):
         return local
@@ -299,10 +308,17 @@ def in_new(core: Core, d: Datagram, flow: UdpFlow, now_us: int) -> Result:
     if not core.permitted(decision):
         return deny(core, d, flow, decision.reason, now_us)
     if core.udp.live.full:
-        return core.drop(DropReason.TABLE_FULL)
+        return core.turn_away(DropReason.TABLE_FULL)
     core.recorder.allowed(flow, now_us)
     release(core, flow, now_us)
     return plain(core, d, flow, now_us)
+
+
+def _limited(core: Core, flow: UdpFlow, now_us: int) -> Result:
+    if core.observing:
+        return core.turn_away(DropReason.RATE_LIMITED)
+    core.recorder.denied(flow, DropReason.RATE_LIMITED, now_us)
+    return DROP
 
 
 def tell_unknown(core: Core, d: Datagram, now_us: int) -> None:

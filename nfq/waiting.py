@@ -5,7 +5,7 @@ tracked, marked and in order, which bytes kept here and sent anew would not.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from nfq.burst import Packet
 
@@ -28,7 +28,9 @@ class _Line:
 class Waiting:
     """Datagrams by flow, bounded in number, bytes and time."""
 
-    def __init__(self) -> None:
+    def __init__(self, give_up: Callable[[Packet], None] = Packet.drop) -> None:
+        """`give_up` gives a datagram its verdict that there is no room for, or that has waited in vain."""
+        self._give_up = give_up
         self._lines: OrderedDict[Hashable, _Line] = OrderedDict()  # the oldest first
         self.count = 0
         self.size = 0
@@ -45,7 +47,7 @@ class Waiting:
             and (len(line.packets) >= FLOW_LIMIT or line.size + size > FLOW_BYTES)
         ):
             self.refused += 1
-            packet.drop()
+            self._give_up(packet)
             return
         if line is None:
             line = self._lines[key] = _Line(now_us)
@@ -70,4 +72,4 @@ class Waiting:
             if now_us - line.since_us < TIMEOUT_US:
                 return
             for packet in self.take(key):
-                packet.drop()
+                self._give_up(packet)

@@ -76,6 +76,7 @@ class Worker:
         self.inbox = wire.Decoder()
         self.packets = 0
         self.restored = 0
+        self.observed_until: float | None = None  # monotonic seconds; None: until told
         self.early: list[wire.Frame] = []  # what came in one piece with the configuration
         self.core: Core
         self.running = True
@@ -128,8 +129,8 @@ class Worker:
         self.number, self.workers = number, int(header["workers"])
         self.loopback = socket.if_nametoindex("lo")
         self.accounting = Accounting(self.core, self.ports)
-        self.holding = Holding(self.ports.facts_later, self._identify)
-        self.waiting = Waiting()
+        self.holding = Holding(self.ports.facts_later, self._identify, self._give_up)
+        self.waiting = Waiting(self._give_up)
         self.reconciler = Reconciler(
             self.core,
             self.ports.conntrack,
@@ -142,6 +143,7 @@ class Worker:
         self.strangers = BurstQueue(
             int(header["queue"]) + STRANGERS_AT + number, self._packet, self.mask, length=STRANGERS_WAITING
         )
+        self._observe(header)
         self.strangers_dropped = 0  # by the kernel because the queue was full, as far as that is recorded
 
     def restore(self, header: dict[str, Any]) -> None:
@@ -217,7 +219,7 @@ class Worker:
             result = datapath.handle(self.core, packet.data, outbound, local, now_us(), device)
         except Exception as e:
             self._failed(e)
-            result = self.core.drop(DropReason.INTERNAL_ERROR)
+            result = self.core.turn_away(DropReason.INTERNAL_ERROR)
         verdict = result.verdict
         if verdict is Verdict.DROP:
             packet.drop()
@@ -231,6 +233,23 @@ class Worker:
             packet.send_on(self._marks[verdict], result.packet)
             if result.hold is not None and (earlier := self._yielding.pop(result.hold, None)):
                 earlier[0].send_on(self._marks[Verdict.ACCEPT], earlier[1])
+
+    def _give_up(self, packet: Packet) -> None:
+        """What cannot be judged in time."""
+        if self.core.observing:
+            packet.send_on(self._marks[Verdict.ACCEPT])
+        else:
+            packet.drop()
+
+    def _observe(self, header: dict[str, Any]) -> None:
+        """Stop denying, or begin again; what ends after `for_us` microseconds ends by itself."""
+        on, for_us = bool(header.get("observing")), header.get("for_us")
+        self.observed_until = None if not on or for_us is None else time.monotonic() + int(for_us) / 1e6
+        cut = datapath.observe(self.core, on, now_us())
+        if not on:
+            cut += self._cut_revoked()[1]
+        if cut:
+            self._send({"t": "mode", "observing": on, "cut": cut})
 
     def _yielded(self) -> None:
         """What has let others pass goes now, behind what has come meanwhile."""
@@ -299,6 +318,8 @@ class Worker:
                 self.core.reconfigure(_config(header))
                 self.verifier.set_clock_skew(int(header["clock_skew_s"]))
                 self.name_sources = _name_sources(self.names, header)
+            case "mode":
+                self._observe(header)
             case "bundle":
                 self._trust(header, payload)
             case "revoked":
@@ -407,6 +428,7 @@ class Worker:
                 "endings_missed": self.accounting.missed,
                 "cpu_us": int((usage.user + usage.system) * 1e6),
                 "failures": self.failures,
+                "observing": self.core.observing,
                 "last_failure": self.last_failure,
                 "uncut": len(core.uncut) + len(core.udp.uncut),
                 "revision": core.revision,
@@ -428,6 +450,8 @@ class Worker:
         self._settled()
 
     def _tick(self, now: int) -> None:
+        if self.observed_until is not None and time.monotonic() >= self.observed_until:
+            self._observe({"observing": False})
         dropped = self.strangers.counters()["dropped"]
         turned_away, self.strangers_dropped = dropped - self.strangers_dropped, dropped
         if not self.number:  # the rules have one counter for all workers

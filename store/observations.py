@@ -95,6 +95,10 @@ def _why_not(action: int, reason: int, odd: int, denied: bool) -> str:
         return "connections from before the enforcer, which nobody judged"
     if odd & FLAG_COALESCED:
         return "floods, whose parties are not recorded"
+    if action == Action.AUDIT and reason == DropReason.NO_IDENTITY:
+        return "peers without an enforcer in an enforced network: no rule could let them in"
+    if action == Action.AUDIT and reason not in (DropReason.NONE, DropReason.DEFAULT_DENY):
+        return "let through while nothing was enforced, against a rule or without a proof"
     if action in (Action.ALLOW, Action.AUDIT):
         return ""
     if action == Action.DENY and reason == DropReason.DEFAULT_DENY:

@@ -193,6 +193,31 @@ def _capture_ended(body: Mapping[str, Any], history: History) -> tuple[str, list
     )
 
 
+def _mode(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
+    what = (
+        "nothing is denied from now on (mode observe)" if body["mode"] == "observe" else "denial is in force"
+    )
+    why = f": {body['reason']}" if body.get("reason") else ""
+    return (
+        f"{body.get('actor') or 'somebody'} changed mode {body.get('before')} to {body['mode']}, {what}{why}",
+        [],
+    )
+
+
+def _glass(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
+    return (
+        f"{body['actor']} broke the glass: denial is suspended for {body.get('seconds')} s: {body['reason']}",
+        [],
+    )
+
+
+def _glass_over(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
+    return (
+        f"denial is in force again after {body.get('seconds')} s, by {body['actor']}: {body.get('why') or 'no reason'}",
+        [],
+    )
+
+
 _TELL = {
     "policy.applied": _policy,
     "policy.rolled_back": _policy,
@@ -212,4 +237,7 @@ _TELL = {
     "trust.changed": _trust,
     "capture.started": _captured,
     "capture.ended": _capture_ended,
+    "mode.changed": _mode,
+    "break_glass.begun": _glass,
+    "break_glass.ended": _glass_over,
 }

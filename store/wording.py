@@ -21,6 +21,7 @@ from sectool.events import (
     FLAG_ADOPTED,
     FLAG_COALESCED,
     FLAG_DEFAULT_DENY,
+    FLAG_OBSERVED,
     FLAG_RESTORED,
     Action,
     Auth,
@@ -156,6 +157,7 @@ def new_flows(
         "adopted": pa.array(flags & FLAG_ADOPTED != 0),
         "coalesced": pa.array(flags & FLAG_COALESCED != 0),
         "restored": pa.array(flags & FLAG_RESTORED != 0),
+        "observed": pa.array(flags & FLAG_OBSERVED != 0),
     }
     for end in ("source", "destination"):
         columns[f"{end}_ip"] = address_text(raw(f"{end}_ip_hi"), raw(f"{end}_ip_lo"))

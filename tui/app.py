@@ -16,6 +16,7 @@ from textual.filter import LineFilter, NoColor
 from textual.screen import Screen
 from textual.widgets import ContentSwitcher, Input, Static
 
+from sectool.cli.status import suspended
 from sectool.cli.text import escape, fit
 from sectool.errors import NoDaemonError, SectoolError
 from sectool.events import now_us
@@ -225,7 +226,10 @@ class Console(App[None]):
         room = self.size.width
         self._put("head", self._head(room))
         self._put("nav", self._nav())
-        frame.query_one("#banner", Static).set_class(self.lost is not None, "-shown")
+        loud = suspended(self.facts)
+        frame.query_one("#banner", Static).set_class(self.lost is not None or bool(loud), "-shown")
+        if self.lost is None and loud:
+            self._put("banner", Text(escape(f" {loud}"), no_wrap=True, overflow="ellipsis"), layout=True)
         if self.lost is not None:
             since = f" What is shown is from before; trying again every {RETRY_S:g} s."
             self._put("banner", Text(f" NO DAEMON  {escape(self.lost.message)}.{since}"), layout=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sectool.agent.daemon import serve
 from sectool.agent.handover import trial
+from sectool.agent.mode import Mode
 from sectool.api.paths import Paths
 
 
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("--announce-fd", type=int)
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--policy", action="append", type=Path, default=[])
+    parser.add_argument("--mode", type=Mode, choices=list(Mode))
     parser.add_argument("--try", dest="trial", action="store_true", help="only see whether it could start")
     options = parser.parse_args()
     if options.trial:
@@ -30,6 +32,7 @@ def main() -> int:
         verbose=options.verbose,
         announce_fd=options.announce_fd,
         policy=options.policy,
+        mode=options.mode,
     )
 
 

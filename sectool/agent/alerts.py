@@ -17,6 +17,7 @@ from sectool.api.client import Client
 from sectool.api.server import Reply, Request
 from sectool.errors import SectoolError, UsageError
 from sectool.events import Type, now_us
+from sectool.labels import stable_id
 from sectool.policy import Engine
 
 if TYPE_CHECKING:
@@ -177,6 +178,18 @@ class Alerts:
             delivery = self._deliveries.get(name)
             if delivery is not None:
                 delivery.put({**body, "state": state, "host": self._daemon.host.name, "at": now})
+
+    def hold(self, name: str, text: str, details: Mapping[str, Any]) -> None:
+        """Raise an alert that no rule is about, and tell every target, until `let_go`."""
+        now = now_us()
+        alert = Alert(stable_id(name.encode()), name, "held", Finding(name, text, (), details), now, now)
+        for change in self.watch.hold(alert, tuple(self._deliveries)):
+            self._tell(change, now)
+
+    def let_go(self, name: str) -> None:
+        """It is over."""
+        for change in self.watch.let_go(stable_id(name.encode()), tuple(self._deliveries)):
+            self._tell(change, now_us())
 
     def try_target(self, name: str) -> None:
         """Send a test message. Raises UsageError for a target that there is not."""

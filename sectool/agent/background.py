@@ -35,6 +35,7 @@ def start(
     verbose: bool = False,
     timeout_s: float = START_TIMEOUT_S,
     policy: Sequence[Path] = (),
+    mode: str | None = None,
 ) -> dict[str, Any]:
     """Start `sectool up` in a session of its own and wait for its word. Returns what it announced.
 
@@ -57,6 +58,7 @@ def start(
                 "--announce-fd",
                 str(writing),
                 *(["--verbose"] if verbose else []),
+                *(["--mode", mode] if mode else []),
                 *(word for file in policy for word in ("--policy", str(file.absolute()))),
             ],
             stdin=subprocess.DEVNULL,

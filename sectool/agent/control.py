@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sectool import __version__
-from sectool.agent import alerts, captures, federation, vulns, workloads
+from sectool.agent import alerts, captures, federation, mode, vulns, workloads
 from sectool.agent.apply import apply, check, promote, rollback
 from sectool.agent.handover import try_installed
 from sectool.agent.names import known
@@ -70,6 +70,8 @@ def operations(daemon: Daemon) -> Mapping[str, Operation]:
         "trust.refresh": bind(federation.trust_refresh, writes=True),
         "capture.note": bind(captures.note, writes=True),
         "run.register": bind(_register, writes=True),
+        "mode.set": bind(mode.mode_set),
+        "break_glass": bind(mode.break_glass),
         "reload": bind(_reload, writes=True),
         "restart": bind(_restart, writes=True),
         "down": bind(_down, writes=True),
@@ -100,6 +102,7 @@ async def _status(daemon: Daemon, request: Request) -> Reply:
             "state": "degraded" if degraded else daemon.state,
             "problems": [{"what": k, "why": v} for k, v in daemon.health.problems.items()],
             "enforcing": enforcing,
+            **daemon.modes.describe(),
             "rules_installed": daemon.rules_installed,
             "pid": os.getpid(),
             "started": daemon.started_us,

@@ -45,6 +45,7 @@ from sectool.agent.handover import Given, Handover, Predecessor, taken
 from sectool.agent.health import Health
 from sectool.agent.identities import Identities, Issued, read_facts
 from sectool.agent.logs import Announcer, start_logging
+from sectool.agent.mode import Mode, Modes
 from sectool.agent.namespaces import Namespaces
 from sectool.agent.programs import Program, Programs, forget_programs
 from sectool.agent.records import Records
@@ -93,10 +94,12 @@ def serve(
     verbose: bool = False,
     announce_fd: int | None = None,
     policy: Sequence[Path] = (),
+    mode: Mode | None = None,
 ) -> int:
     """Run the daemon until it is told to stop; returns the exit code.
 
-    `policy` files become the policy in force before anything is enforced. A failed start raises SectoolError, or,
+    `policy` files become the policy in force before anything is enforced; `mode` stays until another is chosen, None
+    is the one chosen last. A failed start raises SectoolError, or,
     when somebody waits at `announce_fd`, tells them.
     """
     start_logging(verbose)
@@ -104,10 +107,10 @@ def serve(
     if (
         handover is not None
     ):  # whoever waited for the program before was told then, and its policy is in force
-        announce_fd, policy = None, ()
+        announce_fd, policy, mode = None, (), None
     announcer = Announcer(announce_fd)
     try:
-        asyncio.run(Daemon(paths, announcer, policy, handover).run())
+        asyncio.run(Daemon(paths, announcer, policy, handover, mode).run())
     except SectoolError as error:
         if announce_fd is None and handover is None:
             raise
@@ -134,6 +137,7 @@ class Daemon:
         announcer: Announcer,
         policy: Sequence[Path] = (),
         handover: Handover | None = None,
+        mode: Mode | None = None,
     ) -> None:
         self.paths = paths
         self.settings = load_settings(paths.settings)
@@ -164,6 +168,7 @@ class Daemon:
         self.health = Health(self._health_changed)
         self.identities = Identities(self._resolve, self._issue, self._issued)
         self.alerts = Alerts(self)
+        self.modes = Modes(self, mode)
         self._announcer = announcer
         self._defined = time.monotonic()
         self._stack = contextlib.AsyncExitStack()
@@ -187,6 +192,7 @@ class Daemon:
                 host=self.host.name,
                 trust_domain=self.host.trust_domain,
                 revision=self.revisions.active.revision if self.revisions.active else 0,
+                mode=str(self.modes.mode),
             )
             ticking = asyncio.create_task(self._tick(), name="tick")
             await self.stopping.wait()
@@ -280,6 +286,7 @@ class Daemon:
         self.state = "enforcing"
         self.alerts.start()
         push.push_async_callback(self.alerts.close)
+        self.modes.start()
         active = self.revisions.active
         self.events.emit(
             Type.ENFORCER_START,
@@ -289,7 +296,8 @@ class Daemon:
             hash=active.hash if active else "",
         )
         if active is None:
-            log.warning("no policy has been applied yet: every connection is denied")
+            denied = "would be denied" if self.modes.observing else "is denied"
+            log.warning("no policy has been applied yet: every connection %s", denied)
         else:
             self.define_rules()
             await self.revisions.activated(active.revision)
@@ -302,7 +310,12 @@ class Daemon:
             self.endpoint = Endpoint(self)
             push.push_async_callback(self.endpoint.close)
             await self.endpoint.start()
-        log.info("enforcing as %s in %s", self.host.name, self.host.trust_domain)
+        log.info(
+            "%s as %s in %s",
+            "observing" if self.modes.observing else "enforcing",
+            self.host.name,
+            self.host.trust_domain,
+        )
         if self.handover is not None:
             gaps = ", ".join(
                 f"{worker.gap_ms:.0f} ms" for worker in self.workers if worker.gap_ms is not None
@@ -359,6 +372,7 @@ class Daemon:
             "mask": self.mask,
             "reject": settings.reject,
             "enforced_networks": list(self.enforced_networks),
+            **self.modes.told(),
             "host": self.host.name,
             "trust_domain": self.host.trust_domain,
             "path_labels": [[pattern, dict(labels)] for pattern, labels in settings.path_labels],
@@ -388,9 +402,19 @@ class Daemon:
         return PolicyText(active.revision, active.hash, active.text) if active else PolicyText(0, "", "")
 
     def _install_rules(self) -> None:
-        rules.install(self.rules_config, self.paths.run)
+        rules.install(self.mode_rules, self.paths.run)
         self.rules_installed = True
         self._stack.callback(self._maybe_remove_rules)
+
+    @property
+    def mode_rules(self) -> rules.RulesConfig:
+        """The kernel rules as the mode wants them."""
+        return replace(self.rules_config, observe=self.modes.mode is Mode.OBSERVE)
+
+    async def follow_mode(self) -> None:
+        """Have the kernel rules be as the mode wants them, here and inside. Raises SectoolError."""
+        await asyncio.to_thread(rules.install, self.mode_rules, self.paths.run)
+        await self.namespaces.follow_mode()
 
     def _maybe_remove_rules(self) -> None:
         if self.remove_rules:
@@ -609,6 +633,7 @@ class Daemon:
 
     async def _every_second(self) -> None:
         self.present_again(self.identities.renew_due(now_us(), self.discovery.inventory.wanted))
+        self.modes.watch()
         self.revoked.watch(self, now_us())
         self.relations.refresh_due(self, now_us())
         if self.vulns.packages_changed():

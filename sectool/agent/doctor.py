@@ -114,6 +114,17 @@ def _daemon(paths: Paths, found: list[Finding]) -> bool:
                 "" if good else "sectool status says why",
             )
         )
+        if said.get("observing"):
+            found.append(
+                Finding(
+                    "daemon",
+                    "mode",
+                    Level.WARNING,
+                    "nothing is denied: "
+                    + ("the glass is broken" if said.get("break_glass") else "mode observe"),
+                    "sectool mode enforce, or sectool break-glass --end; sectool status says who chose it, and why",
+                )
+            )
     elif not running and holder is not None:
         found.append(
             Finding(

@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -181,6 +182,7 @@ class Namespaces:
                     await worker.activate(text, daemon.settings.activation_timeout_s)
                 await asyncio.to_thread(_inside, space, lambda: rules.install(self._rules(), space.folder))
                 space.installed = True
+                worker.send({"t": "mode", **daemon.modes.told()})  # it may have changed since the start
                 daemon.workers.append(worker)
         except (SectoolError, OSError) as error:
             text_of = error.message if isinstance(error, SectoolError) else str(error)
@@ -193,7 +195,13 @@ class Namespaces:
         log.info("%s (network namespace %d)", what, space.inode)
 
     def _rules(self) -> rules.RulesConfig:
-        return replace(self.daemon.rules_config, workers=1)
+        return replace(self.daemon.mode_rules, workers=1)
+
+    async def follow_mode(self) -> None:
+        """Have the kernel rules inside be as the mode wants them."""
+        for space in list(self.spaces.values()):
+            if space.installed:
+                await asyncio.to_thread(_inside, space, partial(rules.install, self._rules(), space.folder))
 
     def _config(self, space: Space) -> dict[str, Any]:
         """The host's, but for where its files are and that it is alone."""

@@ -2,8 +2,9 @@
 
 Frames of sectool.api.wire over a socketpair, each with `t`:
 
-    to the worker    config, go, policy, credential, flush_workloads, relabel, bundle, revoked, settings, stats, stop
-    from the worker  standing_by, ready, identify, stats, policy_active, revoked, fatal
+    to the worker    config, go, policy, credential, flush_workloads, relabel, bundle, revoked, settings,
+                     mode, stats, stop
+    from the worker  standing_by, ready, identify, stats, policy_active, revoked, mode, fatal
 
 A worker is configured from scratch at every start, so one that died comes back with the present policy revision
 and an empty memory of workloads; what it has to remember of flows is in its journal, not here.
@@ -279,6 +280,8 @@ class Worker:
                     log.info(
                         "worker %d: revocation ended %s sessions, cut %s live flows", self.number, ended, cut
                     )
+            case "mode":
+                log.info("worker %d: denial is in force, cut %s live flows", self.number, header.get("cut"))
             case "fatal":
                 self.fatal = SectoolError(
                     str(header.get("error", "the packet worker failed")), str(header.get("hint", ""))

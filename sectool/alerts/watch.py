@@ -72,6 +72,7 @@ class Watch:
     def __init__(self, settings: AlertSettings) -> None:
         self.settings = settings
         self.active: dict[int, Alert] = {}
+        self.held: set[int] = set()
         self.overflow = 0
 
     def settle(self, settings: AlertSettings) -> None:
@@ -99,11 +100,26 @@ class Watch:
             out.append(Change(alert, True, rule.send))
         return out
 
+    def hold(self, alert: Alert, send: tuple[str, ...]) -> list[Change]:
+        """Raise an alert of no rule, which stays until `let_go` says so; it counts beside the bound."""
+        known = alert.id in self.active
+        self.held.add(alert.id)
+        self.active[alert.id] = self.active.get(alert.id, alert)
+        return [] if known else [Change(alert, True, send)]
+
+    def let_go(self, number: int, send: tuple[str, ...]) -> list[Change]:
+        """Clear an alert that was held, perhaps by a daemon before."""
+        self.held.discard(number)
+        alert = self.active.pop(number, None)
+        return [] if alert is None else [Change(alert, False, send)]
+
     def tick(self, now_us: int) -> list[Change]:
         """Alerts that are over."""
         rules = {rule.name: rule for rule in self.settings.rules}
         out = []
         for alert in list(self.active.values()):
+            if alert.id in self.held:
+                continue
             rule = rules.get(alert.rule)
             if rule is None or now_us - alert.seen_us >= rule.hold_us:
                 del self.active[alert.id]

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from sectool.cli.context import require_root, session
-from sectool.errors import NoDaemonError
+from sectool.cli.mode import MODES
+from sectool.errors import NoDaemonError, UsageError
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -28,6 +29,14 @@ def up(
         list[Path] | None,
         typer.Option("--policy", "-p", metavar="FILE", help="Policy to apply first; may be given again."),
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--mode",
+            metavar="MODE",
+            help="enforce or observe, from now on; without it as it was chosen last.",
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")] = False,
 ) -> None:
     """Start enforcing in this network namespace.
@@ -37,27 +46,40 @@ def up(
     connections that exist already live on at the first start. In the foreground it runs until
     Ctrl-C or SIGTERM; the rules then stay (no new connection passes) until `sectool down`.
 
+    With --mode observe nothing is denied: identities are shown where the handshake succeeds, and what would be denied
+    passes and is recorded so, for `sectool policy suggest` to learn from. `sectool mode enforce` begins to deny.
+    Without a daemon packets pass as well then.
+
     \b
     Examples:
       sectool up                       in the foreground, for systemd (Type=notify)
       sectool up --background          by hand
       sectool up -b --policy shop.yaml enforce this from the first moment
+      sectool up -b --mode observe     only look and record: the first weeks on a host
       nsenter --net=/run/netns/blue sectool --state /srv/blue --run /run/blue up -b
     """
     require_root("starting the enforcer", WITHOUT_ROOT)
     at = session(ctx)
+    if mode is not None and mode not in MODES:
+        raise UsageError(f"there is no mode {mode!r}", f"modes are {', '.join(MODES)}")
     if not background:
         from sectool.agent.daemon import serve
+        from sectool.agent.mode import Mode
 
-        raise typer.Exit(serve(at.paths, verbose=verbose, policy=policy or ()))
+        chosen = Mode(mode) if mode else None
+        raise typer.Exit(serve(at.paths, verbose=verbose, policy=policy or (), mode=chosen))
     from sectool.agent.background import start
 
-    told = start(at.paths, verbose=verbose, policy=policy or ())
-    at.say(f"enforcing as {told.get('host')} in {told.get('trust_domain')}, daemon pid {told.get('pid')}")
+    told = start(at.paths, verbose=verbose, policy=policy or (), mode=mode)
+    observing = told.get("mode") == "observe"
+    doing = "observing" if observing else "enforcing"
+    at.say(f"{doing} as {told.get('host')} in {told.get('trust_domain')}, daemon pid {told.get('pid')}")
     if told.get("revision"):
         at.say(f"policy revision {told['revision']} is active")
-    else:
+    elif not observing:
         at.warn("no policy has been applied yet: every connection is denied (sectool policy apply FILE)")
+    if observing:
+        at.warn("OBSERVING: nothing is denied, and what would be is recorded (sectool mode enforce begins)")
 
 
 @app.command()

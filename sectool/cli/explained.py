@@ -157,6 +157,8 @@ def _recorded(found: Recorded) -> Iterator[str]:
     action = {"allow": "allowed", "deny": "denied", "audit": "let through for audit"}.get(
         row["event.action"], "failed"
     )
+    if row["observed"]:
+        action = "let through, but would have been denied had anything been enforced"
     by = f" by {row['rule.policy']}: {row['rule.text']}" if row["rule.text"] else ""
     reason = f" ({row['drop_reason']})" if row["drop_reason"] else ""
     yield f"flow {row['event.id']} of {row['event.start']}, {state}: {action}{reason}{by}"

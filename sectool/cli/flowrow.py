@@ -63,6 +63,7 @@ FIELDS: dict[str, str] = {
     "flow_count": "flow.count",
     "adopted": "adopted",
     "restored": "restored",
+    "observed": "observed",
     "missed": "missed",
 }
 
@@ -128,7 +129,7 @@ def _service(row: Row) -> str:
 
 
 def _verdict(row: Row) -> str:
-    action = row["event.action"] or "?"
+    action = "would-deny" if row["observed"] else row["event.action"] or "?"
     count = row["flow.count"] or 1
     return f"{action} x{count}" if count > 1 else str(action)
 

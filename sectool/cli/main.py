@@ -24,6 +24,10 @@ COMMANDS: dict[str, Place] = {
     "host": Place("sectool.cli.host", "Enrol this host in a trust domain."),
     "up": Place("sectool.cli.daemon", "Start enforcing in this network namespace.", "up"),
     "down": Place("sectool.cli.daemon", "Stop enforcing and leave no trace in the kernel.", "down"),
+    "mode": Place("sectool.cli.mode", "Whether what policy denies is denied: enforce or observe.", "mode"),
+    "break-glass": Place(
+        "sectool.cli.mode", "Suspend denial for a while, on record and with an alert.", "break-glass"
+    ),
     "reload": Place("sectool.cli.daemon", "Have the daemon read its settings and trust again.", "reload"),
     "restart": Place(
         "sectool.cli.daemon", "Replace the daemon by the installed program, losing nothing.", "restart"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -26,7 +27,7 @@ def status(
 ) -> None:
     """Show what is enforced right now, and how well.
 
-    Exits 0 when enforcing, 1 when degraded, not enforcing or not recording, 3 when no daemon runs.
+    Exits 0 when enforcing, 1 when degraded, observing, not enforcing or not recording, 3 when no daemon runs.
 
     \b
     Examples:
@@ -48,7 +49,8 @@ def status(
     else:
         for line in _lines(document, at.color):
             sys.stdout.write(line + "\n")
-    if not document["enforcing"] or document["state"] != "enforcing" or document["store"].get("degraded"):
+    well = document["enforcing"] and document["state"] == "enforcing" and not document.get("observing")
+    if not well or document["store"].get("degraded"):
         raise typer.Exit(int(Exit.DENIED))
 
 
@@ -70,18 +72,16 @@ def _lines(s: dict[str, Any], color: bool) -> list[str]:
 
     now_ish = max(s["started"], _now())
     good = s["state"] == "enforcing" and s["enforcing"]
-    out = [
-        row(
-            "state",
-            s["state"] if good or s["state"] != "enforcing" else "NOT ENFORCING",
-            "good" if good else "bad",
-        )
-    ]
+    state = s["state"] if good or s["state"] != "enforcing" else "NOT ENFORCING"
+    if said := suspended(s):
+        state = said if good else f"{said}; {state}"
+    out = [row("state", state, "bad" if said or not good else "good")]
     out += [row("problem", f"{p['what']}: {p['why']}", "bad") for p in s["problems"]]
     out.append(row("host", f"{s['host']} in {s['trust_domain']}"))
     policy = s["policy"]
     if policy is None:
-        out.append(row("policy", "none applied yet: every connection is denied", "warn"))
+        becomes = "would be" if s.get("observing") else "is"
+        out.append(row("policy", f"none applied yet: every connection {becomes} denied", "warn"))
     else:
         reason = f" ({policy['reason']})" if policy["reason"] else ""
         out.append(
@@ -116,6 +116,19 @@ def _lines(s: dict[str, Any], color: bool) -> list[str]:
     lost = s["events_lost_by_agent"] + sum(w["stats"].get("lost", 0) for w in s["workers"])
     out.append(row("events lost", str(lost), "bad" if lost else ""))
     return out
+
+
+def suspended(s: Mapping[str, Any]) -> str:
+    """That nothing is denied, and why, of the answer to `status`; "" when denial is in force."""
+    if s.get("mode") == "observe":
+        by = f", chosen by {s['mode_by']} {show_time(s['mode_since'])}" if s.get("mode_since") else ""
+        why = f" ({s['mode_reason']})" if s.get("mode_reason") else ""
+        return f"OBSERVE: NOTHING IS DENIED{by}{why}"
+    broken = s.get("break_glass")
+    if broken is not None:
+        left = duration(broken["left_s"])
+        return f"GLASS BROKEN: NOTHING IS DENIED for {left} more, by {broken['by']}: {broken['reason']}"
+    return ""
 
 
 def _now() -> int:

@@ -139,3 +139,28 @@ def test_installation_never_names_a_built_in_chain() -> None:
 def test_the_marks_cleared_are_exactly_ours() -> None:
     raw = rules.rules(RulesConfig(mask=14))["raw"]
     assert [rule for rule in raw if CLEAR in rule] == [f"-A {CLEAR} -j MARK --set-xmark 0x0/0xe"]
+
+
+@pytest.mark.parametrize(
+    "config", [RulesConfig(observe=True), RulesConfig(workers=4, observe=True, strangers=9)]
+)
+def test_observing_lets_by_all_but_what_is_to_be_encrypted(config: RulesConfig) -> None:
+    lines = rules.rules(config)["mangle"]
+    kept = [line for line in lines if "NFQUEUE" in line and "bypass" not in line]
+    encrypted = (
+        "-A SECTOOL-RECORD",
+        "-A SECTOOL-CAME",
+        "-A SECTOOL-BULK",
+        "-A SECTOOL-REST -p udp -m connmark",
+    )
+    assert kept
+    assert all(line.startswith((*encrypted, "-A SECTOOL-VERDICT")) for line in kept)
+    opening = [
+        line
+        for line in lines
+        if line.startswith(("-A SECTOOL-OUT -g", "-A SECTOOL-IN -g", "-A SECTOOL-IN -j"))
+    ]
+    assert all("bypass" in line or "-g SECTOOL-QUEUE" in line for line in opening)
+    assert all("bypass" in line for line in lines if line.startswith("-A SECTOOL-QUEUE"))
+    assert not [line for line in lines if line.endswith("-j DROP")]
+    assert "-A SECTOOL-REST -j RETURN" in lines

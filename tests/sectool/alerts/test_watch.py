@@ -8,6 +8,7 @@ from sectool.alerts.watch import (
     MAX_ALL_PLACES,
     MAX_KEYS,
     MAX_PLACES,
+    Alert,
     Counting,
     Finding,
     Places,
@@ -81,3 +82,15 @@ def test_places_are_bounded_in_all() -> None:
         assert reached == MAX_PLACES
     assert places._total == sum(map(len, places._seen.values())) <= MAX_ALL_PLACES
     assert 299 in places._seen
+
+
+def test_what_is_held_stays_until_it_is_let_go() -> None:
+    watch = Watch(AlertSettings((), {}))
+    alert = Alert(7, "glass broken", "held", Finding("glass", "t"), 0, 0)
+    (raised,) = watch.hold(alert, ("ops",))
+    assert (raised.raised, raised.send) == (True, ("ops",))
+    assert watch.hold(alert, ("ops",)) == []
+    assert watch.tick(10**15) == []
+    (over,) = watch.let_go(7, ("ops",))
+    assert (over.raised, over.send) == (False, ("ops",))
+    assert watch.let_go(7, ("ops",)) == []
