@@ -26,7 +26,7 @@ def mode(
     ctx: typer.Context,
     wanted: Annotated[
         str | None,
-        typer.Argument(metavar="[enforce|observe]", help="The mode from now on; none: say which it is."),
+        typer.Argument(metavar="enforce|observe", help="The mode from now on; none: say which it is."),
     ] = None,
     reason: Annotated[str, typer.Option("--reason", "-r", metavar="TEXT", help="Why, for the record.")] = "",
     output: Output = Format.TABLE,
