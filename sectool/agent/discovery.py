@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 from nfq.attestation import Attestor, Attributed
 from nfq.cgroup import Cgroups
 from sectool.agent.inventory import Inventory
+from sectool.agent.kubernetes import Kubernetes
 from sectool.agent.listeners import Listeners
 from sectool.agent.packages import Packages
 from sectool.agent.processes import Looker, Process
@@ -64,6 +65,7 @@ class Discovery:
         moved: Callable[[tuple[int, ...], int, int], None] = lambda key, before, now: None,
         *,
         runtimes: Runtimes | None = None,
+        kubernetes: Kubernetes | None = None,
         packages: Packages | None = None,
         ours: Callable[[Process], bool] | None = None,
         proc: Path = Path("/proc"),
@@ -84,7 +86,7 @@ class Discovery:
         self._looker = Looker(cgroups, proc)
         self._cgroups = cgroups
         self._attestor = Attestor(cgroups, os.fspath(proc))
-        self._runtimes = runtimes or Runtimes(Places(cgroups=cgroups.mount))
+        self._runtimes = runtimes or Runtimes(Places(cgroups=cgroups.mount), kubernetes or Kubernetes())
         self._packages = packages or Packages()
         self._containers: OrderedDict[str, tuple[Container, float]] = OrderedDict()
         self._asking: dict[str, asyncio.Future[Container]] = {}
@@ -113,6 +115,7 @@ class Discovery:
             loop.add_reader(self._news.fd, self._hear)
         except SectoolError as error:
             log.info("%s; looking at /proc every second instead", error.message)
+        self._runtimes.kubernetes.look()
         self._changed.update(dict.fromkeys(self._looker.pids()))
         self._work_soon()
         self._tasks.append(asyncio.create_task(self._watch(), name="watch workloads"))
@@ -223,6 +226,10 @@ class Discovery:
 
     def _look_at_containers(self) -> None:
         """A runtime may tell of a container only after its first process runs: ask again for those it did not know."""
+        if self._runtimes.kubernetes.look():
+            self._containers = OrderedDict(
+                (identity, kept) for identity, kept in self._containers.items() if not kept[0].ref.pod_uid
+            )
         made = self._runtimes.by_cgroup()
         new = made is not self._made
         self._made = made
@@ -368,6 +375,11 @@ class Discovery:
         self._containers.move_to_end(found.ref.id)
         while len(self._containers) > CONTAINERS:
             self._containers.popitem(last=False)
+
+    @property
+    def problem(self) -> str:
+        """What an operator should know of the file of namespaces; '' when all is well."""
+        return self._runtimes.kubernetes.problem
 
     def containers(self) -> list[Container]:
         """Those with a process that runs."""

@@ -3,10 +3,13 @@
     docker, podman       GET /containers/<id>/json and /images/<image>/json over a unix socket (Docker Engine API)
     containerd, CRI-O,   config.json of the OCI bundle, whose annotations name pod, namespace, image
     runc, crun           state.json of the OCI runtime, which also names the cgroup
+    pods                 the runtime's CRI socket tells the pod's labels and ports (sectool.agent.cri), a file of the
+                         operator's the labels of namespaces (sectool.agent.kubernetes)
     kubelet              the pod's projected token names its service account
 
 Only sockets and files of root count: a container's own word is not asked. Every answer is bounded in time and size, and
-a runtime that does not answer costs the container its names, not its id.
+a runtime that does not answer costs the container its names, not its id. A pod whose runtime does not answer over CRI
+has no namespace either until it does: without its labels a NetworkPolicy that selects it would not seem to.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import base64
 import contextlib
 import http.client
 import json
+import logging
 import os
 import socket
 import stat
@@ -24,9 +28,15 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from sectool.agent import cri
+from sectool.agent.kubernetes import Kubernetes
+from sectool.errors import SectoolError
 from sectool.identity.containers import MAX_LABELS, Container, ContainerRef
 
+log = logging.getLogger("sectool.agent")
+
 TIMEOUT_S: Final = 1.0
+CRI_TIMEOUT_S: Final = 3.0  # for all that is asked of one pod
 MAX_ANSWER: Final = 4 << 20  # bytes
 MAX_STATES: Final = 2048  # of containers without a telling cgroup path, looked through
 
@@ -53,6 +63,12 @@ class Places:
         ("docker", Path("/run/containerd/runc/moby")),
         ("crun", Path("/run/crun")),
     )
+    cri: tuple[tuple[str, Path], ...] = (  # unix sockets of the Container Runtime Interface
+        ("containerd", Path("/run/containerd/containerd.sock")),
+        ("containerd", Path("/run/k3s/containerd/containerd.sock")),
+        ("cri-o", Path("/run/crio/crio.sock")),
+        ("docker", Path("/run/cri-dockerd.sock")),
+    )
     kubelet: Path = Path("/var/lib/kubelet/pods")
     cgroups: Path = Path("/sys/fs/cgroup")  # where cgroup v2 is mounted for us
     owner: int = 0  # whose sockets and files are believed
@@ -63,15 +79,46 @@ class Runtimes:
     """Questions about containers. They block, for at most some seconds: not for the event loop."""
 
     places: Places = field(default_factory=Places)
+    kubernetes: Kubernetes = field(default_factory=Kubernetes)
     _stamp: tuple[int, ...] | None = None
     _by_cgroup: dict[int, ContainerRef] = field(default_factory=dict)
 
     def read(self, ref: ContainerRef) -> Container:
         """All that can be found out of a container; only `ref` when nobody knows it."""
         found = self._over_sockets(ref) or self._bundle(ref) or self._state(ref) or Container(ref)
-        if ref.pod_uid and not found.service_account:
-            found = replace(found, service_account=self._service_account(ref.pod_uid))
+        if ref.pod_uid:
+            found = self._pod(found)
         return found
+
+    def _pod(self, found: Container) -> Container:
+        ref = found.ref
+        for runtime, path in self.places.cri:
+            if ref.runtime not in (runtime, "") or not self._trusted(path, stat.S_ISSOCK):
+                continue
+            try:
+                told = cri.ask(path, ref.id, CRI_TIMEOUT_S)
+            except SectoolError as error:
+                log.warning("pod of container %s: %s", ref.id[:12], error.message)
+                return Container(ref)
+            if told is not None:
+                found = replace(
+                    found,
+                    ref=replace(ref, runtime=runtime),
+                    name=told.container or found.name,
+                    image=told.image or found.image,
+                    digest=told.digest or found.digest,
+                    namespace=told.namespace,
+                    pod=told.pod,
+                    pod_labels=self.kubernetes.chosen(told.labels),
+                    ports=told.ports,
+                    told_by=str(path),
+                )
+                break
+        return replace(
+            found,
+            namespace_labels=self.kubernetes.of_namespace(found.namespace),
+            service_account=found.service_account or self._service_account(ref.pod_uid),
+        )
 
     def by_cgroup(self) -> Mapping[int, ContainerRef]:
         """Containers by the id of the cgroup that their OCI runtime made; for cgroups whose path does not tell.

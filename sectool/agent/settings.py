@@ -49,6 +49,8 @@ class Settings:
     )
     socket_group: str | None = None  # group that may read over the local API; None: root only
     enforce_inside: tuple[str, ...] = ()  # containers, pods and named namespaces to enforce in; see `_inside`
+    kubernetes_namespaces: Path | None = None  # file with the labels of namespaces (sectool.agent.kubernetes)
+    pod_labels: tuple[str, ...] = ("*",)  # which labels of a pod its workloads bear; patterns
     roles: dict[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # role -> groups that hold it; none: root only
@@ -153,6 +155,12 @@ def _inside(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _patterns(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+        raise ValueError("expected a list of label keys, such as [app, 'app.kubernetes.io/*']; * for all")
+    return tuple(value)
+
+
 def _context(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or any(v not in KINDS for v in value):
         raise ValueError(f"expected a list out of {', '.join(KINDS)}; [] asks nobody")
@@ -213,6 +221,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "suites": _suites,
     "other_protocols": _protocols,
     "revocation_expired": _closed_or_open,
+    "kubernetes_namespaces": _path,
+    "pod_labels": _patterns,
     "socket_group": _name,
     "roles": _roles,
 }

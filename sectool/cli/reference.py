@@ -54,6 +54,10 @@ SETTINGS = {
     "other_protocols": "IP protocols beside TCP, UDP and ICMP that pass, by name or number; all others are dropped",
     "enforce_inside": "containers, pods and named network namespaces to enforce in from outside: a list of "
     "`container:NAME`, `pod:NAMESPACE/NAME` and `netns:NAME`, with `*` and `?`",
+    "kubernetes_namespaces": "file with the labels of namespaces, as `kubectl get namespaces -o json` prints them; "
+    "root's, and read again when it changes",
+    "pod_labels": "which labels of a pod its workloads bear, by key, with `*` (default: all that do not pass "
+    "with a rollout)",
     "roles": "who may change what of the policy: role to the unix groups that hold it (default: root alone, all of it)",
     "socket_group": "group that may read over the local API (default: root only)",
 }

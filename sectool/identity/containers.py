@@ -67,6 +67,9 @@ class Container:
     namespace: str = ""  # Kubernetes
     pod: str = ""
     service_account: str = ""
+    pod_labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    namespace_labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    ports: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # by name, as `8080/tcp`
     pid: int = 0  # of its first process, 0 if not told
     told_by: str = ""  # where that comes from; '' when nobody could be asked
 
@@ -84,8 +87,14 @@ class Container:
             "k8s.serviceaccount": self.service_account,
         }
         found = {key: value[:MAX_TEXT] for key, value in plain.items() if value}
-        for key in sorted(self.labels)[:MAX_LABELS]:
-            found[f"container.label.{key[:MAX_TEXT]}"] = self.labels[key][:MAX_TEXT]
+        for prefix, labels in (
+            ("container.label.", self.labels),
+            ("k8s.label.", self.pod_labels),
+            ("k8s.nslabel.", self.namespace_labels),
+            ("k8s.port.", self.ports),
+        ):
+            for key in sorted(labels)[:MAX_LABELS]:
+                found[f"{prefix}{key[:MAX_TEXT]}"] = labels[key][:MAX_TEXT]
         return tuple(sorted(found.items()))
 
 

@@ -8,8 +8,9 @@ itself. The order is the contract:
     3 nothing: an automatic identity                 /host/<host>/wl/<exe>-<8 hex of its facts>
 
 Labels are merged by `sectool.origins`: context, host labels, those of 1 or 2, then the attested ones (`exe`, `user`,
-`unit`, and of a container `container`, `image`, `k8s.namespace`, `k8s.serviceaccount`), which nothing overrides. A
-document that claims more than the host CA may vouch for is refused when the SVID is issued, not here.
+`unit`; of a container `container`, `image`; of a pod `k8s.namespace`, `k8s.serviceaccount`, `k8s.label.*`,
+`k8s.nslabel.*`, `k8s.port.*`), which nothing overrides. A document that claims more than the host CA may vouch for is
+refused when the SVID is issued, not here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Protocol
 
 from sectool.errors import CredentialError
 from sectool.events import DropReason
-from sectool.labels import LabelError, LabelSet, stable_id
+from sectool.labels import LabelError, LabelSet, check_label, stable_id
 from sectool.origins import LeftOut, Origin, Source, merge
 
 ATTESTED = (
@@ -41,6 +42,8 @@ _CONTAINER_LABELS = {
     "k8s.namespace": "k8s.namespace",
     "k8s.serviceaccount": "k8s.serviceaccount",
 }
+
+_POD_LABELS = ("k8s.label.", "k8s.nslabel.", "k8s.port.")  # facts that are labels as they stand
 
 _NOT_VALUE = re.compile(r"[^A-Za-z0-9._/@:+-]")
 _NOT_SEGMENT = re.compile(r"[^A-Za-z0-9._-]")
@@ -169,7 +172,19 @@ def attested_labels(facts: Facts) -> dict[str, str]:
     }
     more = dict(facts.more)
     found |= {label: label_value(more.get(fact, "")) for label, fact in _CONTAINER_LABELS.items()}
-    return {key: value for key, value in found.items() if value}
+    named = {key: value for key, value in found.items() if value}
+    return named | {key: value for key, value in more.items() if _is_pod_label(key, value)}
+
+
+def _is_pod_label(key: str, value: str) -> bool:
+    """Whether a fact of a pod is a label as it stands, also an empty one. Policy refuses to ask for the others."""
+    if not key.startswith(_POD_LABELS):
+        return False
+    try:
+        check_label(key, value)
+    except LabelError:
+        return False
+    return True
 
 
 def _registered(
