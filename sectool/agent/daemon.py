@@ -44,6 +44,7 @@ from sectool.agent.federation import Relations
 from sectool.agent.handover import Given, Handover, Predecessor, taken
 from sectool.agent.health import Health
 from sectool.agent.identities import Identities, Issued, read_facts
+from sectool.agent.kubernetes import Kubernetes
 from sectool.agent.logs import Announcer, start_logging
 from sectool.agent.mode import Mode, Modes
 from sectool.agent.namespaces import Namespaces
@@ -266,6 +267,7 @@ class Daemon:
             lambda turn: tell(self, turn, known),
             self._moved,
             packages=self.vulns.packages,
+            kubernetes=Kubernetes(self.settings.kubernetes_namespaces, self.settings.pod_labels),
         )
         push.callback(self._say_stopped)
         await self.surroundings.start()
@@ -642,6 +644,10 @@ class Daemon:
             worker.check(WORKER_SILENCE_S)
         self.programs.sweep()
         self.namespaces.sweep()
+        if self.discovery.problem:
+            self.health.raise_("labels of namespaces", self.discovery.problem)
+        else:
+            self.health.clear("labels of namespaces")
         if time.monotonic() - self._defined > DEFINE_S:
             self.define_rules()
         if (
