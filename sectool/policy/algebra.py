@@ -219,9 +219,9 @@ def parties_of(selector: Selector, networks: Mapping[str, NetworkSpec]) -> Parti
                 labels[clause.key] = values
             return Parties(Proof.PROVEN, labels)
         case Cidr(network):
-            return Parties(addresses=_addresses(NetworkSpec((network,))))
+            return Parties(addresses=block_of(NetworkSpec((network,))))
         case NamedNet(name):
-            found = _addresses(networks[name])
+            found = block_of(networks[name])
             return Parties(addresses=found) if found else None
         case Fqdn():
             only = Parties(named=frozenset((selector,)))
@@ -229,7 +229,9 @@ def parties_of(selector: Selector, networks: Mapping[str, NetworkSpec]) -> Parti
 
 
 @lru_cache(maxsize=65_536)
-def _addresses(spec: NetworkSpec) -> Ranges:
+def block_of(spec: NetworkSpec) -> Ranges:
+    """The addresses of a network without its exceptions."""
+
     def put(networks: Iterable[object]) -> Ranges:
         pairs = []
         for net in networks:
@@ -318,6 +320,7 @@ __all__ = [
     "Proof",
     "Region",
     "Regions",
+    "block_of",
     "parties_of",
     "services_of",
 ]

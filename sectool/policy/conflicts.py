@@ -26,8 +26,10 @@ from typing import Final
 from sectool.policy.algebra import ADDRESSES, PROVEN, STRANGERS, Parties, Region, Regions, parties_of
 from sectool.policy.collector import held
 from sectool.policy.engine import Engine
+from sectool.policy.model import Mode
 from sectool.policy.network import IPAddress
 from sectool.policy.overlap import Overlaps
+from sectool.policy.podconflicts import rules_of, takings
 from sectool.policy.rules import CompiledRule, Phase, Rule
 from sectool.policy.selector import Cidr, NamedNet
 from sectool.policy.valuesets import ranges, without
@@ -177,13 +179,14 @@ class _Search:
         self.found: dict[int, list[Conflict]] = {}
         self.undecided: dict[int, Rule] = {}
         self.pairs = 0
+        self.pods: list[Conflict] = []  # of NetworkPolicies
 
     def run(self) -> Conflicts:
         for phase in Phase:
             for rule in reversed([r for r in self.engine.compiled if r.phase is phase]):
                 self._alone(rule)
         self._overlaps()
-        ordered = [conflict for rank in sorted(self.found) for conflict in self.found[rank]]
+        ordered = [conflict for rank in sorted(self.found) for conflict in self.found[rank]] + self.pods
         return Conflicts(tuple(ordered), tuple(self.undecided[rank] for rank in sorted(self.undecided)))
 
     def _say(self, rule: CompiledRule, conflict: Conflict) -> None:
@@ -362,6 +365,18 @@ class _Search:
             for rule in self.engine.compiled:
                 if rule.phase >= Phase.INTENT_ALLOW and rule.rank not in self.flagged:
                     self._overlap(rule, kind, takers)
+            self._overlap_pods(kind, takers)
+
+    def _overlap_pods(self, kind: ConflictKind, takers: Overlaps) -> None:
+        for doc, rules in self.engine.network_policies.policies():
+            for direction, number, net_rule in rules_of(doc):
+                rule = rules[direction, number]
+                for other, point in takings(doc, direction, net_rule, takers, self._witness):
+                    if kind is ConflictKind.PARTLY_SHADOWED and other.rule.owner == rule.owner:
+                        continue
+                    if other in self.engine.matching(point.request, self.now)[0]:
+                        pending = rule.mode is Mode.STAGE or other.staged
+                        self.pods.append(Conflict(kind, rule, (other.rule,), point.text, pending=pending))
 
     def _takes(self, rule: CompiledRule) -> Iterable[Region]:
         region = self.region[rule.rank]

@@ -190,6 +190,19 @@ class NetworkPolicies:
     def __bool__(self) -> bool:
         return bool(self._all)
 
+    def policies(self) -> Iterator[tuple[NetworkPolicyDoc, dict[tuple[str, int], Rule]]]:
+        """Each policy that is not off, and its rules by direction and number (from 1)."""
+        for space in self._all.values():
+            for policy in space.policies:
+                yield (
+                    policy.doc,
+                    {
+                        (direction, number): rule.compiled.rule
+                        for direction, rules in (("ingress", policy.ingress), ("egress", policy.egress))
+                        for number, rule in enumerate(rules or (), 1)
+                    },
+                )
+
     def _compile(
         self, doc: NetworkPolicyDoc, direction: str, rules: tuple[NetRule, ...] | None, networks: Networks
     ) -> list[_Rule] | None:

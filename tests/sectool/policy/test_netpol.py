@@ -490,9 +490,10 @@ def test_plain_labels_stand_for_pod_labels_that_are_not_there() -> None:
 
 
 def test_test_documents_speak_of_pods() -> None:
+    nginx = "k8s.ns=default,k8s.label.app.kubernetes.io/name=nginx tcp/80"
     text = WITH + (
         "kind: Test\nname: nginx\n"
-        "allow: ['k8s.ns=default,k8s.label.access=true -> k8s.ns=default,k8s.label.app.kubernetes.io/name=nginx tcp/80']\n"
-        "deny: ['k8s.ns=default -> k8s.ns=default,k8s.label.app.kubernetes.io/name=nginx tcp/80']\n"
+        f"allow: ['k8s.ns=default,k8s.label.access=true -> {nginx}']\n"
+        f"deny: ['k8s.ns=default -> {nginx}']\n"
     )
     assert all(result.passed for result in run_tests(parse(text)))
