@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.kernel.conftest import make_pair, wait_until
-from tests.kernel.hosts import as_user, own_cgroup
+from tests.kernel.hosts import own_cgroup
 from tests.kernel.test_daemon_survival import Daemon
 from tests.preloaded import sectool
 
@@ -54,12 +54,12 @@ def daemons() -> Iterator[tuple[Daemon, Daemon]]:
                 "up", "--background", "--mode", "observe", "--policy", str(folder / "policy.yaml")
             )
             assert "OBSERVING: nothing is denied" in said
-        with as_user(DB):
-            pair.b.popen(
-                *(sys.executable, "-m", "http.server", str(PORT), "--directory", made),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+        pair.b.popen(
+            *("setpriv", f"--reuid={DB}", "--clear-groups"),
+            *(sys.executable, "-m", "http.server", str(PORT), "--directory", "/"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         yield both
 
 
