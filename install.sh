@@ -198,7 +198,9 @@ install_all() {
   mv -f "$MANIFEST.new" "$MANIFEST"
   [ "${#made_folders[@]}" = 0 ] || printf '%s\n' "${made_folders[@]}" >>"$ROOT/folders"
 
-  if "$BIN" -q status >/dev/null 2>&1; then
+  local running=0
+  "$BIN" -q status >/dev/null 2>&1 || running=$?  # 3: there is no daemon; 1: there is, and it has something to say
+  if [ "$running" -le 1 ]; then
     say "replacing the running daemon; connections go on"
     "$BIN" restart || die "the running daemon could not be replaced; the old one goes on" "see sudo sectool status, then: sudo sectool restart"
   fi

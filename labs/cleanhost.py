@@ -1,10 +1,11 @@
 """Install, enforce a first connection, uninstall: on a system made from nothing, compared before and after.
 
-    python -m labs.cleanhost bookworm|trixie [--keep]
+    python -m labs.cleanhost bookworm|trixie [--from tree|sdist|wheel|deb] [--keep]
 
-debootstrap makes the smallest Debian there is, in a folder; install.sh runs in it by chroot. Two network namespaces are
-two hosts of a trust domain that both run the installed program. Then it is uninstalled, and every file, package, kernel
-rule and cgroup is compared with what was there before. Needs root and Debian's package mirror.
+debootstrap makes the smallest Debian there is, in a folder; install.sh runs in it by chroot (or apt-get, with a package
+that was built in another such folder and looked at by lintian). Two network namespaces are two hosts of a trust domain
+that both run the installed program. Then it is uninstalled, and every file, package, kernel rule and cgroup is compared
+with what was there before. Needs root and Debian's package mirror.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -33,6 +35,8 @@ SHOWN = 40  # differences told; their number is told in any case
 CACHE = ROOT / ".dev" / "roots"
 TREE = (
     "install.sh",
+    "MANIFEST.in",
+    "CHANGELOG.md",
     "requirements.lock",
     "pyproject.toml",
     "README.md",
@@ -41,7 +45,8 @@ TREE = (
     "sectool",
     "nfq",
 )
-TREE_REST = ("store", "tui", "labs")
+TREE_REST = ("store", "tui", "labs", "docs")
+APT = ("apt-get", "-y", "-q", "--no-install-recommends")
 # What package management keeps for itself, whatever is installed and removed again (netbase leaves /etc/hosts).
 PASSING = re.compile(
     r"^/(var/log|var/cache|var/lib/apt|var/lib/dpkg|var/lib/systemd|proc|sys|dev|tmp|run|root/\.cache|srv/tree)(/|$)"
@@ -65,9 +70,10 @@ def run(*command: str, check: bool = True, inside: Path | None = None, netns: st
     argv = [*command] if inside is None else ["chroot", str(inside), *command]
     if netns:
         argv = ["nsenter", f"--net=/run/netns/{netns}", *argv]
+    inner = dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), "/srv/tree/authorities.crt")
     env = {
         **os.environ,
-        **dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), "/srv/tree/authorities.crt"),
+        **(inner if inside is not None else {}),
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "LC_ALL": "C.UTF-8",
     }
@@ -115,16 +121,65 @@ def system(suite: str, keep: bool) -> Iterator[Path]:
             if Path(file).is_file():  # how this machine reaches mirrors
                 (root / to).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, root / to)
-        tree = root / "srv" / "tree"
-        tree.mkdir(parents=True, exist_ok=True)
-        for name in (*TREE, *TREE_REST):
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy2(source, tree / name)
+        copy_tree(root / "srv" / "tree")
         run("apt-get", "update", "-q", inside=root)
         yield root
+
+
+def copy_tree(to: Path) -> None:
+    """What of this checkout a user gets."""
+    to.mkdir(parents=True, exist_ok=True)
+    for name in (*TREE, *TREE_REST):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, to / name)
+
+
+def built(kind: str, to: Path) -> Path:
+    """A source archive or a wheel, made of a copy of this checkout; its path below `to`."""
+    to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="sectool-build-") as folder:
+        copy_tree(Path(folder) / "tree")
+        run(sys.executable, "-m", "venv", f"{folder}/venv")
+        run(f"{folder}/venv/bin/python", "-m", "pip", "install", "-q", "setuptools>=77")
+        code = f"import setuptools.build_meta as b; print(b.build_{kind}({str(to)!r}))"
+        done = subprocess.run(
+            [f"{folder}/venv/bin/python", "-c", code],
+            cwd=f"{folder}/tree",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise FailedError(f"building a {kind}: {done.stderr[-3000:]}")
+    return to / done.stdout.splitlines()[-1]
+
+
+def package(suite: str) -> Path:
+    """A Debian package of this checkout, built in a system of its own and looked at by lintian."""
+    out = Path(tempfile.mkdtemp(prefix="sectool-deb-", dir="/var/tmp"))
+    say(f"building a package on {SUITES[suite]}")
+    with system(suite, keep=False) as root:
+        needed = re.search(r"NEEDED=\(([^)]*)\)", (ROOT / "packaging/build-deb.sh").read_text())
+        run(*APT, "install", *(needed[1].split() if needed else ()), "lintian", inside=root)
+        made = run("/srv/tree/packaging/build-deb.sh", "--out", "/srv/out", inside=root).splitlines()[-1]
+        said = run(
+            "lintian",
+            "--fail-on",
+            "error,warning",
+            "--allow-root",
+            "--tag-display-limit",
+            "0",
+            made,
+            inside=root,
+        )
+        say(f"lintian: {said.strip() or 'nothing to say'}")
+        name = Path(made).name
+        shutil.copyfile(root / made.lstrip("/"), out / name)
+    say(f"{name}: {(out / name).stat().st_size >> 20} MiB")
+    return out / name
 
 
 def files(root: Path) -> dict[str, str]:
@@ -276,46 +331,79 @@ def first_connection(root: Path) -> str:
         return flows
 
 
+def by_script(root: Path, how: str) -> None:
+    """Install with install.sh, connect, upgrade, uninstall."""
+    script: tuple[str, ...] = ("/srv/tree/install.sh",)
+    if how == "sdist":
+        archive = built("sdist", root / "srv" / "made")
+        with tarfile.open(archive) as unpacked:
+            unpacked.extractall(root / "srv" / "made", filter="data")
+        script = (f"/srv/made/{archive.name.removesuffix('.tar.gz')}/install.sh",)
+        shutil.rmtree(root / "srv" / "tree" / "sectool")  # nothing but the archive may be needed
+    elif how == "wheel":
+        script = (*script, "--from", f"/srv/made/{built('wheel', root / 'srv' / 'made').name}")
+    run(*script, inside=root)
+    say("first connection")
+    first_connection(root)
+    say("upgrading in place, then uninstalling")
+    run(*script, inside=root)
+    run("/opt/sectool/install.sh", "--uninstall", "--purge", inside=root)
+
+
+def by_package(root: Path, deb: Path) -> None:
+    """Install the Debian package, connect, install it once more, purge."""
+    shutil.copyfile(deb, root / "srv" / deb.name)
+    run(*APT, "install", f"/srv/{deb.name}", inside=root)
+    say("first connection")
+    first_connection(root)
+    say("upgrading in place, then purging")
+    run(*APT, "install", "--reinstall", f"/srv/{deb.name}", inside=root)
+    run(*APT, "purge", "sectool", inside=root)
+    run(*APT, "autoremove", "--purge", "-o", "APT::AutoRemove::RecommendsImportant=false", inside=root)
+    (root / "srv" / deb.name).unlink()
+
+
+def differences(root: Path, work: Callable[[], None]) -> list[str]:
+    """What of the system is not as it was before the work."""
+    before, around = files(root), surroundings(root)
+    work()
+    for left in ("b", "first.yaml", "made"):
+        shutil.rmtree(root / "srv" / left, ignore_errors=True)
+        (root / "srv" / left).unlink(missing_ok=True)
+    after = files(root)
+    return [
+        *(f"left behind: {name}" for name in sorted(after.keys() - before.keys())),
+        *(f"gone: {name}" for name in sorted(before.keys() - after.keys())),
+        *(f"changed: {name}" for name in sorted(before.keys() & after.keys()) if before[name] != after[name]),
+        *(f"changed: {what}" for what, now in surroundings(root).items() if now != around[what]),
+    ]
+
+
 def main(arguments: list[str]) -> int:
     """Entry point; 0 when nothing differs."""
     parser = argparse.ArgumentParser(
         prog="cleanhost", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("suite", choices=sorted(SUITES))
+    parser.add_argument("--from", dest="how", choices=("tree", "sdist", "wheel", "deb"), default="tree")
     parser.add_argument("--keep", action="store_true", help="leave the system's folder")
     options = parser.parse_args(arguments)
     begun = time.monotonic()
     try:
+        deb = package(options.suite) if options.how == "deb" else None
         with group(), system(options.suite, options.keep) as root:
-            before, around = files(root), surroundings(root)
-            say(f"installing on {SUITES[options.suite]}")
-            run("/srv/tree/install.sh", inside=root)
-            installed = len(files(root)) - len(before)
-            say(f"{installed} files more; first connection")
-            first_connection(root)
-            say("upgrading in place, then uninstalling")
-            run("/srv/tree/install.sh", inside=root)
-            run("/opt/sectool/install.sh", "--uninstall", "--purge", inside=root)
-            for left in ("b", "first.yaml"):
-                shutil.rmtree(root / "srv" / left, ignore_errors=True)
-                (root / "srv" / left).unlink(missing_ok=True)
-            after = files(root)
-            different = [
-                *(f"left behind: {name}" for name in sorted(after.keys() - before.keys())),
-                *(f"gone: {name}" for name in sorted(before.keys() - after.keys())),
-                *(
-                    f"changed: {name}"
-                    for name in sorted(before.keys() & after.keys())
-                    if before[name] != after[name]
-                ),
-                *(f"changed: {what}" for what, now in surroundings(root).items() if now != around[what]),
-            ]
+            say(f"installing on {SUITES[options.suite]}, from {options.how}")
+            different = differences(
+                root, lambda: by_package(root, deb) if deb is not None else by_script(root, options.how)
+            )
     except FailedError as error:
         say(f"FAILED: {error}")
         return 1
     for line in different[:SHOWN]:
         print(line)
-    say(f"{SUITES[options.suite]}: {len(different)} differences, {time.monotonic() - begun:.0f} s")
+    say(
+        f"{SUITES[options.suite]}, from {options.how}: {len(different)} differences, {time.monotonic() - begun:.0f} s"
+    )
     return 1 if different else 0
 
 

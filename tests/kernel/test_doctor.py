@@ -107,6 +107,32 @@ BROKEN: dict[str, tuple[Break, str, str, str]] = {
 }
 
 
+# What a host lacks, taken away in a mount namespace of its own.
+LACKING: dict[str, tuple[str, str, str]] = {
+    "cgroup v2": ("umount -l -R /sys/fs/cgroup", "cgroup v2", "not mounted"),
+    "iptables": (
+        'mount --bind /dev/null "$(readlink -f "$(command -v iptables-restore)")"',
+        "iptables",
+        "cannot run",
+    ),
+    "tmpfs": ("umount -l /dev/shm && mount --bind / /dev/shm", "memory for keys", "on a tmpfs"),
+}
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_what_is_lacking_is_found(namespace: Namespace, tmp_path: Path, case: str) -> None:
+    taken, check, words = LACKING[case]
+    state = tmp_path / "state"
+    state.mkdir()
+    doctor = f"{BINARY} --state {state} --run {tmp_path}/run doctor -o json || test $? = 1"
+    command = f"PATH=$PATH:/usr/sbin; {taken} && {{ {doctor}; }}"
+    out = namespace.run("unshare", "--mount", "sh", "-c", command)
+    findings: list[dict[str, str]] = json.loads(out)["items"]
+    matching = [f for f in findings if f["check"] == check and f["level"] == "bad"]
+    assert any(words in f["message"] for f in matching), findings
+    assert all(f["hint"] for f in matching)
+
+
 def test_a_host_in_order_has_nothing_bad_from_its_kernel(namespace: Namespace, tmp_path: Path) -> None:
     findings = examined(namespace, tmp_path)
     assert {f["check"] for f in findings if f["area"] == "kernel"} >= {
