@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from nfq import cgroup, rules
 from nfq.marks import MASK
 from nfq.netns import NamespaceLock
@@ -590,11 +592,16 @@ class Daemon:
 
     def trust(self, host: HostIdentity) -> None:
         """Take this enrolment and the relationships on disk, and hand their trust bundles to the workers."""
-        if host.authority.certificate != self.host.authority.certificate and self.endpoint is not None:
+        before = self.host.authority.certificate
+        renewed = host.authority.certificate != before
+        if renewed and self.endpoint is not None:
             self.endpoint.changed(identities=True)
         self.host = host
         self.relations.reread(host.trust_domain)
         self.trust_changed(None, "")
+        if renewed:  # what the CA before has issued holds only as long as everybody trusts its root
+            by_old = before.public_bytes(Encoding.DER)
+            self.present_again(self.identities.reissue(lambda e: e.credential.host_der == by_old))
 
     def trust_changed(self, actor: Actor | None, reason: str) -> None:
         """Whom we trust is another matter now: workers, record and events follow."""

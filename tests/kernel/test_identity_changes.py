@@ -74,8 +74,7 @@ def test_nothing_is_lost_by_rotation_rollover_and_restart_and_revocation_ends_it
         give_roots(home, daemon)
     at_ca(home, "ca", "rollover", "switch")
     for daemon in daemons:
-        renew(home, daemon)
-        daemon.sectool("identity", "rotate")
+        renew(home, daemon)  # which brings SVIDs by the new root at once
     goes_on("switch to the new root")
     connect(daemons, 1).finish(PATIENCE_S)  # new connections under the new root
     at_ca(home, "ca", "rollover", "finish")
