@@ -134,6 +134,7 @@ def _to_json(i: PeerIdentity) -> dict[str, object]:
         "host": i.host,
         "issuer": i.issuer,
         "issuer_serial": i.issuer_serial,
+        "root": i.root,
     }
 
 

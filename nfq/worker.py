@@ -166,8 +166,7 @@ class Worker:
             rules = RulesConfig(int(header["queue"]), self.workers, self.mask)
             for found in adopt_established(rules, Path(header["run_dir"]), self._leads_here):
                 self._adopt(found, now)
-        bundle = self.verifier.bundle
-        self._distrust(lambda peer: not bundle.roots.get(peer.trust_domain), DropReason.UNTRUSTED_DOMAIN)
+        self._distrust()
         self._cut_revoked()
         if self.journal.foreign or self.journal.forgotten:
             what = "a journal that this version cannot read" if self.journal.foreign else "some flows"
@@ -330,20 +329,19 @@ class Worker:
                 self.running = False
 
     def _trust(self, header: dict[str, Any], payload: bytes) -> None:
-        """Trust this bundle from now on, and cut the flows of domains that are in it no more, or by other labels."""
+        """Trust this bundle from now on, and cut what rests on domains or roots that have left it, or on labels that
+        count no more.
+        """
         before, labels_before = self.verifier.bundle, self.verifier.accepted
         bundle = TrustBundle.from_pem(payload.decode("ascii"))
         accepted = from_wire(header.get("accepted") or {})
         self.verifier.set_bundle(bundle)
         self.verifier.set_accepted(accepted)
         self.core.sessions.clear()  # whoever is trusted no more must not go on without its credential
-        changed = {
-            domain
-            for domain in before.roots
-            if not bundle.roots.get(domain) or labels_before.get(domain) != accepted.get(domain)
-        }
+        self._distrust()
+        changed = {domain for domain in before.roots if labels_before.get(domain) != accepted.get(domain)}
         if changed:
-            self._distrust(lambda peer: peer.trust_domain in changed, DropReason.UNTRUSTED_DOMAIN)
+            self._cut(lambda peer: peer.trust_domain in changed, DropReason.UNTRUSTED_DOMAIN)
 
     def _revoked(self, payload: bytes) -> None:
         """Refuse what these lists revoke from now on, and end at once what rests on it."""
@@ -363,7 +361,16 @@ class Worker:
         ended = self.core.sessions.revoke(lambda session: session.local in gone or revoked(session.peer))
         return ended, datapath.distrust(self.core, revoked, DropReason.REVOKED_LIVE, now_us())
 
-    def _distrust(self, doubtful: Callable[[PeerIdentity], bool], reason: DropReason) -> None:
+    def _distrust(self) -> None:
+        """Cut whom the trust bundle does not vouch for any more."""
+
+        def because(reason: DropReason) -> Callable[[PeerIdentity], bool]:
+            return lambda peer: self.verifier.distrusted(peer) is reason
+
+        for reason in (DropReason.UNTRUSTED_DOMAIN, DropReason.UNTRUSTED_CHAIN):
+            self._cut(because(reason), reason)
+
+    def _cut(self, doubtful: Callable[[PeerIdentity], bool], reason: DropReason) -> None:
         datapath.distrust(self.core, doubtful, reason, now_us())
 
     def _policy(self, header: dict[str, Any], payload: bytes) -> None:

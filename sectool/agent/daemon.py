@@ -605,10 +605,9 @@ class Daemon:
 
     def trust_changed(self, actor: Actor | None, reason: str) -> None:
         """Whom we trust is another matter now: workers, record and events follow."""
-        accepted = to_wire(self.relations.federation.accepted)
-        self.tell_workers({"t": "bundle", "accepted": accepted}, self.bundle())
         self.revoked.reread(self.trusted_bundle, *self._revocation_settings)
-        self.tell_workers({"t": "revoked"}, self.revoked.to_wire())
+        for worker in self.workers:
+            self.tell_trust(worker)
         self.records.trusted(self.relations.records(self.trusted_bundle), actor, reason)
         if self.endpoint is not None:
             self.endpoint.changed()
@@ -619,6 +618,12 @@ class Daemon:
                 actor=actor.name if actor else "sectool agent",
                 trust_domains=list(self.trusted_bundle.trust_domains),
             )
+
+    def tell_trust(self, worker: Worker) -> None:
+        """Whom to trust, and what is revoked."""
+        accepted = to_wire(self.relations.federation.accepted)
+        worker.send({"t": "bundle", "accepted": accepted}, self.bundle())
+        worker.send({"t": "revoked"}, self.revoked.to_wire())
 
     def tell_workers(self, header: dict[str, Any], payload: bytes = b"") -> None:
         """One frame to every packet worker."""

@@ -8,6 +8,9 @@ otherwise when it has lived for SETTLE_US. So shells and the programs they run f
      place ──► running ──(last process gone)──► lingering ──(LINGER_US)──► ended
                   ▲                                 │
                   └──────────── place ──────────────┘
+
+A process that becomes another program (exec) of the same name, by a document or `sectool run`, changes the workload; it
+does not end it and begin another: a service that is started by way of a shell has neither started nor ended twice.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ class Running:
     package: str | None = None  # that owns its executable, '' for none; None: not looked for yet
     problem: str = ""  # why it has no identity
     before: int | None = (
-        None  # the workload that its processes were, until rules or their user or cgroup changed
+        None  # the workload that its processes were, until rules, their user, cgroup or program changed
     )
     became: int | None = None
     noted: dict[str, Any] = field(default_factory=dict)  # as it was when last looked at
@@ -129,11 +132,12 @@ class Inventory:
                 running.since_us = now_us
             self.by_id[number] = running
         if before is not None and before is not running:
-            if same and before.announced and not running.announced:
-                running.before, before.became = before.number, running.number
+            if before.announced and not running.announced and (same or _goes_on(before, process, workload)):
+                running.before, running.told = before.number, before.noted
+                before.became = running.number
             self.remove(process.pid, now_us)
         running.pids[process.pid] = process
-        running.workload, running.facts, running.last_us = workload, facts, 0
+        running.workload, running.facts, running.last_us, running.became = workload, facts, 0, None
         self._home[process.pid] = number
         self._touched[number] = None
         return running
@@ -231,6 +235,17 @@ class Inventory:
             for r in self.by_id.values()
             if not r.package and r.facts.executable.startswith("/")
         }
+
+
+def _goes_on(before: Running, process: Process, workload: Workload) -> bool:
+    """Whether the only process of `before` is another program now, by the same name."""
+    known = before.pids.get(process.pid)
+    return (
+        known is not None
+        and known.started == process.started
+        and len(before.pids) == 1
+        and before.workload.path == workload.path
+    )
 
 
 def with_ports(found: Iterable[tuple[int, str]]) -> dict[int, tuple[str, ...]]:

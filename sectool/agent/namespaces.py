@@ -182,7 +182,10 @@ class Namespaces:
                     await worker.activate(text, daemon.settings.activation_timeout_s)
                 await asyncio.to_thread(_inside, space, lambda: rules.install(self._rules(), space.folder))
                 space.installed = True
-                worker.send({"t": "mode", **daemon.modes.told()})  # it may have changed since the start
+                # What may have changed since the start, while it was none of those that are told.
+                worker.send({"t": "mode", **daemon.modes.told()})
+                worker.resettle()
+                daemon.tell_trust(worker)
                 daemon.workers.append(worker)
         except (SectoolError, OSError) as error:
             text_of = error.message if isinstance(error, SectoolError) else str(error)

@@ -11,6 +11,16 @@ from sectool.events import Type, now_us
 if TYPE_CHECKING:
     from sectool.agent.daemon import Daemon
 
+_TELLING = (
+    "name",
+    "labels",
+    "executable",
+    "sha256",
+    "user",
+    "unit",
+    "cgroup",
+)  # what makes a workload another one
+
 
 def tell(daemon: Daemon, turn: Turn, known: dict[int, dict[str, Any]]) -> None:
     """Put starts, changes and ends on record.
@@ -35,8 +45,9 @@ def tell(daemon: Daemon, turn: Turn, known: dict[int, dict[str, Any]]) -> None:
             events.emit(Type.WORKLOAD_START, pid=pid, user=body["user"], unit=body["unit"], **what)
             reason = "started"
         else:
-            events.emit(Type.WORKLOAD_CHANGE, was=running.before, changed=["labels"], **what)
-            reason = "it is another workload by the rules now"
+            changed = [key for key in _TELLING if body[key] != running.told.get(key)] or ["labels"]
+            events.emit(Type.WORKLOAD_CHANGE, was=running.before, changed=changed, **what)
+            reason = f"changed: {', '.join(changed)}"
         daemon.records.workload(running.number, body, running.since_us, reason)
     for running in turn.changed:
         changed = sorted(k for k in running.noted if running.noted[k] != running.told.get(k))

@@ -312,6 +312,7 @@ class HostAuthority:
         "_permits",
         "_profile",
         "_root",
+        "_root_key",
         "constraints",
         "host_name",
         "trust_domain",
@@ -337,6 +338,7 @@ class HostAuthority:
         self.constraints = decode_constraints(profile.constraints)
         self._permits = lru_cache(4096)(self.constraints.permits)  # a host's workloads share most labels
         self._names = key_id(profile.public_key), f"{profile.serial:x}"
+        self._root_key = key_id(self._root.public_key) if root is not None else ""
 
     def __repr__(self) -> str:
         return f"HostAuthority({self.host_name!r}, {self.trust_domain!r})"
@@ -448,7 +450,15 @@ class HostAuthority:
         fingerprint = hashlib.sha256(leaf.der).digest()
         validity = (max(begin_us, host.not_before_us, self._root.not_before_us), end_us)
         peer = PeerIdentity.of(
-            spiffe_id, labels, public, validity, fingerprint, leaf.serial, self.host_name, self._names
+            spiffe_id,
+            labels,
+            public,
+            validity,
+            fingerprint,
+            leaf.serial,
+            self.host_name,
+            self._names,
+            self._root_key,
         )
         return Credential(
             leaf_der=leaf.der,

@@ -47,6 +47,7 @@ class PeerIdentity:
     id: int  # stable_id(fingerprint): the identity's id in events
     issuer: str = ""  # SHA-256 of the host CA's public key, hexadecimal; '' where nobody looked
     issuer_serial: str = ""  # and the serial number of its certificate
+    root: str = ""  # SHA-256 of the key of the root that vouches for it, hexadecimal; '' where nobody looked
 
     @classmethod
     def of(
@@ -59,6 +60,7 @@ class PeerIdentity:
         serial: int,
         host: str,
         issuer: tuple[str, str] = ("", ""),
+        root: str = "",
     ) -> PeerIdentity:
         """Build one, with the label `domain`.
 
@@ -89,6 +91,7 @@ class PeerIdentity:
             id=stable_id(fingerprint),
             issuer=issuer[0],
             issuer_serial=issuer[1],
+            root=root,
         )
 
 
@@ -127,7 +130,7 @@ class Credential:
                 "fingerprint": peer.fingerprint.hex(),
                 "serial": peer.serial,
                 "host": peer.host,
-                "issuer": [peer.issuer, peer.issuer_serial],
+                "issuer": [peer.issuer, peer.issuer_serial, peer.root],
             },
             separators=(",", ":"),
         ).encode()
@@ -169,7 +172,7 @@ class Credential:
         fingerprint = bytes.fromhex(fields["fingerprint"])
         if len(fingerprint) != 32 or not isinstance(fields["host"], str):
             raise ValueError("peer")
-        issuer, issuer_serial = map(str, fields["issuer"])
+        issuer, issuer_serial, root = map(str, fields["issuer"])
         peer = PeerIdentity.of(
             spiffe_id,
             LabelSet.parse(fields["labels"]),
@@ -179,6 +182,7 @@ class Credential:
             int(fields["serial"], 16),
             fields["host"],
             (issuer, issuer_serial),
+            root,
         )
         return cls(
             leaf_der=parts.leaf_der,

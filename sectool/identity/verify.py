@@ -97,6 +97,10 @@ def _read_host(der: bytes) -> _Host:
     )
 
 
+def _keys(bundle: TrustBundle) -> frozenset[str]:
+    return frozenset(key_id(root.public_key) for roots in bundle.roots.values() for root in roots)
+
+
 class Verifier:
     """Verifies credential blobs against a trust bundle; the time is a parameter of each call."""
 
@@ -111,6 +115,7 @@ class Verifier:
         "_refused",
         "_revocations",
         "_revoked",
+        "_root_keys",
         "_skew_us",
     )
 
@@ -134,13 +139,13 @@ class Verifier:
         """
         self._own = own_domain
         self._accepted = dict(accepted or {})
-        self._bundle = bundle
+        self._bundle, self._root_keys = bundle, _keys(bundle)
         self._skew_us = clock_skew_s * SECOND
         self._good_size = cache_size
         self._path_labels = path_labels
         self._good: dict[bytes, PeerIdentity] = {}
         self._refused: dict[bytes, tuple[int, int, str, str]] = {}
-        self._hosts: dict[bytes, tuple[_Host, Profile]] = {}
+        self._hosts: dict[bytes, tuple[_Host, Profile, str]] = {}
         self._revoked: frozenset[str] = frozenset()
         self._revocations = Revocations()
 
@@ -176,8 +181,21 @@ class Verifier:
 
     def set_bundle(self, bundle: TrustBundle) -> None:
         """Trust `bundle` from now on, and nothing that only the old one vouched for."""
-        self._bundle = bundle
+        self._bundle, self._root_keys = bundle, _keys(bundle)
         self.forget()
+
+    def distrusted(self, peer: PeerIdentity) -> DropReason | None:
+        """Why an identity that was verified before would not be trusted any more: its domain, or its root, has gone.
+
+        Of our own domain a root leaves at the end of a rollover only, when nothing depends on it any more: what lives
+        goes on. Why one of another domain left nobody here knows. What is wanted gone at once is revoked.
+        """
+        roots = self._bundle.roots.get(peer.trust_domain)
+        if not roots:
+            return DropReason.UNTRUSTED_DOMAIN
+        if not peer.root or peer.trust_domain == self._own:
+            return None
+        return None if peer.root in self._root_keys else DropReason.UNTRUSTED_CHAIN
 
     @property
     def revocations(self) -> Revocations:
@@ -274,6 +292,7 @@ class Verifier:
         labels = self._labels(leaf, spiffe_id, host)
 
         root = proven[1] if proven else self._root_of(host, now_us)
+        root_key = proven[2] if proven else key_id(root.public_key)
         self._check_time(root, now_us)
         leaf.issued_by(host.profile)
         if blob is not None:
@@ -281,7 +300,7 @@ class Verifier:
         if blob is not None and not proven:
             if len(self._hosts) >= HOST_SIZE:
                 del self._hosts[next(iter(self._hosts))]
-            self._hosts[host_key] = (host, root)
+            self._hosts[host_key] = (host, root, root_key)
         chain = (leaf, host.profile, root)
         begin_us = max(profile.not_before_us for profile in chain)
         end_us = min(delegated_us, *(profile.not_after_us for profile in chain))
@@ -294,6 +313,7 @@ class Verifier:
             leaf.serial,
             host.name,
             (host.key, host.serial),
+            root_key,
         )
 
     def _check_names(self, leaf: SpiffeId, host: _Host) -> None:

@@ -6,6 +6,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,6 +22,7 @@ from sectool.identity.federation import accepted_labels
 from sectool.identity.trust import TrustBundle, read_root
 from sectool.labels import LabelSet
 from tests.kernel.conftest import make_namespace
+from tests.kernel.datagrams import Echo, ask, connected
 from tests.kernel.hosts import DOMAIN, SHORT_S, Host, Lan, echo, own_cgroup, port_of
 from tests.kernel.wire import Wire
 
@@ -151,6 +153,57 @@ def test_removing_a_domain_cuts_what_lives_and_lets_nothing_in(lan: Lan) -> None
     lan.b.event(port_of(server), phase=Phase.END, drop_reason=DropReason.UNTRUSTED_DOMAIN)
     cut_off(client)
     refused(lan, DropReason.UNTRUSTED_DOMAIN)
+
+
+def test_a_root_that_leaves_takes_what_rests_on_it_and_only_that(lan: Lan, tmp_path: Path) -> None:
+    """Of two that the partner's bundle has; first the one that this partner's hosts are not by."""
+    other = RootAuthority.create(tmp_path / "ca", PARTNER, now_us() - DAY)
+    alone = lan.b.trusted
+    both = alone.with_root(PARTNER, other.certificate.public_bytes(Encoding.PEM).decode())
+    lan.b.trust(both, lan.b.accepted)
+    client, server = lan.establish()
+    lan.b.trust(alone, lan.b.accepted)
+    lan.b.status()  # it has done so
+    echo(client, server, b"not by that one")
+    lan.b.trust(both, lan.b.accepted)
+    lan.b.trust(also(alone.without(PARTNER), other), lan.b.accepted)
+    lan.b.event(port_of(server), phase=Phase.END, drop_reason=DropReason.UNTRUSTED_CHAIN)
+    cut_off(client)
+    refused(lan, DropReason.UNTRUSTED_CHAIN)
+
+
+def test_a_root_of_our_own_that_leaves_cuts_nothing(lan: Lan, tmp_path: Path) -> None:
+    """So ends a rollover: nobody depends on it any more but what has lived since before."""
+    other = RootAuthority.create(tmp_path / "ca", PARTNER, now_us() - DAY)
+    pem = other.certificate.public_bytes(Encoding.PEM).decode()
+    client, server = lan.establish()
+    lan.a.trust(lan.a.trusted.without(PARTNER).with_root(PARTNER, pem), lan.a.accepted)
+    lan.a.status()
+    echo(client, server, b"goes on")
+
+
+def test_datagrams_of_a_partner_go_by_the_same_rules(lan: Lan) -> None:
+    server = Echo(lan.b)
+    client = connected(lan.a, lan.b.address(), server.port)
+    assert ask(client, b"across domains") == b"across domains"
+    lan.b.event(server.port, phase=Phase.VERDICT, auth_result=AuthResult.PROVEN)
+    lan.b.trust(lan.b.trusted, {PARTNER: accepted_labels(["app=other"])})
+    lan.b.event(server.port, phase=Phase.END, drop_reason=DropReason.UNTRUSTED_DOMAIN)
+    client.send(b"still there?")
+    lan.b.denial(server.port, DropReason.NO_IDENTITY)
+    connected(lan.a, lan.b.address(), server.port).send(b"and anew?")
+    lan.b.denial(server.port, DropReason.DEFAULT_DENY)
+    server.close()
+    assert server.got == [b"across domains"]
+
+
+def test_no_rule_without_a_domain_means_a_partners_datagrams(lan: Lan) -> None:
+    lan.b.policy(STRICT)
+    server = Echo(lan.b)
+    connected(lan.a, lan.b.address(), server.port).send(b"app=web, says another domain")
+    lan.b.denial(server.port, DropReason.DEFAULT_DENY)
+    server.close()
+    assert server.got == []
 
 
 def test_a_worker_that_comes_back_does_not_bring_back_who_was_removed_meanwhile(lan: Lan) -> None:

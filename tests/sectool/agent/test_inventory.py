@@ -106,6 +106,39 @@ def test_the_same_process_under_other_rules_is_a_change_and_no_start(inventory: 
     assert [r.became for r in turn.ended] == [2]
 
 
+def test_a_service_that_a_shell_becomes_goes_on(inventory: Inventory) -> None:
+    """exec in the same process, under the same name: neither an end nor another start."""
+    inventory.place(process(10, inode=1), 1, workload(), facts("/bin/sh"), NOW)
+    assert names(inventory.due(NOW).began) == ["web"]
+    inventory.place(process(10, inode=2), 2, workload(), facts("/bin/web"), NOW + 1)
+    began = inventory.due(NOW + 1).began
+    assert [(running.before, running.told["executable"]) for running in began] == [(1, "/bin/sh")]
+    ended = inventory.due(NOW + 2 * LINGER_US).ended
+    assert [(running.number, running.became) for running in ended] == [(1, 2)]
+    inventory.remove(10, NOW + 3 * LINGER_US)
+    assert [running.became for running in inventory.due(NOW + 5 * LINGER_US).ended] == [None]
+
+
+def test_another_program_beside_it_or_by_another_name_is_a_workload_of_its_own(inventory: Inventory) -> None:
+    inventory.place(process(10, inode=1), 1, workload(), facts("/bin/sh"), NOW)
+    inventory.place(process(11, inode=1), 1, workload(), facts("/bin/sh"), NOW)
+    inventory.due(NOW)
+    inventory.place(process(10, inode=2), 2, workload(), facts("/bin/web"), NOW + 1)
+    inventory.place(process(11, inode=3), 3, workload("db"), facts("/bin/db"), NOW + 1)
+    assert [running.before for running in inventory.due(NOW + 1).began] == [None, None]
+    assert [running.became for running in inventory.due(NOW + 2 * LINGER_US).ended] == [None]
+
+
+def test_one_that_gets_a_process_back_has_become_nothing(inventory: Inventory) -> None:
+    inventory.place(process(10, inode=1), 1, workload(), facts("/bin/sh"), NOW)
+    inventory.due(NOW)
+    inventory.place(process(10, inode=2), 2, workload(), facts("/bin/web"), NOW + 1)
+    inventory.place(process(12, inode=1), 1, workload(), facts("/bin/sh"), NOW + 2)
+    inventory.due(NOW + 2)
+    inventory.remove(12, NOW + 3)
+    assert [running.became for running in inventory.due(NOW + 3 + LINGER_US).ended] == [None]
+
+
 def test_ports_and_package_are_changes(inventory: Inventory) -> None:
     inventory.place(process(10), 1, workload(), facts(), NOW)
     inventory.due(NOW)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,10 +23,11 @@ from sectool.identity.blob import MAX_BLOB, P256_ORDER, Delegation, compress, pa
 from sectool.identity.credential import Credential
 from sectool.identity.dictionary import DICTIONARY
 from sectool.identity.extensions import LabelConstraints, encode_constraints, encode_labels
-from sectool.identity.profile import read_profile
+from sectool.identity.profile import key_id, read_profile
 from sectool.identity.trust import TrustBundle
 from sectool.identity.verify import NEGATIVE_SIZE, NEGATIVE_TTL_S, PathRule, Verifier, path_labels
 from sectool.labels import LabelSet, stable_id
+from tests.sectool.identity.conftest import DOMAIN
 
 NOW = 1_772_330_400 * SECOND
 R = DropReason
@@ -535,6 +537,22 @@ def test_a_new_bundle_takes_effect_at_once(forge: Any) -> None:
     assert refused(verifier, blob) == R.UNTRUSTED_DOMAIN
     verifier.set_bundle(forge.bundle())
     assert verifier.verify(blob, NOW).host == "web1"
+
+
+def test_whom_a_new_bundle_does_not_vouch_for_any_more(forge: Any) -> None:
+    """Of another domain also by its root; of our own a root leaves when nothing depends on it any more."""
+    ours, theirs = (Verifier(forge.bundle(), own_domain=own) for own in (DOMAIN, "other.example"))
+    peer = ours.verify(forge.blob(), NOW)
+    assert peer.root == key_id(forge.root_key.public_key())
+    forge.root_key = ec.generate_private_key(ec.SECP256R1())
+    another = forge.bundle(forge.sign_root())
+    for verifier, own in ((ours, True), (theirs, False)):
+        assert verifier.distrusted(peer) is None
+        verifier.set_bundle(another)
+        assert verifier.distrusted(peer) is (None if own else R.UNTRUSTED_CHAIN)
+        assert verifier.distrusted(replace(peer, root="")) is None  # written down by an older version
+        verifier.set_bundle(TrustBundle())
+        assert verifier.distrusted(peer) is R.UNTRUSTED_DOMAIN
 
 
 # ---- arbitrary bytes
