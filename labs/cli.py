@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from labs import scenariocli
+from labs import attackcli, scenariocli
 
 app = typer.Typer(
     rich_markup_mode=None, no_args_is_help=True, help="Practise on hosts made of network namespaces."
 )
 app.add_typer(scenariocli.app, name="scenario")
+app.add_typer(attackcli.app, name="attack")
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Which lab, if there are several.")]
 
@@ -88,6 +89,8 @@ def status(name: Name = "lab") -> None:
     out.write(f"lab {name}: {record['phase']}\n")
     out.write(f"{'host':8}{'trust domain':16}{'enforcer':10}{'processes':>9}  addresses\n")
     for node in lab.nodes.values():
+        if not node.folder.exists():
+            continue
         enforcer = node.host.enforcer
         running = (node.run_folder / "control.sock").exists()
         state = "none" if enforcer is None else "up" if running else "down"
@@ -102,7 +105,9 @@ def status(name: Name = "lab") -> None:
 
 @app.command(name="exec")
 def execute(
-    host: Annotated[str, typer.Argument(metavar="HOST", help="web, db, batch, rogue or plain.")],
+    host: Annotated[
+        str, typer.Argument(metavar="HOST", help="web, db, batch, rogue or plain; of a scenario also ops.")
+    ],
     command: Annotated[
         list[str], typer.Argument(metavar="COMMAND [ARG]...", help="The program to run there.")
     ],
@@ -125,16 +130,20 @@ def execute(
       sectool lab exec web -- bash
     """
     import os
+    from dataclasses import replace
 
     from labs.lab import SECTOOL, Lab
+    from labs.topology import SHOP, TRAINING
     from sectool.errors import SectoolError
 
-    node = Lab(name)[host]
+    node = Lab(name, replace(SHOP, hosts=TRAINING))[host]
     if not node.netns.exists():
         raise SectoolError(f"lab {name} is not up", f"build it: sectool lab up --name {name}")
     program, *rest = command
     argv = [SECTOOL if program == "sectool" else program, *rest]
     argv = node.place().argv(node.workload(label or [], argv) if label else argv)
+    if (node.folder / "work").is_dir():  # a scenario's: where the learner's files are
+        os.chdir(node.folder / "work")
     os.execvpe(argv[0], argv, node.environment())
 
 

@@ -11,11 +11,13 @@ import json
 import os
 import re
 import secrets
+import select
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from sectool.errors import SectoolError, UsageError
 ROOT = place.in_memory() / "sectool-lab"
 SECTOOL = str(Path(sys.executable).with_name("sectool"))
 NAME = re.compile(r"[a-z0-9]{1,16}")
+STOP_DEADLINE = 20.0  # seconds for daemons to end in order
 
 Say = Callable[[str], None]
 
@@ -53,7 +56,7 @@ class Node:
         self.host = host
         self.name: str = host.name
         self.folder: Path = lab.folder / host.name
-        self.state = self.folder / "state"
+        self.state = lab.authority(host.root_of) if host.root_of else self.folder / "state"
         self.run_folder = self.folder / "run"
 
     @property
@@ -64,18 +67,28 @@ class Node:
         return place.Place(self.lab.name, self.name, group)
 
     def environment(self) -> dict[str, str]:
-        """What programs on this host find in their environment: the lab's, and where this host's daemon lives."""
-        return self.place().environment(SECTOOL_STATE=str(self.state), SECTOOL_RUN=str(self.run_folder))
+        """What programs on this host find in their environment: the lab's, and where this host's daemon lives.
+
+        `sectool` is the one that runs the lab, whatever else is installed on the machine.
+        """
+        programs = f"{Path(SECTOOL).parent}:{os.environ.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}"
+        state, run = str(self.state), str(self.run_folder)
+        return self.place().environment(PATH=programs, SECTOOL_STATE=state, SECTOOL_RUN=run)
 
     def popen(
-        self, command: Sequence[str], *, group: str = "shell", out: Any = subprocess.PIPE
+        self,
+        command: Sequence[str],
+        *,
+        group: str = "shell",
+        out: Any = subprocess.PIPE,
+        err: Any = subprocess.PIPE,
     ) -> subprocess.Popen[str]:
         """Start a program on this host, outside any workload."""
         return subprocess.Popen(
             self.place(group).argv(list(command)),
             stdin=subprocess.DEVNULL,
             stdout=out,
-            stderr=subprocess.PIPE,
+            stderr=err,
             text=True,
             env=self.environment(),
             cwd="/",
@@ -193,6 +206,10 @@ class Lab:
                 f"there is no host {host!r} in the lab", f"its hosts are: {', '.join(self.nodes)}"
             ) from None
 
+    def authority(self, domain: str) -> Path:
+        """State folder in which the root of a trust domain is kept."""
+        return self.folder / "ca" / domain
+
     @property
     def enforcing(self) -> list[Node]:
         return [node for node in self.nodes.values() if node.host.enforcer is not None]
@@ -244,17 +261,11 @@ class Lab:
             netns.create(self.topology, self.name)
             if names := [f"{s} on {node.name}" for node in self.nodes.values() for s in node.host.services]:
                 say(f"services: {', '.join(names)}")
-            self._services()
-            if enforce and self.enforcing:
-                domains = sorted(
-                    {node.host.enforcer.trust_domain for node in self.enforcing if node.host.enforcer}
-                )
-                say(f"identities: roots of {', '.join(domains)}, and a CA for each host")
-                self._enrol()
-                say(f"enforcers on {', '.join(node.name for node in self.enforcing)}")
-                self.start_daemons(self.enforcing)
-                say(f"policies: {', '.join(file.name for _, file in self.topology.policies)}")
-                self._apply()
+            with ThreadPoolExecutor(1) as beside:
+                services_ = beside.submit(self._services)
+                if enforce and self.enforcing:
+                    self._enforce(say)
+                services_.result()
             self._write("up", temporary)
         except BaseException:
             self.down()
@@ -265,31 +276,50 @@ class Lab:
         for service in starting:
             service.wait()
 
-    def _enrol(self) -> None:
-        authorities: dict[str, Path] = {}
+    def _enforce(self, say: Say) -> None:
+        domains = sorted({node.host.enforcer.trust_domain for node in self.enforcing if node.host.enforcer})
+        say(f"identities: roots of {', '.join(domains)}, and a CA for each host")
+        self._enrol(domains)
+        files = ", ".join(file.name for _, file in self.topology.policies) or "none"
+        say(f"enforcers on {', '.join(node.name for node in self.enforcing)}; policies: {files}")
+        self.start_daemons(self.enforcing, self.topology.policies)
+
+    def _enrol(self, domains: Iterable[str]) -> None:
+        """What `sectool ca init` and `sectool host enroll` do, without a program started for each."""
+        from sectool.identity.enrolment import ca_directory, enroll_host, init_ca
+        from sectool.identity.extensions import LabelConstraints
+        from sectool.labels import LabelSet
+
+        for domain in domains:
+            home = self.authority(domain)
+            home.mkdir(parents=True, mode=0o700)
+            init_ca(home, domain)
         for node in self.enforcing:
             enforcer = node.host.enforcer
             assert enforcer is not None
-            if enforcer.trust_domain not in authorities:
-                home = self.folder / "ca" / enforcer.trust_domain
-                home.mkdir(parents=True, mode=0o700)
-                node.sectool("--state", str(home), "ca", "init", "--trust-domain", enforcer.trust_domain)
-                authorities[enforcer.trust_domain] = home / "ca"
-            options = ["--name", node.name, "--ca", str(authorities[enforcer.trust_domain])]
-            options += [part for label in enforcer.labels for part in ("--label", label)]
-            allowed = (*enforcer.labels, *enforcer.allow_labels)
-            options += [part for label in allowed for part in ("--allow", label)]
-            options += [part for network in ENFORCED for part in ("--network", network)]
-            node.sectool("host", "enroll", *options)
+            allowed: dict[str, tuple[str, ...]] = {}
+            for key, _, value in (each.partition("=") for each in (*enforcer.labels, *enforcer.allow_labels)):
+                allowed[key] = (*allowed.get(key, ()), value)
+            enroll_host(
+                node.state,
+                node.name,
+                ca_directory(self.authority(enforcer.trust_domain)),
+                LabelSet.parse(",".join(enforcer.labels)),
+                LabelConstraints(allowed, ""),
+                ENFORCED,
+            )
             # The machine's resolv.conf is not the lab's: answers of the lab's name servers count.
             settings = f"resolvers: [{', '.join(f'{net!r}' for net in (*ENFORCED, *OUTSIDE))}]\n"
             settings += "reject: true\n" if enforcer.reject else ""
             (node.state / "sectool.yaml").write_text(settings)
 
-    def everywhere(self, nodes: Sequence[Node], *args: str) -> None:
-        """`sectool ARGS` on these hosts, all at once. SectoolError names the first host where it fails."""
-        running = [(node, node.popen([SECTOOL, *args], group="sectool")) for node in nodes]
-        for node, process in running:
+    def everywhere(self, commands: Mapping[str, Sequence[str]]) -> None:
+        """`sectool ARGS` by host, all at once. SectoolError names the first host where it fails."""
+        running = [
+            (self[name], args, self[name].popen([SECTOOL, *args], group="sectool"))
+            for name, args in commands.items()
+        ]
+        for node, args, process in running:
             command = f"on {node.name}: `sectool {' '.join(args)}`"
             try:
                 _, err = process.communicate(timeout=60)
@@ -299,14 +329,17 @@ class Lab:
             if process.returncode != 0:
                 raise SectoolError(f"{command} failed: {err.strip()}\n{node.log_tail()}")
 
-    def start_daemons(self, nodes: Sequence[Node]) -> None:
-        """`sectool up --background` on these hosts; returns when each of them enforces."""
-        self.everywhere(nodes, "up", "--background")
+    def start_daemons(self, nodes: Sequence[Node], policies: Iterable[tuple[str, Path]] = ()) -> None:
+        """`sectool up --background` on these hosts, with the policy of their trust domain if one is given.
 
-    def _apply(self) -> None:
-        for domain, file in self.topology.policies:
-            nodes = [n for n in self.enforcing if n.host.enforcer and n.host.enforcer.trust_domain == domain]
-            self.everywhere(nodes, "policy", "apply", str(file), "--reason", "lab: first policy")
+        Returns when each of them enforces.
+        """
+        files = dict(policies)
+        commands = {}
+        for node in nodes:
+            file = files.get(node.host.enforcer.trust_domain) if node.host.enforcer else None
+            commands[node.name] = ["up", "--background", *(("--policy", str(file)) if file else ())]
+        self.everywhere(commands)
 
     # --- down ----------------------------------------------------------------------------------------------
 
@@ -321,16 +354,11 @@ class Lab:
 
     def down(self, say: Say = _silent) -> None:
         """Stop daemons, end what still runs, remove namespaces, cgroups and files. Safe to repeat."""
-        stopping = [
-            node.popen([SECTOOL, "down"], group="sectool")
-            for node in self.enforcing
-            if node.run_folder.is_dir() and node.netns.exists()
-        ]
-        for process in stopping:
-            try:
-                process.communicate(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        ending = [handle for node in self.nodes.values() if (handle := _stop_daemon(node)) is not None]
+        end = time.monotonic() + STOP_DEADLINE
+        for handle in ending:
+            select.select([handle], [], [], max(0.0, end - time.monotonic()))
+            os.close(handle)
         place.end_processes(self.name)
         netns.destroy(self.name)
         place.remove_cgroups(self.name)
@@ -340,6 +368,21 @@ class Lab:
         if ROOT.is_dir() and not any(ROOT.iterdir()):
             ROOT.rmdir()
         say(f"lab {self.name} is down; nothing of it is left")
+
+
+def _stop_daemon(node: Node) -> int | None:
+    """Ask a host's daemon to go, as `sectool down` does; a handle that tells its end. None when there is none."""
+    from sectool.api.client import Client
+    from sectool.api.paths import Paths
+
+    paths = Paths.resolve(str(node.state), str(node.run_folder))
+    if not paths.control_socket.exists():
+        return None
+    try:
+        with Client(paths.control_socket, timeout=STOP_DEADLINE) as control:
+            return os.pidfd_open(int(control.call("down")["pid"]))
+    except (SectoolError, OSError):  # dead already, or it hangs: the end of all processes is next
+        return None
 
 
 def _started(pid: int) -> int:

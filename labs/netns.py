@@ -116,13 +116,12 @@ def _configure(topology: Topology, lab: str, host: Host) -> None:
             *routes,
         ],
     )
-    for setting in (*SYSCTLS, *topology.sysctls):
-        # Some exist only with their module loaded, or cannot be set here; none is needed for being correct.
-        subprocess.run(
-            ["nsenter", f"--net={path(lab, host.name)}", "sysctl", "-qw", setting],
-            capture_output=True,
-            check=False,
-        )
+    # Some exist only with their module loaded, or cannot be set here; none is needed for being correct.
+    subprocess.run(
+        ["nsenter", f"--net={path(lab, host.name)}", "sysctl", "-qw", *SYSCTLS, *topology.sysctls],
+        capture_output=True,
+        check=False,
+    )
 
 
 def inodes(lab: str) -> set[int]:

@@ -1,13 +1,19 @@
-"""What a learner has reached, by scenario: goals, hints taken, a score. One JSON file; a damaged one counts as none."""
+"""What a learner has reached, by scenario: goals, hints taken, a score. One JSON file; a damaged one counts as none.
+
+Building hosts takes root, learning does not: under sudo the file is that of the user who called it, and is read and
+written with that user's rights.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import pwd
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-HINT_COSTS = 10  # points of 100, each
 SOLVED_COSTS = 100  # who has the solution shown has learnt, and scores nothing
 
 
@@ -16,6 +22,7 @@ class Progress:
     """One scenario's. `best`: the highest score with all goals reached; None: not yet."""
 
     hints: int = 0
+    lost: int = 0  # points that the hints taken cost
     solution_seen: bool = False
     reached: int = 0
     goals: int = 0
@@ -23,9 +30,8 @@ class Progress:
 
     @property
     def score(self) -> int:
-        """Points that reaching all goals now would give."""
-        lost = HINT_COSTS * self.hints + (SOLVED_COSTS if self.solution_seen else 0)
-        return max(0, 100 - lost)
+        """Points that reaching all goals now would give, of 100."""
+        return max(0, 100 - self.lost - (SOLVED_COSTS if self.solution_seen else 0))
 
     def checked(self, reached: int, goals: int) -> Progress:
         """After a look at the goals."""
@@ -34,21 +40,51 @@ class Progress:
             best = max(self.score, best or 0)
         return replace(self, reached=reached, goals=goals, best=best)
 
+    def hinted(self, costs: int) -> Progress:
+        """After one more hint."""
+        return replace(self, hints=self.hints + 1, lost=self.lost + costs)
+
     def again(self) -> Progress:
         """At the start of another try: what was best stays."""
         return Progress(best=self.best)
 
 
+def _learner() -> pwd.struct_passwd | None:
+    """The user behind sudo; None without one."""
+    try:
+        return pwd.getpwuid(int(os.environ["SUDO_UID"])) if os.geteuid() == 0 else None
+    except (KeyError, ValueError):
+        return None
+
+
+@contextmanager
+def _as_learner() -> Iterator[None]:
+    user = _learner()
+    if user is None or user.pw_uid == 0:
+        yield
+        return
+    os.setegid(user.pw_gid)
+    os.seteuid(user.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
 def file() -> Path:
     """Where it is kept: `$XDG_STATE_HOME/sectool/scenarios.json`."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    user = _learner()
+    home = Path(user.pw_dir) if user is not None else Path.home()
+    base = os.environ.get("XDG_STATE_HOME") or str(home / ".local" / "state")
     return Path(base) / "sectool" / "scenarios.json"
 
 
 def load() -> dict[str, Progress]:
     """By scenario."""
     try:
-        found = json.loads(file().read_text(encoding="utf-8"))
+        with _as_learner():
+            found = json.loads(file().read_text(encoding="utf-8"))
         return {name: Progress(**one) for name, one in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
@@ -56,9 +92,20 @@ def load() -> dict[str, Progress]:
 
 def save(name: str, progress: Progress) -> None:
     """Keep one scenario's."""
-    everything = {**load(), name: progress}
+    _keep({**load(), name: progress})
+
+
+def forget(names: Iterable[str]) -> None:
+    """As if these had never been tried."""
+    gone = set(names)
+    _keep({name: one for name, one in load().items() if name not in gone})
+
+
+def _keep(everything: dict[str, Progress]) -> None:
     path = file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps({key: asdict(value) for key, value in everything.items()}), encoding="utf-8")
-    new.replace(path)
+    text = json.dumps({key: asdict(value) for key, value in everything.items()})
+    with _as_learner():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)

@@ -3,15 +3,19 @@
 A scenario is a YAML file in labs/scenarios, read as strictly as policy: an unknown field is an error with its place.
 
     title, minutes, story, debrief   prose
-    hosts                            names of the shop's hosts (labs.topology)
+    hosts                            names of the shop's hosts, and `ops`, where its root is kept (labs.topology)
+    bare                             those of them that have no enforcer to begin with
     policy                           start with the shop's own policy (default: none, everything is denied)
     files                            host -> file name -> text, in the learner's folder there
-    setup, solution                  steps: {host, run, as, exit, background} or {answer, text}
+    setup, solution                  steps: {host, run, as, exit, background}, {carry, from, to}: a file from one
+                                     learner's folder to others, and in a solution {answer, text}
     goals                            {says, host, run, as, exit, shows, hides}, {says, host, sql, is}
                                      or {says, answer, is}
-    hints                            the next one each time it is asked for
+    hints                            the next one each time it is asked for: text, or {text, costs}
 
-In commands `{work}` is the learner's folder on the host, and `{web}`, `{db}` … the hosts' IPv4 addresses.
+In all texts `{work}` is the learner's folder on the host (in prose: nothing, since that is where a learner's shell
+begins), and `{web}`, `{db}` … are the hosts' IPv4 addresses. A scenario knows no more of where it is played: namespaces
+and virtual machines serve the same file.
 """
 
 from __future__ import annotations
@@ -24,11 +28,13 @@ from typing import Any
 
 import yaml
 
-from labs.topology import SHOP
+from labs.topology import TRAINING
 from sectool.errors import DocumentError, UsageError
 
 FOLDER = Path(__file__).with_name("scenarios")
 NAME = re.compile(r"[a-z0-9-]{1,40}")
+FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}")
+HINT_COSTS = 10  # points of 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,23 @@ class Step:
     labels: tuple[str, ...] = ()
     exit: int | None = 0  # None: whatever it is
     background: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """A file of one host's work folder that comes into those of others."""
+
+    file: str
+    source: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What helps on, and the points it costs."""
+
+    text: str
+    costs: int = HINT_COSTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +98,13 @@ class Scenario:
     minutes: int
     story: str
     hosts: tuple[str, ...]
+    bare: tuple[str, ...]
     policy: bool
     files: Mapping[str, Mapping[str, str]]
-    setup: tuple[Step, ...]
+    setup: tuple[Step | Carry, ...]
     goals: tuple[Goal, ...]
-    hints: tuple[str, ...]
-    solution: tuple[Step | Answer, ...]
+    hints: tuple[Hint, ...]
+    solution: tuple[Step | Carry | Answer, ...]
     debrief: str
 
 
@@ -109,27 +133,27 @@ def parse(text: str, name: str) -> Scenario:
         at = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         raise DocumentError(at, f"not YAML: {getattr(error, 'problem', error)}") from None
     read = _Reader(where, root)
-    top = read.mapping(value, (), _FIELDS, required=_FIELDS - {"policy", "files", "setup", "hints"})
+    top = read.mapping(value, (), _FIELDS, required=_FIELDS - {"bare", "policy", "files", "setup", "hints"})
     hosts = tuple(read.texts(top["hosts"], ("hosts",)))
-    known = {host.name for host in SHOP.hosts}
+    known = {host.name for host in TRAINING}
     for number, host in enumerate(hosts):
         if host not in known:
             raise read.error(
                 ("hosts", number), f"there is no host {host!r}; there are {', '.join(sorted(known))}"
             )
     read.hosts = frozenset(hosts)
-    files = top.get("files", {})
     return Scenario(
         name,
         read.text(top["title"], ("title",)),
-        int(top["minutes"]),
+        read.number(top["minutes"], ("minutes",)),
         read.text(top["story"], ("story",)),
         hosts,
-        bool(top.get("policy", False)),
-        {host: dict(texts) for host, texts in files.items()},
+        tuple(read.all(top.get("bare", []), ("bare",), read.host)),
+        read.flag(top.get("policy", False), ("policy",)),
+        read.files(top.get("files", {}), ("files",)),
         tuple(read.all(top.get("setup", []), ("setup",), read.step)),
         tuple(read.all(top["goals"], ("goals",), read.goal)),
-        tuple(read.texts(top.get("hints", []), ("hints",))),
+        tuple(read.all(top.get("hints", []), ("hints",), read.hint)),
         tuple(read.all(top["solution"], ("solution",), read.step_or_answer)),
         read.text(top["debrief"], ("debrief",)),
     )
@@ -141,6 +165,7 @@ _FIELDS = frozenset(
         "minutes",
         "story",
         "hosts",
+        "bare",
         "policy",
         "files",
         "setup",
@@ -151,6 +176,7 @@ _FIELDS = frozenset(
     )
 )
 _STEP = frozenset(("host", "run", "as", "exit", "background"))
+_CARRY = frozenset(("carry", "from", "to"))
 _GOAL = frozenset(("says", "host", "run", "as", "exit", "shows", "hides", "sql", "answer", "is"))
 
 At = tuple[str | int, ...]
@@ -208,23 +234,68 @@ class _Reader:
             raise self.error(at, "expected a list")
         return [read(one, (*at, number)) for number, one in enumerate(value)]
 
-    def _host(self, value: Any, at: At) -> str:
+    def number(self, value: Any, at: At) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self.error(at, "expected a number")
+        return value
+
+    def flag(self, value: Any, at: At) -> bool:
+        if not isinstance(value, bool):
+            raise self.error(at, "expected true or false")
+        return value
+
+    def host(self, value: Any, at: At) -> str:
         host = self.text(value, at)
         if host not in self.hosts:
             raise self.error(at, f"{host!r} is not among this scenario's hosts")
         return host
 
-    def step(self, value: Any, at: At) -> Step:
+    def file(self, value: Any, at: At) -> str:
+        name = self.text(value, at)
+        if not FILE.fullmatch(name):
+            raise self.error(at, f"{name!r} is no name of a file in the work folder")
+        return name
+
+    def files(self, value: Any, at: At) -> dict[str, dict[str, str]]:
+        if not isinstance(value, dict):
+            raise self.error(at, "expected hosts and their files")
+        found: dict[str, dict[str, str]] = {}
+        for host, texts in value.items():
+            here = (*at, host)
+            if not isinstance(texts, dict):
+                raise self.error(here, "expected names of files and their texts")
+            found[self.host(host, here)] = {
+                self.file(name, here): self.text(text, (*here, name)) + "\n" for name, text in texts.items()
+            }
+        return found
+
+    def hint(self, value: Any, at: At) -> Hint:
+        if isinstance(value, str):
+            return Hint(self.text(value, at))
+        fields = self.mapping(value, at, frozenset(("text", "costs")), frozenset(("text",)))
+        costs = self.number(fields.get("costs", HINT_COSTS), (*at, "costs"))
+        return Hint(self.text(fields["text"], (*at, "text")), costs)
+
+    def step(self, value: Any, at: At) -> Step | Carry:
+        if isinstance(value, dict) and "carry" in value:
+            fields = self.mapping(value, at, _CARRY, _CARRY)
+            targets = self.all(fields["to"], (*at, "to"), self.host)
+            return Carry(
+                self.file(fields["carry"], (*at, "carry")),
+                self.host(fields["from"], (*at, "from")),
+                tuple(targets),
+            )
         fields = self.mapping(value, at, _STEP, frozenset(("host", "run")))
+        wanted = fields.get("exit", 0)
         return Step(
-            self._host(fields["host"], (*at, "host")),
+            self.host(fields["host"], (*at, "host")),
             self.text(fields["run"], (*at, "run")),
             tuple(self.texts(fields.get("as", []), (*at, "as"))),
-            fields.get("exit", 0),
-            bool(fields.get("background", False)),
+            None if wanted is None else self.number(wanted, (*at, "exit")),
+            self.flag(fields.get("background", False), (*at, "background")),
         )
 
-    def step_or_answer(self, value: Any, at: At) -> Step | Answer:
+    def step_or_answer(self, value: Any, at: At) -> Step | Carry | Answer:
         if isinstance(value, dict) and "answer" in value:
             fields = self.mapping(value, at, frozenset(("answer", "text")), frozenset(("answer", "text")))
             return Answer(self.text(fields["answer"], at), self.text(str(fields["text"]), at))
@@ -236,7 +307,7 @@ class _Reader:
         if len(kinds) != 1:
             raise self.error(at, "a goal has exactly one of run, sql and answer")
         if kinds[0] != "answer":
-            self._host(fields.get("host"), (*at, "host"))
+            self.host(fields.get("host"), (*at, "host"))
         if kinds[0] != "run" and "is" not in fields:
             raise self.error(at, f"a goal with {kinds[0]} says what it `is`")
         return Goal(
@@ -244,7 +315,7 @@ class _Reader:
             str(fields.get("host", "")),
             str(fields.get("run", "")),
             tuple(self.texts(fields.get("as", []), (*at, "as"))),
-            int(fields.get("exit", 0)),
+            self.number(fields.get("exit", 0), (*at, "exit")),
             str(fields.get("shows", "")),
             str(fields.get("hides", "")),
             str(fields.get("sql", "")),

@@ -6,22 +6,27 @@ folder.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from labs.netns import path, run
-from labs.place import Place
+from labs.place import Place, in_memory
 from labs.topology import Host
 from sectool.errors import SectoolError
 
 HELLO = "hello from web"
 BIG_FILE = 256 << 20  # bytes; sparse, for a download that is cut on its way
 START_DEADLINE = 15.0
+_FIRST_DATA = "sectool-lab-postgres"
 
 NGINX = """\
 worker_processes 1;
@@ -144,49 +149,54 @@ def postgres(lab: str, host: Host, folder: Path, networks: Sequence[str]) -> Ser
     _give(folder, "postgres")
     data = folder / "data"
     place = Place(lab, host.name, "postgres", user="postgres", own_ipc=True)
-    log = folder / "out.log"
-
-    def once(what: str, command: list[str], text: str | None = None) -> None:
-        done = subprocess.run(
-            place.argv(command),
-            input=text,
-            capture_output=True,
-            text=True,
-            env=place.environment(),
-            cwd="/",
-            check=False,
-        )
-        if done.returncode:
-            raise SectoolError(f"{what} failed: {done.stderr.strip()[-800:]}")
-
-    initdb = [
-        _postgres_program("initdb"),
-        "-D",
-        str(data),
-        "-A",
-        "trust",
-        "-U",
-        "postgres",
-        "-E",
-        "UTF8",
-        "--no-locale",
-    ]
-    once("initdb", [*initdb, "--no-sync", "--no-instructions"])
+    _once("copying PostgreSQL's first data", ["cp", "-a", str(_first_data()), str(data)])
     (data / "postgresql.auto.conf").write_text(POSTGRES.format(folder=folder))
     (data / "pg_hba.conf").write_text(
         "local all all trust\n" + "".join(f"host all all {network} trust\n" for network in networks)
     )
     ready = [_postgres_program("pg_isready"), "-q", "-h", str(folder)]
-    service = start(
+    return start(
         place,
         [_postgres_program("postgres"), "-D", str(data)],
-        log,
-        lambda: subprocess.run(ready, check=False, env=place.environment()).returncode == 0,
+        folder / "out.log",
+        lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0,
     )
-    service.wait()
-    psql = [_postgres_program("psql"), "-q", "-v", "ON_ERROR_STOP=1", "-h", str(folder), "-U", "postgres"]
-    once("loading the table of orders", psql, SCHEMA)
-    return service
+
+
+_making = threading.Lock()
+
+
+@cache
+def _made_first_data() -> Path:
+    for left in in_memory().glob(f"{_FIRST_DATA}-*"):  # of processes that were killed
+        if not Path("/proc", left.name.split("-")[-2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    base = Path(tempfile.mkdtemp(prefix=f"{_FIRST_DATA}-{os.getpid()}-", dir=in_memory()))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    shutil.chown(base, "postgres", "postgres")
+    data = base / "data"
+    user = ["unshare", "--ipc", "setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+    options = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "--wal-segsize=1"]
+    initdb = [_postgres_program("initdb"), "-D", str(data), *options, "--no-sync", "--no-instructions"]
+    _once("initdb", [*user, *initdb])
+    alone = [_postgres_program("postgres"), "--single", "-D", str(data), "-c", "fsync=off", "postgres"]
+    _once("loading the table of orders", [*user, *alone], SCHEMA)
+    return data
+
+
+def _first_data() -> Path:
+    """PostgreSQL's data with the table of orders, made once a process; it goes when the process ends."""
+    with _making:
+        return _made_first_data()
+
+
+def _once(what: str, command: list[str], text: str | None = None) -> None:
+    environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, env=environment, cwd="/", check=False
+    )
+    if done.returncode:
+        raise SectoolError(f"{what} failed: {(done.stderr or done.stdout).strip()[-800:]}")
 
 
 def _give(folder: Path, user: str) -> None:

@@ -40,6 +40,7 @@ class Host:
     v6: tuple[IPv6Interface, ...]
     enforcer: Enforcer | None
     services: tuple[str, ...] = ()  # what it serves: names in labs.lab.SERVICES
+    root_of: str = ""  # the trust domain whose root is kept there
 
     @property
     def addresses(self) -> list[str]:
@@ -89,7 +90,12 @@ def _lab(labels: tuple[str, ...], allow: tuple[str, ...], *, reject: bool = Fals
 
 SHOP = Topology(
     hosts=(
-        host("web", 10, _lab(("env=prod", "zone=front"), ("app=*",), reject=True), "nginx"),
+        host(
+            "web",
+            10,
+            _lab(("env=prod", "zone=front"), ("app=*", "vuln=*", "vuln-age=*"), reject=True),
+            "nginx",
+        ),
         host("db", 20, _lab(("env=prod", "zone=back"), ("app=*",)), "postgres"),
         # A shared machine: jobs say themselves whether they are dev or prod; its CA vouches for no third.
         host("batch", 30, _lab(("zone=back",), ("app=*", "env=dev", "env=prod")), "inside-names"),
@@ -98,3 +104,7 @@ SHOP = Topology(
     ),
     policies=(("lab.example", POLICIES / "shop.yaml"), ("rogue.example", POLICIES / "rogue.yaml")),
 )
+
+# What scenarios choose their hosts from: the shop's, and the desk where its root is kept, which runs no enforcer.
+OPS = Host("ops", (IPv4Interface("10.77.0.40/24"),), (IPv6Interface("fd77::40/64"),), None, (), "lab.example")
+TRAINING = (*SHOP.hosts, OPS)
