@@ -393,8 +393,9 @@ class Daemon:
         return self.relations.federation.added_to(self.host.bundle)
 
     @property
-    def _revocation_settings(self) -> tuple[bool, int]:
-        return self.settings.revocation_expired == "closed", self.settings.clock_skew_s
+    def _revocation_settings(self) -> tuple[bool, int, tuple[str, ...]]:
+        settings = self.settings
+        return settings.revocation_expired == "closed", settings.clock_skew_s, settings.revocation_required
 
     def bundle(self) -> bytes:
         """The roots that workers trust, in PEM."""

@@ -27,6 +27,7 @@ LIVE: Final = frozenset(
         "enforce_inside",
         "roles",
         "revocation_expired",
+        "revocation_required",
     )
 )
 

@@ -8,6 +8,7 @@ import, identity revoke, CA service ──► state/revocation/ ──► worker
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,22 +37,27 @@ log = logging.getLogger("sectool.agent")
 class Revoked:
     """The lists this daemon goes by."""
 
-    def __init__(self, state: Path, bundle: TrustBundle, closed: bool, clock_skew_s: int) -> None:
+    def __init__(
+        self, state: Path, bundle: TrustBundle, closed: bool, clock_skew_s: int, required: Sequence[str] = ()
+    ) -> None:
+        """`required`: trust domains without whose root's list nobody of theirs is let in, if `closed`."""
         self._state = state
         self._told: set[str] = set()  # what is wrong with lists, as far as `status` says it
-        self.reread(bundle, closed, clock_skew_s)
+        self.reread(bundle, closed, clock_skew_s, required)
 
-    def reread(self, bundle: TrustBundle, closed: bool, clock_skew_s: int) -> None:
+    def reread(
+        self, bundle: TrustBundle, closed: bool, clock_skew_s: int, required: Sequence[str] = ()
+    ) -> None:
         """Take what is on disk now, as far as this trust bundle verifies it."""
         self.lists = Lists(self._state, bundle, now_us(), clock_skew_s)
-        self.closed = closed
+        self.closed, self.required = closed, required
         self.settle()
         for name, why in self.lists.damaged.items():
             log.warning("revocation list %s does not count: %s", name, why)
 
     def settle(self) -> None:
         """The lists are others now."""
-        self.current: Revocations = self.lists.revocations(closed=self.closed)
+        self.current: Revocations = self.lists.revocations(closed=self.closed, required=self.required)
 
     def to_wire(self) -> bytes:
         """For a packet worker."""
@@ -80,6 +86,8 @@ class Revoked:
         wrong = {
             f"revocation list {name}": f"it does not count: {why}" for name, why in self.lists.serious.items()
         }
+        for domain in self.lists.missing(self.required):
+            wrong[f"no revocation list of {domain}"] = f"one is required; {self._now}"
         own = daemon.host.authority.key_id
         for each in list(self.lists.known.values()):
             if each.issuer != own and self._of_this_host(each, daemon.host) and own not in self.lists.known:
@@ -152,6 +160,8 @@ def took(daemon: Daemon, taken: RevocationList, actor: Actor | None, reason: str
     revoked = daemon.revoked
     revoked.settle()
     daemon.tell_workers({"t": "revoked"}, revoked.to_wire())
+    if daemon.endpoint is not None:
+        daemon.endpoint.changed()
     daemon.present_again(daemon.identities.reissue(lambda e: bool(revoked.current.of(e.credential.peer))))
     fields = describe(taken)
     daemon.records.revoked(fields, actor, reason)

@@ -13,7 +13,8 @@ from nfq.marks import MASK
 from nfq.rules import RulesConfig
 from nfq.suites import ALL
 from sectool.context.kinds import KINDS
-from sectool.errors import DocumentError, UsageError
+from sectool.errors import CredentialError, DocumentError, UsageError
+from sectool.identity.spiffe import check_trust_domain
 from sectool.labels import LabelError, LabelSet
 from sectool.origins import Origin, refusal
 from sectool.policy.service import PROTOCOL_NAMES
@@ -47,6 +48,7 @@ class Settings:
     revocation_expired: str = (
         "closed"  # when a revocation list has expired: `closed` refuses, `open` lets pass
     )
+    revocation_required: tuple[str, ...] = ()  # trust domains of which a list has to be there; * for all
     socket_group: str | None = None  # group that may read over the local API; None: root only
     enforce_inside: tuple[str, ...] = ()  # containers, pods and named namespaces to enforce in; see `_inside`
     kubernetes_namespaces: Path | None = None  # file with the labels of namespaces (sectool.agent.kubernetes)
@@ -193,6 +195,18 @@ def _path_labels(value: Any) -> tuple[tuple[str, tuple[tuple[str, str], ...]], .
     return tuple(out)
 
 
+def _domains(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise ValueError("expected a list of trust domains, such as [shop.example], or ['*'] for all")
+    for name in value:
+        if name != "*":
+            try:
+                check_trust_domain(name)
+            except CredentialError as error:
+                raise ValueError(error.message) from None
+    return tuple(value)
+
+
 def _closed_or_open(value: Any) -> str:
     if value not in ("closed", "open"):
         raise ValueError(
@@ -221,6 +235,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "suites": _suites,
     "other_protocols": _protocols,
     "revocation_expired": _closed_or_open,
+    "revocation_required": _domains,
     "kubernetes_namespaces": _path,
     "pod_labels": _patterns,
     "socket_group": _name,

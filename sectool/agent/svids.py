@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from nfq.attestation import Attestor, Attributed
@@ -33,6 +34,7 @@ log = logging.getLogger("sectool.agent")
 
 SOCKET: Final = "workload.sock"  # in the run folder
 MAX_KEPT: Final = 4096
+MAX_CRLS: Final = 2 << 20  # bytes; a client of gRPC takes messages of 4 MiB unless told otherwise
 ATTEST_S: Final = 20.0  # for hashing an executable nobody has hashed yet
 
 
@@ -130,6 +132,23 @@ class Svids:
             if roots
         }
 
+    def crls(self) -> list[bytes]:
+        """The lists of what is revoked, in DER, those of roots first; as many as a client is sure to take."""
+        lists = sorted(self._daemon.revoked.lists.known.values(), key=lambda each: not each.by_root)
+        out: list[bytes] = []
+        room = MAX_CRLS
+        for each in lists:
+            der = x509.load_pem_x509_crl(each.pem[each.pem.rindex(b"-----BEGIN X509 CRL") :]).public_bytes(
+                Encoding.DER
+            )
+            room -= len(der)
+            if room < 0:
+                log.warning("the Workload API leaves out the list of %s: clients take so much only", each.who)
+                room += len(der)
+                continue
+            out.append(der)
+        return out
+
     def forget(self) -> None:
         """The host's CA, or what makes a workload, is another: everybody gets a new one."""
         self._known.clear()
@@ -151,7 +170,8 @@ class Endpoint:
             except TimeoutError:
                 raise SectoolError(f"nobody tells of the container of process {caller.pid}") from None
 
-        source = Source(attest, self._svids.of, self._svids.bundles, lambda: daemon.host.trust_domain)
+        svids = self._svids
+        source = Source(attest, svids.of, svids.bundles, lambda: daemon.host.trust_domain, svids.crls)
         self.api = WorkloadApi(daemon.paths.run / SOCKET, source, now_us)
 
     async def start(self) -> None:
@@ -165,7 +185,7 @@ class Endpoint:
         self._callers.close()
 
     def changed(self, *, identities: bool = False) -> None:
-        """Trust, or (`identities`) what workloads are, has changed: everybody is told."""
+        """Trust, what is revoked, or (`identities`) what workloads are, has changed: everybody is told."""
         if identities:
             self._svids.forget()
         self.api.changed()

@@ -145,6 +145,7 @@ def verify(
       sectool identity show web --pem | sectool identity verify -
       sectool identity verify chain.pem -o json
     """
+    from sectool.agent.settings import load_settings
     from sectool.cli.revocation import read_input
     from sectool.events import DropReason
     from sectool.identity.examine import examine
@@ -152,8 +153,15 @@ def verify(
     at = session(ctx)
     data = read_input(file)
     moment = moment_us(at_) if at_ else time.time_ns() // 1000
+    settings = load_settings(at.paths.settings)
     try:
-        found = examine(data, at.paths.state, moment)
+        found = examine(
+            data,
+            at.paths.state,
+            moment,
+            closed=settings.revocation_expired == "closed",
+            required=settings.revocation_required,
+        )
     except CredentialError as error:
         name = DropReason(error.reason).name.lower() if error.reason else "unusable"
         row: dict[str, Any] = {"valid": False, "reason": name, "why": error.message, "hint": error.hint}

@@ -43,6 +43,8 @@ SETTINGS = {
     "workload_api": "serve the SPIFFE Workload API at `workload.sock` in the run folder, for all users of the host",
     "revocation_expired": "when a list of revocations has expired: `closed` refuses whom it speaks of, `open` lets "
     "them pass",
+    "revocation_required": "trust domains of which a list of revocations has to be there, `['*']` for all that are "
+    "trusted; a missing one counts as expired",
     "clock_skew_s": "how far a peer's clock may be off, in seconds",
     "resolvers": "networks whose DNS answers count for `fqdn:` rules (default: the resolvers of resolv.conf)",
     "syn_rate": "inbound handshakes per second and source prefix",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from sectool.identity.verify import Verifier
 _CHAIN = (2, 3)  # leaf and host CA; the root behind them is read over: only the trust bundle's counts
 
 
-def examine(data: bytes, state: Path, now_us: int) -> dict[str, Any]:
+def examine(
+    data: bytes, state: Path, now_us: int, *, closed: bool = True, required: Sequence[str] = ()
+) -> dict[str, Any]:
     """Who a PEM chain, a credential blob or a revocation list is by what `state` trusts; CredentialError when refused.
 
+    `closed` and `required` are the settings on lists that have expired or are not there.
     UsageError when this host is not enrolled: then it trusts nobody.
     """
     host = load_host(state)
@@ -44,7 +48,7 @@ def examine(data: bytes, state: Path, now_us: int) -> dict[str, Any]:
             "workloads": len(found.entries.workloads),
         }
     verifier = Verifier(bundle, own_domain=host.trust_domain, accepted=federation.accepted)
-    verifier.set_revocations(lists.revocations())
+    verifier.set_revocations(lists.revocations(closed=closed, required=required))
     pem = b"-----BEGIN" in data
     peer = verifier.verify_chain(*_chain(data), now_us) if pem else verifier.verify(data, now_us)
     return {

@@ -6,6 +6,7 @@ state/revocation/<key_id>.pem      0644; what `sectool revocation export` gives 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from sectool.clock import SECOND, iso
@@ -101,9 +102,20 @@ class Lists:
             complaints.pop(f"{found.issuer}.pem", None)
         return found, True
 
-    def revocations(self, *, closed: bool = True) -> Revocations:
-        """All of them for looking up."""
-        return Revocations((*self.known.values(), *self._lost.values()), closed=closed)
+    def missing(self, required: Iterable[str]) -> list[str]:
+        """Of these trust domains ('*': all that are trusted) those of which there is no list of a root."""
+        wanted = set(required)
+        known = {each.trust_domain for each in (*self.known.values(), *self._lost.values()) if each.by_root}
+        return [
+            domain
+            for domain in self.bundle.roots
+            if not wanted.isdisjoint((domain, "*")) and domain not in known
+        ]
+
+    def revocations(self, *, closed: bool = True, required: Iterable[str] = ()) -> Revocations:
+        """All of them for looking up. A list that is `required` and not there counts as one that has expired."""
+        none = (RevocationList(domain, "", "", 0, 0, 0, Entries()) for domain in self.missing(required))
+        return Revocations((*self.known.values(), *self._lost.values(), *none), closed=closed)
 
 
 def _content(each: RevocationList) -> tuple[object, ...]:

@@ -264,6 +264,7 @@ def _read(crl: x509.CertificateRevocationList) -> RevocationList:
                 DropReason.CREDENTIAL_MALFORMED,
                 f"the list's critical extension {extension.oid.dotted_string} is not understood here",
             )
+    crl.issuer.public_bytes()  # parsed only when asked for
     number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     if len(crl) > MAX_SERIALS or number < 0 or number >= 1 << 63 or crl.next_update_utc is None:
         raise ValueError("bounds")
@@ -399,8 +400,10 @@ class Revocations:
         pass."""
         if now_us <= self.first_stale_us:
             return ""
-        if now_us > self._fresh_us.get(trust_domain, now_us):
-            return f"the revocation list of {trust_domain} expired at {iso(self._fresh_us[trust_domain])}"
+        if now_us > (fresh_us := self._fresh_us.get(trust_domain, now_us)):
+            if not fresh_us:
+                return f"there is no revocation list of {trust_domain} here that counts"
+            return f"the revocation list of {trust_domain} expired at {iso(fresh_us)}"
         if now_us > self._hosts_fresh_us.get(issuer, now_us):
             return f"the revocation list of its host expired at {iso(self._hosts_fresh_us[issuer])}"
         return ""

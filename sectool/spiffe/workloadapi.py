@@ -3,8 +3,9 @@
     connect(2)     SO_PEERCRED, SO_PEERPIDFD: who connected, held by a pidfd so that its number cannot be another's
     every answer   the process is looked at again: executable, cgroup, user. Another than at first: the call ends
 
-An answer goes out at once, and again whenever the SVID is renewed or a trust bundle changes. Whoever passes its socket
-on, or runs another program over it, loses it at the next look; before that it could have asked for itself as well.
+An answer goes out at once, and again whenever the SVID is renewed, a trust bundle changes, or a list of the revoked.
+Whoever passes its socket on, or runs another program over it, loses it at the next look; before that it could have
+asked for itself as well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import socket
 import stat
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -85,14 +86,16 @@ class Source:
         svid: Callable[[Facts], Svid],
         bundles: Callable[[], Mapping[str, bytes]],
         own: Callable[[], str],
+        crls: Callable[[], Sequence[bytes]] = tuple,
     ) -> None:
         """`attest` and `svid` raise SectoolError for whom there is no identity; `bundles` gives DER roots by trust
-        domain, and `own` which of them is ours.
+        domain, `own` which of them is ours, and `crls` lists of what is revoked, DER.
         """
         self.attest = attest
         self.svid = svid
         self.bundles = bundles
         self.own = own
+        self.crls = crls
 
 
 class WorkloadApi:
@@ -205,7 +208,8 @@ class WorkloadApi:
                 raise GrpcError(Status.PERMISSION_DENIED, f"no identity: {error.message}") from None
             bundles, own = self._source.bundles(), self._source.own()
             others = {f"spiffe://{name}": der for name, der in bundles.items() if name != own}
-            yield svid_response(svid.spiffe_id, svid.chain, svid.key, bundles.get(own, b""), others)
+            crls = self._source.crls()
+            yield svid_response(svid.spiffe_id, svid.chain, svid.key, bundles.get(own, b""), others, crls)
             await self._news(changed, svid.renew_at_us)
 
     async def _fetch_bundles(self, caller: Caller, request: bytes) -> AsyncIterator[bytes]:
@@ -214,7 +218,7 @@ class WorkloadApi:
             changed = self._changed
             await self._facts(caller)
             answer = bundles_response(
-                {f"spiffe://{name}": der for name, der in self._source.bundles().items()}
+                {f"spiffe://{name}": der for name, der in self._source.bundles().items()}, self._source.crls()
             )
             if answer != sent:
                 sent = answer

@@ -77,6 +77,26 @@ def test_a_list_that_ends_is_told_once_before_and_once_after(
     assert agent.health.problems == {}
 
 
+def test_a_list_that_is_required_and_not_there_is_told_until_it_is(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, now = Agent(state, monkeypatch), now_us()
+    agent.revoked.reread(agent.host.bundle, True, 60, ("other.example",))  # not even trusted
+    agent.watch(now)
+    assert agent.health.problems == {}
+    agent.revoked.reread(agent.host.bundle, True, 60, ("*",))
+    agent.watch(now)
+    assert list(agent.health.problems) == ["no revocation list of shop.example"]
+    assert "required" in agent.health.problems["no revocation list of shop.example"]
+    assert "no revocation list" in agent.revoked.current.stale("shop.example", "", now)
+    first = revoke(state / "ca", RootAuthority.load(state / "ca"), Entries(), now)
+    agent.revoked.lists.take(first.pem, now)
+    agent.revoked.settle()
+    agent.watch(now)
+    assert agent.health.problems == {}
+    assert agent.revoked.current.stale("shop.example", "", now) == ""
+
+
 def test_its_own_list_is_renewed_and_outlives_a_new_key(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agent, now = Agent(state, monkeypatch), now_us()
     first = revoke_here(state, agent.host, agent.revoked.lists, Entries(workloads={NAME: 0}), now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -10,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from sectool.identity.enrolment import enroll_host, init_ca
+from sectool.spiffe.grpc import call
+from sectool.spiffe.messages import FETCH_BUNDLES, X509BundlesResponse
+from sectool.spiffe.workloadapi import REQUIRED
 
 from .conftest import Host, until
 
@@ -103,3 +109,23 @@ def test_a_new_bundle_reaches_the_programs_that_wait_for_it(shared: Host, partne
         assert json.loads(process.stdout.readline())["domains"] == ["partner.example", "shop.example"]
         process.kill()
     shared.ok("trust", "remove", "partner.example")
+
+
+def test_a_list_of_what_is_revoked_reaches_the_programs_that_wait_for_it(shared: Host) -> None:
+    async def two() -> list[list[bytes]]:
+        found: list[list[bytes]] = []
+        async for message in call(shared.run / "workload.sock", FETCH_BUNDLES, b"", dict([REQUIRED])):
+            found.append(list(X509BundlesResponse.FromString(message).crl))
+            if len(found) == 2:
+                break
+            revoke = ("identity", "revoke", "spiffe://shop.example/host/web-1/wl/stolen")
+            await asyncio.to_thread(shared.ok, *revoke)
+        return found
+
+    before, after = asyncio.run(two())
+    assert len(after) == len(before) + 1
+    issued = [x509.load_der_x509_crl(der) for der in after]
+    host = x509.load_pem_x509_certificate((shared.state / "host" / "host.crt").read_bytes())
+    key = host.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    assert any(each.is_signature_valid(key) for each in issued)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import inspect
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ from sectool.clock import DAY, HOUR, SECOND
 from sectool.errors import CredentialError
 from sectool.events import DropReason
 from sectool.identity import authority as a
+from sectool.identity import blob, extensions, profile, spiffe, verify
+from sectool.identity.blob import Delegation, pack
 from sectool.identity.enrolment import enroll_host, init_ca, load_host
 from sectool.identity.examine import examine
 from sectool.identity.extensions import (
@@ -37,6 +41,7 @@ from sectool.identity.spiffe import SpiffeId
 from sectool.labels import LabelSet
 from tests.sectool.identity.test_revocation import EXAMPLES
 
+VERIFYING = (blob, extensions, profile, spiffe, verify)  # whose refusals a credential can meet
 NOW = 1_772_330_400 * SECOND
 DOMAIN = "example.org"
 R = DropReason
@@ -255,6 +260,51 @@ def test_revoking_by_name_at_the_ca_and_back(state: Path) -> None:
     assert reason(state, chain(state), NOW + SECOND) == 0
     with pytest.raises(Exception, match="number"):
         lists.take(listed.pem, NOW + SECOND)  # an older list brings nothing back
+
+
+def test_a_list_that_is_required_and_not_there_refuses_unless_left_open(tmp_path: Path) -> None:
+    init_ca(tmp_path, DOMAIN, now_us=NOW - DAY)
+    enroll_host(tmp_path, "web1", tmp_path / "ca", {"env": "dev"}, now_us=NOW - HOUR)
+    data = chain(tmp_path)
+    assert examine(data, tmp_path, NOW, required=["other.example"])["spiffe_id"] == ID
+    assert examine(data, tmp_path, NOW, closed=False, required=[DOMAIN])["spiffe_id"] == ID
+    for required in ([DOMAIN], ["*"]):
+        with pytest.raises(CredentialError, match=f"no revocation list of {DOMAIN}") as error:
+            examine(data, tmp_path, NOW, required=required)
+        assert error.value.reason == R.REVOCATION_STALE
+    host = load_host(tmp_path)
+    first = revoke(tmp_path / "ca", a.RootAuthority.load(tmp_path / "ca"), Entries(), NOW)
+    Lists(tmp_path, host.bundle, NOW).take(first.pem, NOW)
+    assert examine(data, tmp_path, NOW, required=["*"])["spiffe_id"] == ID
+
+
+def test_no_delegation_holds_but_the_leafs_own(state: Path) -> None:
+    """Of credentials as a handshake shows them."""
+    authority = load_host(state).authority
+    good = authority.issue("/host/web1/wl/shop", LabelSet({"env": "dev"}), NOW)
+    other = authority.issue("/host/web1/wl/other", LabelSet({"env": "dev"}), NOW)
+    assert reason(state, good.blob) == 0
+    assert reason(state, other.blob[:105] + good.blob[105:]) == R.DELEGATION_INVALID
+    stream = good.blob[105:]
+    assert good.leaf_key is not None
+    for end_us, why in (
+        (NOW - SECOND, R.DELEGATION_EXPIRED),
+        (good.not_after_us + SECOND, R.DELEGATION_INVALID),
+    ):
+        delegation = Delegation.sign(good.leaf_key, good.x25519_public, end_us // SECOND, stream)
+        assert reason(state, pack(delegation, stream)) == why
+
+
+def test_identity_verify_gives_every_reason_there_is_for_a_credential() -> None:
+    elsewhere = {
+        R.CREDENTIAL_REVOKED,
+        R.REVOCATION_STALE,
+        R.DELEGATION_INVALID,
+        R.DELEGATION_EXPIRED,
+    }  # above, below
+    tried = {why for _, why in BAD.values()} | elsewhere
+    raised = set(re.findall(r"DropReason\.([A-Z_]+)", "".join(inspect.getsource(m) for m in VERIFYING)))
+    assert {DropReason[name] for name in raised} == tried
 
 
 def test_a_damaged_list_of_a_root_counts_as_expired(state: Path) -> None:

@@ -262,3 +262,13 @@ def test_garbage_is_refused(domain: Domain, junk: bytes) -> None:
     for pem in (junk, b"-----BEGIN X509 CRL-----\n" + junk + b"\n-----END X509 CRL-----\n"):
         with pytest.raises(CredentialError):
             read_list(pem, domain.bundle, NOW)
+
+
+def test_a_list_whose_issuer_is_no_name_is_refused(domain: Domain) -> None:
+    """The library parses the issuer only when it is asked for."""
+    der = domain.signed.replace(b"\x0c\x0bexample.org", b"\x0d\x0bexample.org", 1)
+    assert der != domain.signed
+    text = base64.encodebytes(der)
+    with pytest.raises(CredentialError) as error:
+        read_list(b"-----BEGIN X509 CRL-----\n" + text + b"-----END X509 CRL-----\n", domain.bundle, NOW)
+    assert error.value.reason == R.CREDENTIAL_MALFORMED
