@@ -73,8 +73,11 @@ def test_nothing_is_lost_by_rotation_rollover_and_restart_and_revocation_ends_it
     for daemon in daemons:
         give_roots(home, daemon)
     at_ca(home, "ca", "rollover", "switch")
-    for daemon in daemons:
-        renew(home, daemon)  # which brings SVIDs by the new root at once
+    renew(home, daemons[0])  # which brings SVIDs by the new root at once
+    daemons[1].restart()  # in the middle: one host is by the new root, the other by the old one
+    goes_on("restart between two roots")
+    connect(daemons, 1).finish(PATIENCE_S)
+    renew(home, daemons[1])
     goes_on("switch to the new root")
     connect(daemons, 1).finish(PATIENCE_S)  # new connections under the new root
     at_ca(home, "ca", "rollover", "finish")
