@@ -208,6 +208,14 @@ def stolen_with_own_key(root: RootAuthority, _: Path) -> Hello:
     return Hello(KeyPair.generate(), issued(authority(root, now_us()), now_us()).blob, now_us())
 
 
+def svid_that_a_program_held(root: RootAuthority, _: Path) -> Hello:
+    """Taken from it with its key; it was handed out by the Workload API."""
+    held, mine = authority(root, now_us()).issue_portable("/host/h/wl/web", now_us()), KeyPair.generate()
+    stream = compress(held.leaf_der, held.host_der)
+    signed = Delegation.sign(held.key, mine.public, held.not_after_us // SECOND, stream)
+    return Hello(mine, pack(signed, stream), now_us())
+
+
 def oversized(_: RootAuthority, __: Path) -> Hello:
     return Hello(KeyPair.generate(), bytes(1100), now_us())
 
@@ -246,6 +254,7 @@ def bomb(_: RootAuthority, __: Path) -> Hello:
         (delegation_outlives, DropReason.DELEGATION_INVALID),
         (delegation_by_another, DropReason.DELEGATION_INVALID),
         (stolen_with_own_key, DropReason.DELEGATION_INVALID),
+        (svid_that_a_program_held, DropReason.KEY_USAGE_INVALID),
         (oversized, DropReason.CREDENTIAL_OVERSIZED),
         (oversized_blob, DropReason.CREDENTIAL_OVERSIZED),
         (no_credential, DropReason.CREDENTIAL_MALFORMED),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from sectool.clock import DAY
 from sectool.events import DropReason, Phase, now_us
+from sectool.identity.lists import Lists
 from sectool.identity.profile import read_profile
 from sectool.identity.revocation import Entries, Revocations, read_list, sign_list
 from tests.kernel.conftest import wait_until
@@ -30,11 +33,16 @@ def nothing_stays_revoked(lan: Lan) -> Iterator[None]:
             host.revoke(Revocations())
 
 
-def listed(host: Host, entries: Entries) -> Revocations:
-    """A list signed by the root, as a host reads it from a file."""
+def listed(host: Host, entries: Entries, *, days_ago: int = 0, closed: bool = True) -> Revocations:
+    """A list signed by the root, as a host reads it from a file; it is good for a month."""
     root = read_profile(host.root.certificate.public_bytes(Encoding.DER), "root")
-    pem = sign_list(root, host.root._key, entries, 1, now_us())
-    return Revocations((read_list(pem, host.trusted, now_us()),))
+    pem = sign_list(root, host.root._key, entries, 1, now_us() - days_ago * DAY)
+    return Revocations((read_list(pem, host.trusted, now_us()),), closed=closed)
+
+
+def not_there(host: Host, *, closed: bool = True) -> Revocations:
+    """What a host goes by that requires a list and has none."""
+    return Lists(Path("/nonexistent"), host.trusted, now_us()).revocations(closed=closed, required=["*"])
 
 
 def of_a_host(host: Host) -> Entries:
@@ -45,12 +53,12 @@ def of_a_workload(host: Host) -> Entries:
     return Entries(workloads={host.identity().peer.spiffe_id: 0})
 
 
-def refused(lan: Lan) -> None:
-    """A new connection from a, which b denies because its credential is revoked."""
+def refused(lan: Lan, reason: DropReason = DropReason.CREDENTIAL_REVOKED) -> None:
+    """A new connection from a, which b denies because its credential is revoked, or for another reason."""
     listener = lan.b.listen()
     with pytest.raises(OSError):
         lan.a.connect(lan.b.address(), port_of(listener), timeout_s=SHORT_S)
-    lan.b.denial(port_of(listener), DropReason.CREDENTIAL_REVOKED)
+    lan.b.denial(port_of(listener), reason)
 
 
 @pytest.mark.parametrize("whom", [of_a_host, of_a_workload], ids=["host", "workload"])
@@ -79,6 +87,23 @@ def test_a_list_cuts_what_lives_and_lets_nothing_new_in(lan: Lan, text: str, who
         assert len(server_udp.got) == got
         refused(lan)
     assert lan.b.status()["sessions"] == {"held": 0, "issued": 0}
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["expired", "missing"])
+def test_without_a_list_that_counts_nobody_new_passes_unless_left_open(lan: Lan, missing: bool) -> None:
+    """What lives goes on; only `closed` and, of a missing one, only where a list is required."""
+    client, server = lan.establish()
+    for closed in (False, True):
+        given = (
+            not_there(lan.b, closed=closed)
+            if missing
+            else listed(lan.b, Entries(), days_ago=40, closed=closed)
+        )
+        lan.b.revoke(given)
+        echo(client, server, b"goes on")
+        if not closed:
+            echo(*lan.establish(), b"new")
+    refused(lan, DropReason.REVOCATION_STALE)
 
 
 def test_the_revoked_host_itself_ends_what_it_has(lan: Lan) -> None:
