@@ -49,6 +49,7 @@ LISTENERS_S: Final = 2.0
 SHARE: Final = 50  # what looks at everything is repeated when that many times its duration have passed
 LOOK_S: Final = 1.0  # the shortest time between two of them without news from the kernel, and
 LOOK_HEARING_S: Final = 3.0  # with them
+POSTPONED_S: Final = 3.0  # at most, while processes that the kernel told of wait to be looked at
 ATTESTING: Final = 128  # executables being hashed at once
 CONTAINERS: Final = 4096  # remembered
 ASK_AGAIN_S: Final = 5.0  # for a container that nobody knew
@@ -203,7 +204,7 @@ class Discovery:
                     await self._find_packages()
                     next_listeners = now + LISTENERS_S
                 self._told(self.inventory.due(now_us(), complete=looked and not self.busy))
-                if now >= next_look:
+                if now >= next_look and (not self._changed or now >= next_look + POSTPONED_S):
                     await self._look_at_all()
                     looked = True
                     pause = LOOK_HEARING_S if self.hearing else LOOK_S

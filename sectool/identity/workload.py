@@ -19,6 +19,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 from sectool.errors import CredentialError
@@ -147,6 +148,7 @@ def _next_unit(parts: Iterable[str]) -> str:
     return ""
 
 
+@lru_cache(4096)  # users and units are few, and each process has them
 def label_value(text: str) -> str:
     """`text` as a label value of at most 128 characters; '' stays '', what does not fit becomes `_`."""
     value = _NOT_VALUE.sub("_", text)[:_VALUE_LIMIT]
