@@ -313,7 +313,9 @@ async def call(
             Status.UNAVAILABLE, f"the server at {socket} is gone: {type(error).__name__}"
         ) from None
     finally:
-        writer.close()
+        writer.transport.abort()  # nothing is left to be said; waiting for the server to read could take for ever
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
     _check_status(headers, socket)
 
 

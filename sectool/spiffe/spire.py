@@ -149,7 +149,15 @@ def credential_of(taken: Taken, labels: Mapping[str, str], now_us: int) -> Crede
     begin_us = max(profile.not_before_us for profile in chain)
     issuer_names = key_id(issuer.public_key), f"{issuer.serial:x}"
     peer = PeerIdentity.of(
-        spiffe_id, labels, public, (begin_us, end_us), leaf.fingerprint, leaf.serial, "", issuer_names
+        spiffe_id,
+        labels,
+        public,
+        (begin_us, end_us),
+        leaf.fingerprint,
+        leaf.serial,
+        "",
+        issuer_names,
+        key_id(root.public_key),
     )
     return Credential(
         leaf_der=taken.chain[0],
