@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -118,7 +119,7 @@ def run(name: Name, machines: On = None) -> None:
     out = sys.stdout
     out.write("\nGoals\n")
     for number, goal in enumerate(play.scenario.goals, 1):
-        out.write(f"  {number}. {play.filled(goal.says, '')}\n")
+        out.write(_item(f"  {number}. ", play.filled(goal.says, "")) + "\n")
         if goal.answer:
             out.write(f"     answer with: {_again('answer', name, machines)} {goal.answer} TEXT\n")
     out.write("\nHosts\n")
@@ -142,7 +143,30 @@ def _again(command: str, name: str, machines: Path | None) -> str:
 
 
 def _tell(title: str, text: str, play: Play) -> None:
-    sys.stdout.write(f"\n{title}\n{'=' * len(title)}\n{play.filled(text, '')}\n")
+    sys.stdout.write(f"\n{title}\n{'=' * len(title)}\n{_prose(play.filled(text, ''))}\n")
+
+
+def _prose(text: str) -> str:
+    """Paragraphs as wide as people read; one with indented lines (commands) stays as it is."""
+    out = []
+    for paragraph in text.split("\n\n"):
+        lines = paragraph.splitlines()
+        commands = any(line.startswith(" ") for line in lines)
+        out.append(paragraph if commands else _item("", " ".join(lines)))
+    return "\n\n".join(out)
+
+
+def _item(lead: str, text: str) -> str:
+    """One paragraph behind a lead, its further lines below its first."""
+    beside = " " * len(lead)
+    return textwrap.fill(
+        text,
+        100,
+        initial_indent=lead,
+        subsequent_indent=beside,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 @app.command()
@@ -190,7 +214,8 @@ def _check_all(solved: bool, unsolved: bool, at_once: int) -> int:
     names = proof.longest_first(scenario.names())
     with ThreadPoolExecutor(at_once) as pool:
         for done in pool.map(lambda name: proof.prove(name, solved=solved, unsolved=unsolved), names):
-            _say(f"{done.name:26}{done.seconds:6.1f} s  {'as it should be' if not done.wrong else 'WRONG'}")
+            said = "as it should be" if not done.wrong else "WRONG"
+            _say(f"{done.name:26}{done.seconds:6.1f} s, {done.processor_s:5.1f} s of processor  {said}")
             wrong += done.wrong
     for line in wrong:
         sys.stdout.write(line + "\n")
@@ -205,7 +230,7 @@ def _check(name: str, play: Play, machines: Path | None) -> int:
     outcomes = play.check()
     for number, outcome in enumerate(outcomes, 1):
         sign = "reached" if outcome.reached else "missing"
-        sys.stdout.write(f"{sign}  {number}. {play.filled(outcome.goal.says, '')}\n")
+        sys.stdout.write(_item(f"{sign}  {number}. ", play.filled(outcome.goal.says, "")) + "\n")
         if not outcome.reached:
             sys.stdout.write(f"         {outcome.found}\n")
     reached = sum(outcome.reached for outcome in outcomes)
@@ -275,7 +300,7 @@ def hint(name: Name) -> None:
     one = load(name)
     mine = progress.load().get(name, progress.Progress())
     for each in one.hints[: mine.hints + 1]:
-        sys.stdout.write(f"- {on_spaces(one).filled(each.text, '')}\n")
+        sys.stdout.write(_item("- ", on_spaces(one).filled(each.text, "")) + "\n")
     if mine.hints >= len(one.hints):
         _say("there are no more hints; sectool lab scenario solve shows the way")
         return

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from labs import place
 from labs.lab import Lab, Node, Result, Say
 from labs.topology import SHOP, TRAINING
 from sectool.errors import SectoolError
@@ -77,6 +78,14 @@ class Spaces:
     def way_in(self, host: str) -> str:
         """See Runner."""
         return f"sudo sectool lab exec --name {self.lab.name} {host} -- bash"
+
+    def processor_s(self) -> float:
+        """Processor time of everything that ran on the hosts so far, in seconds; 0 when nothing did."""
+        try:
+            first, *_ = (place.cgroup_of(self.lab.name) / "cpu.stat").read_text().splitlines()
+            return int(first.removeprefix("usage_usec ")) / 1e6
+        except (OSError, ValueError):
+            return 0.0
 
     @staticmethod
     def _argv(node: Node, command: str, labels: Sequence[str]) -> list[str]:
