@@ -64,6 +64,37 @@ SETTINGS = {
     "socket_group": "group that may read over the local API (default: root only)",
 }
 
+EVENTS = {
+    Type.DICT_IDENTITY: "an SVID that flows refer to: SPIFFE ID, labels, validity, issuer",
+    Type.DICT_LABELS: "a set of labels that flows refer to",
+    Type.DICT_WORKLOAD: "a workload that flows refer to: name, user, executable and its hash, unit, cgroup",
+    Type.DICT_RULE: "a rule that flows refer to: policy, owner, text, revision",
+    Type.WORKLOAD_START: "a workload was seen for the first time, or again after it had ended",
+    Type.WORKLOAD_STOP: "the last process of a workload has ended",
+    Type.WORKLOAD_CHANGE: "something about a workload changed: labels, ports, package; the event says what",
+    Type.IDENTITY_ISSUED: "this host's CA issued an SVID",
+    Type.IDENTITY_ROTATED: "a workload got a new SVID in place of one that lives still",
+    Type.IDENTITY_REVOKED: "a list of revocations was taken, or a workload of this host revoked",
+    Type.POLICY_APPLIED: "a policy was given to the daemon, as a new revision: by whom, why, what changed",
+    Type.POLICY_ACTIVATED: "all packet workers judge by this revision now",
+    Type.POLICY_ROLLED_BACK: "an earlier revision was applied again, as a new one",
+    Type.ENFORCER_START: "the daemon began to enforce",
+    Type.ENFORCER_STOP: "the daemon stopped",
+    Type.ENFORCER_DEGRADED: "something does not work as it should; the event says what",
+    Type.ENFORCER_RECOVERED: "it works again",
+    Type.EVENTS_LOST: "events, never packets, were lost: where, how many, why",
+    Type.STORE_DAMAGED: "a segment or log could not be read, and was set aside",
+    Type.ALERT_RAISED: "something is wrong now",
+    Type.ALERT_CLEARED: "it has not been found again for a while",
+    Type.TRUST_CHANGED: "a trust domain was added, removed, or has other roots or labels that count",
+    Type.CAPTURE_STARTED: "packets are copied to a file: by whom, why, of which flows, with payload or without",
+    Type.CAPTURE_ENDED: "the copying has ended: packets, SHA-256 of the file",
+    Type.VULN_CHANGED: "a scanner's report was imported or forgotten: what is known to be vulnerable changed",
+    Type.MODE_CHANGED: "enforcing or observing from now on: by whom, why",
+    Type.BREAK_GLASS: "denial is suspended: by whom, why, until when",
+    Type.BREAK_GLASS_ENDED: "denial is in force again",
+}
+
 
 def reference() -> str:
     """The whole document."""
@@ -88,8 +119,9 @@ def reference() -> str:
             [(str(int(r)), f"`{r.name.lower()}`", MEANING[r]) for r in DropReason],
         ),
         "## Event types",
-        "Everything that is not a flow (`sectool events`); `dict.*` entries are dictionaries behind the flows.",
-        _table(("type",), [(f"`{t}`",) for t in Type]),
+        "Everything that is not a flow (`sectool events`); `dict.*` entries are dictionaries behind the flows. "
+        "Columns of flows, records and events: [the store](store.md#flows).",
+        _table(("type", "meaning"), [(f"`{t}`", EVENTS[t]) for t in Type]),
     ]
     return "\n\n".join(parts) + "\n"
 

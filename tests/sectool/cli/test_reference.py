@@ -7,9 +7,9 @@ from pathlib import Path
 from sectool.agent.settings import Settings
 from sectool.cli.main import COMMANDS
 from sectool.cli.reasons import MEANING
-from sectool.cli.reference import EXITS, SETTINGS, reference
+from sectool.cli.reference import EVENTS, EXITS, SETTINGS, reference
 from sectool.errors import Exit
-from sectool.events import DropReason
+from sectool.events import DropReason, Type
 from sectool.filters import FLAGS
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference.md"
@@ -19,10 +19,12 @@ def test_it_is_up_to_date() -> None:
     assert REFERENCE.read_text() == reference(), "run: python -m sectool.cli.reference > docs/reference.md"
 
 
-def test_every_reason_code_and_setting_has_a_meaning() -> None:
+def test_every_reason_code_event_and_setting_has_a_meaning() -> None:
     assert set(MEANING) == set(DropReason)
     assert len(set(MEANING.values())) == len(MEANING)
     assert set(EXITS) == set(Exit)
+    assert set(EVENTS) == set(Type)
+    assert len(set(EVENTS.values())) == len(EVENTS)
     assert set(SETTINGS) == set(Settings.__dataclass_fields__)
 
 
