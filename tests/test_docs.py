@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 LINK = re.compile(r"!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"(?:^|[ (#])sectool ((?:[^|;&<>)#\n'\"]|'[^']*'|\"[^\"]*\")+)")
 FENCE = re.compile(r"^ *(```+|~~~+)")
 # Pages whose commands are typed by a reader. The reference is made from the program; the rest quotes fragments.
 SHOWN = [DOCS / "tutorial.md", DOCS / "troubleshooting.md", *sorted((DOCS / "howto").glob("*.md"))]
@@ -88,6 +89,10 @@ def test_every_page_is_in_the_site() -> None:
     assert listed == pages
 
 
+# Commands that take the filters of flows beside their options.
+FILTERED = {f"sectool {name}" for name in ("flows", "map", "replay", "diff", "ends", "capture start")}
+
+
 @cache
 def _program() -> Any:
     return typer.main.get_command(app)
@@ -112,8 +117,8 @@ def _command_problem(words: list[str]) -> str | None:
             return None
         name = word.partition("=")[0]
         if len(word) > 1 and word.startswith("-"):
-            if path == "sectool flows" and name[2:] in FLAGS:
-                next(rest if FLAGS[name[2:]].implied is None else iter(()), None)
+            if path in FILTERED and (name == "--not" or name[2:] in FLAGS):
+                next(rest if name != "--not" and FLAGS[name[2:]].implied is None else iter(()), None)
                 continue
             options = {n: p for p in command.params for n in (*p.opts, *p.secondary_opts)}
             if name not in options and name not in ("-h", "--help"):
@@ -133,7 +138,7 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
     for number, line, language in lines(page):
         if language not in ("", "sh"):
             continue
-        for found in re.finditer(r"(?:^|[ (#])sectool ((?:[^|;&<>)#\n'\"]|'[^']*'|\"[^\"]*\")+)", line):
+        for found in COMMAND.finditer(line):
             if re.match(r"(?:\$|#) |sudo |sectool ", line.lstrip()):
                 yield number, shlex.split(found[1].removesuffix("\\"))
 
@@ -160,3 +165,14 @@ def test_every_policy_that_is_shown_is_valid(page: Path, tmp_path: Path) -> None
             file = tmp_path / f"{number}.yaml"
             file.write_text(block)
             assert list(load([file]).documents())
+
+
+def test_every_example_of_help_is_true() -> None:
+    page, seen = DOCS / "reference.md", []
+    for number, line, language in lines(page):
+        if language == "text" and line.startswith("    ") and (found := COMMAND.search(line)):
+            # What stands behind wide space is a remark.
+            example = re.split(r" {3,}(?=\S)", found[1].removesuffix("\\"))[0]
+            seen.append((number, shlex.split(example)))
+    assert len(seen) > 150
+    assert [f"{page.name}:{n}: {p}" for n, words in seen if (p := _command_problem(words))] == []
