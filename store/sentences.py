@@ -125,17 +125,22 @@ def _revoked(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]
 def _started(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
     whose = f" of {body['user']}" if body.get("user") else ""
     pid = f", pid {body['pid']}" if body.get("pid") else ""
-    return f"workload {_workload(body)} started{whose}{pid}", []
+    return f"workload {_workload(body)} started{whose}{pid}{_program(body)}", []
 
 
 def _stopped(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
     unseen = " while the enforcer was away" if body.get("unseen") else ""
-    return f"workload {_workload(body)} ended{unseen}", []
+    return f"workload {_workload(body)} ended{unseen}{_program(body)}", []
 
 
 def _changed(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
     fields = ", ".join(map(str, body.get("changed") or ())) or "something"
     return f"workload {_workload(body)} changed: {fields}", []
+
+
+def _program(body: Mapping[str, Any]) -> str:
+    """Several programs can be one workload by name: which of them."""
+    return f": {body['executable']}" if body.get("executable") else ""
 
 
 def _workload(body: Mapping[str, Any]) -> str:
@@ -218,6 +223,15 @@ def _glass_over(body: Mapping[str, Any], history: History) -> tuple[str, list[st
     )
 
 
+def _alert(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
+    owners = f" (owners: {', '.join(body['owners'])})" if body.get("owners") else ""
+    return f"alert: {body['alert']}: {body['text']}{owners}", []
+
+
+def _alert_over(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
+    return f"alert is over: {body['alert']}: {body['text']}", []
+
+
 _TELL = {
     "policy.applied": _policy,
     "policy.rolled_back": _policy,
@@ -234,6 +248,8 @@ _TELL = {
     "enforcer.recovered": _recovered,
     "events.lost": _lost,
     "store.damaged": _damaged,
+    "alert.raised": _alert,
+    "alert.cleared": _alert_over,
     "trust.changed": _trust,
     "capture.started": _captured,
     "capture.ended": _capture_ended,
