@@ -176,3 +176,13 @@ def test_every_example_of_help_is_true() -> None:
             seen.append((number, shlex.split(example)))
     assert len(seen) > 150
     assert [f"{page.name}:{n}: {p}" for n, words in seen if (p := _command_problem(words))] == []
+
+
+def test_every_test_that_the_threat_model_rests_on_exists() -> None:
+    text = (DOCS / "threat-model.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests/[\w/]+/)?test_\w+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 20
+    for file, function in named:
+        path = ROOT / file if file.startswith("tests/") else ROOT / "tests" / "kernel" / file
+        assert path.exists(), file
+        assert not function or f"\ndef {function}(" in path.read_text(encoding="utf-8"), f"{file}::{function}"
