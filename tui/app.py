@@ -225,7 +225,7 @@ class Console(App[None]):
         frame = self.screen_stack[0]
         room = self.size.width
         self._put("head", self._head(room))
-        self._put("nav", self._nav())
+        self._put("nav", self._nav(room))
         loud = suspended(self.facts)
         frame.query_one("#banner", Static).set_class(self.lost is not None or bool(loud), "-shown")
         if self.lost is None and loud:
@@ -268,12 +268,16 @@ class Console(App[None]):
         left.append(" " * max(0, room - left.cell_len - right.cell_len))
         return left + right
 
-    def _nav(self) -> Text:
-        out = Text(" ", no_wrap=True)
+    def _nav(self, room: int) -> Text:
+        out = Text("", no_wrap=True)
+        roomy = room >= 100  # then every name has a blank on both sides
         for name, key, title, *_ in VIEWS:
             chosen = name == self.view_name
-            out.append(f"{key} {title}", style="bold reverse" if chosen else "")
-            out.append(" ")
+            name_ = f" {key} {title}"
+            if roomy or chosen:
+                out.append(f"{name_} ", style="bold reverse" if chosen else "")
+            else:
+                out.append(name_)
         return out
 
     def explain(self, flow: str) -> None:
@@ -448,6 +452,18 @@ class Console(App[None]):
         command = self.view.cli()
         self.copy_to_clipboard(command)
         self.tell(f"copied: {command}", 8.0)
+
+    def do_cli(self, name: str) -> None:
+        """The command that does the same as an action, shown and copied."""
+        from tui.equivalents import command
+
+        action = BY_NAME.get(name or "copy-cli")
+        if action is None:
+            self.tell(f"there is no action {name!r}; ? lists them all")
+            return
+        line = command(self, action)
+        self.copy_to_clipboard(line)
+        self.push_screen(Shown(f"{action.name} in the CLI (copied)", line))
 
     def do_copy_json(self, _: str) -> None:
         """The chosen row as JSON."""

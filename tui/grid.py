@@ -231,7 +231,9 @@ class Grid(ScrollView, can_focus=True):
             )
         place = y - 1 + round(self.scroll_y)
         if not self.rows and y == 1:
-            return Strip([Segment(fit(self.empty, room), self._style("dim"))]).adjust_cell_length(room, base)
+            return Strip([Segment(fit(f" {self.empty}", room), self._style("dim"))]).adjust_cell_length(
+                room, base
+            )
         if place >= len(self.rows):
             return Strip.blank(room, base)
         row = self.rows[place]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import getpass
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 from sectool.cli.explained import Answer, Recorded
@@ -15,7 +16,7 @@ from sectool.errors import SectoolError
 from sectool.events import Action, now_us
 from sectool.labels import LabelError, LabelSet
 from sectool.policy import Engine, parse
-from sectool.policy.explanation import Remedy
+from sectool.policy.explanation import NearMiss, Remedy
 from sectool.policy.inquiry import Origin, inquire, origin, rules_of_interest, widening
 from sectool.policy.model import Mode
 from sectool.policy.rules import Rule
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from tui.source import Source
 
 MAX_KNOWN = 5000
+LOOK_BACK_S = 3.0  # for the beginnings of rules
 
 
-def explain(source: Source, reader: Reader, event_id: str, deadline: float) -> tuple[Answer, str]:
+def explain(source: Source, reader: Reader, event_id: str) -> tuple[Answer, str]:
     """The answer and the policy text that was in force then. Raises SectoolError when no policy judged it."""
     from store.recorded import decided_by_policy, find_flow, request_of
 
@@ -65,10 +67,15 @@ def explain(source: Source, reader: Reader, event_id: str, deadline: float) -> t
                 source.revision(number=facts["revision"]).text,
             )
 
-    begun = {
-        rule.id: origin(rule.id, revisions(), still=lambda: time.monotonic() < deadline)
-        for rule in rules_of_interest(inquiry)
-    }
+    end = time.monotonic() + LOOK_BACK_S
+
+    def still() -> Callable[[], bool]:
+        looks = (
+            count()
+        )  # the revision that judged and the one before are looked at however slow the machine is
+        return lambda: next(looks) < 2 or time.monotonic() < end
+
+    begun = {rule.id: origin(rule.id, revisions(), still=still()) for rule in rules_of_interest(inquiry)}
     wider = None
     if inquiry.main.remedy is Remedy.SENTENCE:
         rows = reader.query(
@@ -113,18 +120,25 @@ def draft(answer: Answer, in_force: str) -> Draft:
     if now.allowed:
         raise SectoolError("the policy in force allows it by now", "there is nothing to mend")
     if main.remedy is Remedy.SENTENCE:
+        sentence = _as_encrypted_as_before(main.sentence, main.nearest_allow)
         name = f"fix-{answer.flow[-6:].lower()}" if re.fullmatch(r"[0-9a-fA-F-]+", answer.flow) else "fix"
         document = (
             f"kind: Policy\nname: {name}\nowner: {_me()}\nmode: {Mode.STAGE}\n"
-            f"description: drafted from flow {answer.flow}\nrules:\n  - {_scalar(main.sentence)}\n"
+            f"description: drafted from flow {answer.flow}\nrules:\n  - {_scalar(sentence)}\n"
         )
-        return Draft(f"{in_force.rstrip()}\n---\n{document}", name, f"staged Policy {name}: {main.sentence}")
+        return Draft(f"{in_force.rstrip()}\n---\n{document}", name, f"staged Policy {name}: {sentence}")
     rule = main.decision.rule
     if rule is None:
         raise SectoolError(
             "no rule would help: it needs an enforcer on both ends", "see the last lines of the explanation"
         )
     return Draft(without(in_force, rule), "", f"take out of {rule.title}: {rule.text}")
+
+
+def _as_encrypted_as_before(sentence: str, nearest: NearMiss | None) -> str:
+    """The sentence, with encryption if the nearest permission has it: a fix is not to let down what others keep up."""
+    wanted = nearest is not None and " encrypted" in nearest.rule.text.partition(" because ")[0]
+    return f"{sentence} encrypted" if wanted and not sentence.endswith(" encrypted") else sentence
 
 
 def without(text: str, rule: Rule) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_MS = 15_000
 SLOW_S = 60.0  # changes of policy wait for every worker
-LOOK_BACK_S = 3.0  # for the beginnings of rules
 EVERYTHING = Filter()
 
 
@@ -214,7 +212,7 @@ class Source:
         from tui.inquest import explain
 
         with self._reading() as reader:
-            return explain(self, reader, event_id, time.monotonic() + LOOK_BACK_S)
+            return explain(self, reader, event_id)
 
     def backtest(self, text: str, since: int | None, until: int | None) -> Outcome:
         """What the documents `text`, staged ones as if enforced, would have made of recorded flows."""

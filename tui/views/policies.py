@@ -63,9 +63,11 @@ class Policies(View):
     NAME = "policies"
     TITLE = "Policies"
     DEFAULT_CSS = """
-    Policies #left { width: 34; }
+    Policies #left { width: 40%; min-width: 34; max-width: 60; }
     Policies #right { width: 1fr; padding-left: 1; }
     Policies .title { padding: 0 1; }
+    Policies #text-title { padding: 0; }
+    Policies VerticalScroll { scrollbar-size-vertical: 1; }
     Policies #documents { height: 40%; }
     Policies #text { height: auto; }
     """
@@ -258,6 +260,11 @@ class Policies(View):
             lambda: self.ask("promote", lambda: self.source.promote([key], "")),
         )
 
+    @property
+    def document(self) -> str:
+        """The chosen one, as KIND/NAME; empty when none is."""
+        return self.query_one("#documents", Grid).key
+
     def _pending_lines(self) -> list[str]:
         return ["sectool policy staged-report lists the recorded connections it would change."]
 
@@ -309,7 +316,7 @@ class Policies(View):
 
     def hint(self) -> str:
         """What can be done."""
-        return "j k revisions  d what it changed  e edit  B roll back  P promote  tab panes  ? help"
+        return "d what it changed  e edit  B roll back  P promote  tab panes  ? help"
 
 
 def highlighted(text: str) -> Text:

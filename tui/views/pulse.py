@@ -20,6 +20,7 @@ from tui.view import View
 from tui.words import ago, count, sparkline
 
 BARS = 60
+WIDEST = 2  # terminal columns a part may take
 _ENDS = """
  coalesce(nullif(sl.text, ''), ip_text(g.sh, g.so)) AS source,
  coalesce(nullif(dl.text, ''), ip_text(g.dh, g.do_)) AS destination,
@@ -229,6 +230,7 @@ class Pulse(View):
 
     def _show_rates(self, found: Mapping[str, list[int]]) -> None:
         room = max(10, min(BARS, self.size.width - 26))
+        each = max(1, min(WIDEST, (self.size.width - 26) // BARS))
         text = Text(no_wrap=True)
         for name, style in (("allowed", "green"), ("denied", "red")):
             values = found[name]
@@ -238,7 +240,7 @@ class Pulse(View):
             rate = f"{per:.0f}/s" if per >= 10 else f"{per:.1f}/s" if total else "0/s"
             text.append(f"{name:<8}", style="bold")
             text.append(f"{count(total):>6} {rate:>7}  ")
-            text.append(sparkline(values, room), style=style)
+            text.append("".join(bar * each for bar in sparkline(values, room)), style=style)
             if name == "allowed":
                 text.append("\n")
         self.query_one("#rates", Static).update(text)

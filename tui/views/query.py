@@ -31,7 +31,7 @@ class Query(View):
     NAME = "query"
     TITLE = "SQL"
     DEFAULT_CSS = """
-    Query TextArea { height: 6; border: none; border-bottom: solid $primary; padding: 0; }
+    Query TextArea { height: 6; border: none; border-bottom: solid $primary; padding: 0 1; }
     Query TextArea:focus { border: none; border-bottom: solid $accent; }
     Query #state { height: 1; padding: 0 1; color: $text-muted; }
     """
@@ -48,7 +48,7 @@ class Query(View):
             saved[0] if saved else STARTERS[0], language=None, soft_wrap=True, tab_behavior="focus"
         )
         yield Static("F5 asks; tab goes to the rows, esc too", id="state", markup=False)
-        yield Grid((Column("", 10, 1),), empty="no rows yet: F5 runs the query", id="rows")
+        yield Grid((Column("", 10, 1),), empty="nothing", id="rows")
 
     def reload(self) -> None:
         """Only when asked to."""
@@ -89,7 +89,7 @@ class Query(View):
         self.console.settings.queries = [sql, *(q for q in queries if q != sql)][:20]
         self.console.settings.save()
         self._state(f"{count(len(self.items))} rows{' (there are more)' if answer.more else ''}")
-        names = list(self.items[0]) if self.items else ["no rows"]
+        names = list(self.items[0]) if self.items else [""]
         lines = [tuple("" if row[n] is None else str(row[n]) for n in names) for row in self.items]
         columns = []
         for index, name in enumerate(names):
@@ -101,6 +101,11 @@ class Query(View):
         self.query_one("#rows", Grid).show(
             [clean_row(Row(str(i), line)) for i, line in enumerate(lines)], columns=columns
         )
+
+    @property
+    def sql(self) -> str:
+        """What stands there."""
+        return self.query_one(TextArea).text
 
     def first(self) -> TextArea:
         """The text."""
@@ -128,8 +133,8 @@ class Query(View):
 
     def cli(self) -> str:
         """The same query."""
-        return f"sectool query {shlex.quote(self.query_one(TextArea).text)}"
+        return f"sectool query {shlex.quote(self.sql)}"
 
     def hint(self) -> str:
         """What can be done."""
-        return "F5 run  F6 forget  tab rows and text  enter whole row  esc to the rows, then back"
+        return "F5 run  F6 cancel  tab rows, text  enter whole row  esc rows, then back"

@@ -6,6 +6,7 @@ explained ──d──► drafted ──k──► back-tested ──a──►
 from __future__ import annotations
 
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sectool.cli.text import escape, escape_block
 from sectool.clock import DAY
 from sectool.errors import SectoolError
 from sectool.events import now_us
+from sectool.policy.inquiry import Origin
 from tui.inquest import Draft, draft
 from tui.view import View
 from tui.views.flows import detail
@@ -34,7 +36,7 @@ class Why(View):
     DEFAULT_CSS = """
     Why #why-title { height: 1; padding: 0 1; text-style: bold; }
     Why #steps { height: 1; padding: 0 1; }
-    Why VerticalScroll { padding: 0 1; }
+    Why VerticalScroll { padding: 0 1; scrollbar-size-vertical: 1; }
     Why #fix { height: auto; margin-top: 1; }
     Why #answer { height: auto; }
     """
@@ -119,11 +121,14 @@ class Why(View):
             )
             if answer.get("problems"):
                 self.done += f"; PROBLEM: {'; '.join(answer['problems'])}"
+        elif what == "before":
+            self._go_before(answer["applied"], answer["revision"], answer["author"])
+            return
         elif what == "promote":
             self.step, self.done = 4, f"revision {answer['revision']} is in force and enforces it"
         self._show()
 
-    def _show(self) -> None:
+    def _show(self, *, follow: bool = True) -> None:
         steps = Text(no_wrap=True)
         for number, name in enumerate(STEPS):
             if number:
@@ -138,9 +143,9 @@ class Why(View):
                 Text("looking…" if self.flow else "choose a connection in Pulse or Flows and press w")
             )
             return
-        body.update(_explanation(list(self.answer.lines())))
+        body.update(_explanation(list(self.answer.lines()), max(30, self.size.width - 4)))
         self.query_one("#fix", Static).update(self._fix())
-        if self.step:
+        if self.step and follow:
             self.first().scroll_end(animate=False)
 
     def _fix(self) -> Text:
@@ -173,6 +178,11 @@ class Why(View):
             out.append(f"\n{escape(self.done)}\n", style="bold green")
         return out
 
+    def on_resize(self) -> None:
+        """Lines are broken for the width there is."""
+        if self.answer is not None:
+            self._show(follow=False)
+
     # --- steps -----------------------------------------------------------------------------------------------
 
     def do_draft(self, _: str) -> None:
@@ -182,6 +192,36 @@ class Why(View):
             return
         answer, source = self.answer, self.source
         self.ask("draft", lambda: draft(answer, source.revision().text))
+
+    def do_before(self, _: str) -> None:
+        """All views go to the moment before the deciding rule came into force, or before the revision did."""
+        if self.answer is None:
+            self.console.tell("there is no explained connection yet")
+            return
+        begun = self._origin()
+        if begun is None:  # nothing allowed it: the revision that judged is what changed
+            number, source = self.answer.inquiry.main.revision, self.source
+            self.ask("before", lambda: source.revision(number=number).facts)
+            return
+        self._go_before(begun.applied_us, begun.revision, begun.author)
+
+    def _go_before(self, applied: int, revision: int, author: str) -> None:
+        self.console.move_to(self.cursor.to(applied - 1, now_us()))
+        self.console.tell(
+            f"just before revision {revision} by {author}: o its policy, f its flows, 0 now", 8.0
+        )
+
+    @property
+    def begun(self) -> int | None:
+        """When the deciding rule came into force, as far as is known; UTC microseconds."""
+        found = self._origin() if self.answer is not None else None
+        return found.applied_us if found is not None else None
+
+    def _origin(self) -> Origin | None:
+        main = self.answer.inquiry.main
+        rule = main.decision.rule or (main.nearest_allow.rule if main.nearest_allow else None)
+        found: Origin | None = self.answer.origins.get(rule.id) if rule is not None else None
+        return found
 
     def do_backtest(self, _: str) -> None:
         """Judge the last day by the draft."""
@@ -249,7 +289,7 @@ class Why(View):
         """What comes next."""
         return {
             -1: "w on a connection explains it  esc back",
-            0: "d draft the smallest fix  y as command  o policies  esc back",
+            0: "d draft the smallest fix  b before the rule came  y as command  esc back",
             1: "back-testing…",
             2: "a apply the draft  k back-test again  y as command  esc back",
             3: "P enforce the staged draft  u pulse  esc back",
@@ -257,8 +297,8 @@ class Why(View):
         }[self.step]
 
 
-def _explanation(lines: list[str]) -> Text:
-    """The explanation's lines: verdict and headings bold, rules set in."""
+def _explanation(lines: list[str], room: int) -> Text:
+    """The explanation's lines: verdict and headings told apart, and what is too long continued further in."""
     out = Text()
     for line in lines:
         text = escape(line)
@@ -271,6 +311,11 @@ def _explanation(lines: list[str]) -> Text:
             style = "yellow"
         elif text.startswith("  "):
             style = "bold" if text.startswith(("  deny", "  allow", "  require", "  audit")) else ""
-        out.append(text + "\n", style=style)
+        elif text.endswith(":"):
+            style = "underline"
+        inset = " " * (len(text) - len(text.lstrip()))
+        broken = textwrap.wrap(text, room, subsequent_indent=f"{inset}    ", break_on_hyphens=False)
+        for part in broken or [""]:
+            out.append(part + "\n", style=style)
     out.right_crop(1)
     return out
