@@ -35,7 +35,7 @@ def script() -> Iterator[Path]:
 def test_help_names_every_command() -> None:
     done = dev(str(ROOT / "dev"), "help")
     assert done.returncode == 0
-    for command in ("demo", "test", "bench", "fuzz", "setup", "check", "lint"):
+    for command in ("demo", "test", "bench", "vm-test", "fuzz", "setup", "check", "lint"):
         assert f"\n  {command} " in done.stdout
 
 

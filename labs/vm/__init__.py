@@ -1,0 +1,1 @@
+"""The lab on virtual machines: a box made here, machines booted from it by the Vagrantfile, their acceptance test."""
