@@ -132,8 +132,9 @@ class Inventory:
                 running.since_us = now_us
             self.by_id[number] = running
         if before is not None and before is not running:
-            if before.announced and not running.announced and (same or _goes_on(before, process, workload)):
-                running.before, running.told = before.number, before.noted
+            if before.announced and (same or _goes_on(before, process, workload)):
+                if not running.announced:
+                    running.before, running.told = before.number, before.noted
                 before.became = running.number
             self.remove(process.pid, now_us)
         running.pids[process.pid] = process

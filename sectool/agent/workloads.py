@@ -65,6 +65,7 @@ def tell(daemon: Daemon, turn: Turn, known: dict[int, dict[str, Any]]) -> None:
                 Type.WORKLOAD_STOP,
                 workload_id=running.number,
                 workload=running.workload.name,
+                executable=running.facts.executable,
                 ended=running.ended_us,
             )
         daemon.records.workload_ended(running.number, running.ended_us)

@@ -119,6 +119,19 @@ def test_a_service_that_a_shell_becomes_goes_on(inventory: Inventory) -> None:
     assert [running.became for running in inventory.due(NOW + 5 * LINGER_US).ended] == [None]
 
 
+def test_a_shell_that_becomes_what_it_has_started_before_has_not_ended_the_service(
+    inventory: Inventory,
+) -> None:
+    """sh -c 'web --check; exec web': the program of that name is known already."""
+    inventory.place(process(10, inode=1), 1, workload(), facts("/bin/sh"), NOW)
+    inventory.place(process(11, inode=2), 2, workload(), facts("/bin/web"), NOW)
+    inventory.due(NOW)
+    inventory.remove(11, NOW + 1)
+    inventory.place(process(10, inode=2), 2, workload(), facts("/bin/web"), NOW + 2)
+    assert [(r.number, r.became) for r in inventory.due(NOW + 2 * LINGER_US).ended] == [(1, 2)]
+    assert inventory.wanted(2)
+
+
 def test_another_program_beside_it_or_by_another_name_is_a_workload_of_its_own(inventory: Inventory) -> None:
     inventory.place(process(10, inode=1), 1, workload(), facts("/bin/sh"), NOW)
     inventory.place(process(11, inode=1), 1, workload(), facts("/bin/sh"), NOW)
