@@ -16,6 +16,8 @@ import duckdb
 from store import schema
 from store.compaction import attach_ddl
 from store.controlviews import ControlMirror, control_ddl
+from store.index import ALIAS as INDEX_ALIAS
+from store.index import Index, index_file, make
 from store.segment import NOT_NOW, Damage, compact, damaged_by, one
 
 MEMORY = "1GB"
@@ -34,6 +36,7 @@ class Catalog:
         self._readers: set[duckdb.DuckDBPyConnection] = set()
         self._changing = False
         self.control = ControlMirror(events)
+        self.index: Index | None = None  # without one every question reads everything
         self._root = duckdb.connect(
             ":memory:",
             config={
@@ -132,6 +135,36 @@ class Catalog:
                 raise
             self._aliases[path.name] = alias
 
+    def attach_index(self, *, read_only: bool) -> None:
+        """Attach the folder's index, made when it is missing and may be written. Raises duckdb.Error, ValueError."""
+        path = index_file(self.events)
+        if read_only and not path.exists():
+            return
+        with self._shape:
+            cursor = self.cursor()
+            try:
+                mode = " (READ_ONLY)" if read_only else ""
+                cursor.execute(f"ATTACH '{_quoted(path)}' AS {INDEX_ALIAS}{mode}")
+                tables = "SELECT count(*) FROM duckdb_tables() WHERE database_name = ?"
+                if not read_only and not one(cursor, tables, [INDEX_ALIAS])[0]:
+                    make(cursor)
+                    path.chmod(0o640)
+                self.index = Index(cursor)
+            except (duckdb.Error, OSError, ValueError):
+                with contextlib.suppress(duckdb.Error):
+                    cursor.execute(f"DETACH DATABASE IF EXISTS {INDEX_ALIAS}")
+                cursor.close()
+                raise
+
+    def drop_index(self) -> None:
+        """Go on without an index."""
+        with self._shape, contextlib.closing(self.cursor()) as cursor:
+            if self.index is not None:
+                self.index.close()
+                self.index = None
+            with contextlib.suppress(duckdb.Error):
+                cursor.execute(f"DETACH DATABASE IF EXISTS {INDEX_ALIAS}")
+
     def attach_sealed(self, path: Path) -> Damage | None:
         """Attach a sealed segment; what is wrong with it instead, when it cannot be."""
         try:
@@ -209,6 +242,8 @@ class Catalog:
 
     def close(self) -> None:
         """End the instance; running queries are interrupted by their owners first."""
+        if self.index is not None:
+            self.index.close()
         self._root.close()
 
 

@@ -21,6 +21,7 @@ from store.pairs import KEY, add_up, named, volume_between
 from store.past import History, open_history, version_row
 from store.query import time_limit
 from store.sentences import policy_changes
+from store.talks import all_about_pairs
 
 MAX_PAIRS = 1000
 DEFAULT_PAIRS = 50
@@ -62,12 +63,14 @@ def changes(
             "warnings": [f"policy and identities cannot be compared: {history.why}"] if history.why else [],
         }
     with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
-        chosen = conditions(cursor, filter_ or Filter())
-        add_up(cursor, "was", before - window, before, chosen, volume=False)
-        add_up(cursor, "became", after - window, after, chosen, volume=False)
+        chosen, by_pairs = conditions(cursor, filter_ or Filter()), all_about_pairs(filter_ or Filter())
+        for name, moment in (("was", before), ("became", after)):
+            add_up(catalog, cursor, name, moment - window, moment, chosen, volume=False, by_pairs=by_pairs)
         document["traffic"] = traffic = _traffic(cursor, limit)
         for name, moment in (("before", before), ("after", after)):
-            traffic[name]["bytes"] = volume_between(cursor, moment - window, moment, chosen)
+            traffic[name]["bytes"] = volume_between(
+                catalog, cursor, moment - window, moment, chosen, by_pairs=by_pairs
+            )
     return document
 
 

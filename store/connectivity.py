@@ -14,6 +14,7 @@ from store.catalog import Catalog
 from store.entity import conditions
 from store.pairs import add_up, add_up_open, named
 from store.query import time_limit
+from store.talks import all_about_pairs
 
 DEFAULT_BY = ("app", "env")
 MAX_ROWS = 20_000
@@ -48,15 +49,15 @@ def connectivity(
     if at is not None and (since is not None or until is not None):
         raise UsageError("--at and --since/--until exclude each other")
     with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
-        chosen = conditions(cursor, filter_ or Filter())
+        chosen, by_pairs = conditions(cursor, filter_ or Filter()), all_about_pairs(filter_ or Filter())
         if at is not None:
-            add_up_open(cursor, "talk", at, chosen)
+            add_up_open(catalog, cursor, "talk", at, chosen)
         else:
             if until is None:
                 row = cursor.execute("SELECT epoch_us(max(event_start)) FROM flow_records").fetchall()[0]
                 until = int(row[0] or 0) + 1
             since = max(0, until - HOUR) if since is None else since
-            add_up(cursor, "talk", since, until, chosen)
+            add_up(catalog, cursor, "talk", since, until, chosen, by_pairs=by_pairs)
         rows = named(cursor, _BUSIEST)
     truncated = len(rows) > MAX_ROWS
     return {

@@ -19,6 +19,7 @@ import re
 import uuid
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import duckdb
 
@@ -26,6 +27,10 @@ from sectool.errors import UsageError
 from sectool.filters import FLAGS as FILTER_FLAGS
 from sectool.filters import Field, Filter, FilterError, Side, build, flag_name
 from store.filtersql import Condition, compile_filter
+from store.narrowing import narrow, widen
+
+if TYPE_CHECKING:
+    from store.catalog import Catalog
 
 MAX_TEXT = 2048
 _COMMUNITY = re.compile(r"1:[A-Za-z0-9+/]{27}=")
@@ -74,7 +79,7 @@ def conditions(cursor: duckdb.DuckDBPyConnection, filter_: Filter) -> Condition:
     )
 
 
-def find_entity(cursor: duckdb.DuckDBPyConnection, text: str) -> Entity:
+def find_entity(catalog: Catalog, cursor: duckdb.DuckDBPyConnection, text: str) -> Entity:
     """What `text` names. Raises UsageError when nothing on record has that name."""
     text = text.strip()
     if not text or len(text) > MAX_TEXT:
@@ -85,13 +90,15 @@ def find_entity(cursor: duckdb.DuckDBPyConnection, text: str) -> Entity:
     if text.startswith("spiffe://"):
         return Entity(Sort.IDENTITY, text, _filter(Field.IDENTITY, text))
     if _COMMUNITY.fullmatch(text):
-        return _flow(cursor, text, "community = ?::BLOB", _community(text), None)
+        return _flow(catalog, cursor, text, "community = ?::BLOB", _community(text), None)
     try:
         number = uuid.UUID(text) if len(text) == 36 else None
     except ValueError:
         number = None
     if number is not None:
-        return _flow(cursor, str(number), "event_id = ?::UUID", str(number), (number.int >> 80) * 1000)
+        return _flow(
+            catalog, cursor, str(number), "event_id = ?::UUID", str(number), (number.int >> 80) * 1000
+        )
     try:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
@@ -140,18 +147,26 @@ def _community(text: str) -> bytes:
 
 
 def _flow(
-    cursor: duckdb.DuckDBPyConnection, text: str, test: str, value: object, begun: int | None
+    catalog: Catalog,
+    cursor: duckdb.DuckDBPyConnection,
+    text: str,
+    test: str,
+    value: object,
+    begun: int | None,
 ) -> Entity:
     """A flow's community id and begin; the id holds the millisecond, so that few segments are looked at."""
+    since, until = (None, None) if begun is None else (begun - 1000, begun + 2001)
+    narrow(catalog, cursor, since, until)
     near = (
         ""
         if begun is None
-        else (f" AND event_start BETWEEN make_timestamp({begun - 1000}) AND make_timestamp({begun + 2000})")
+        else f" AND event_start BETWEEN make_timestamp({since}) AND make_timestamp({until})"
     )
     rows = cursor.execute(
         f"SELECT community, epoch_us(event_start) FROM flow_records WHERE {test}{near} ORDER BY seq DESC LIMIT 1",
         [value],
     ).fetchall()
+    widen(cursor)
     if not rows:
         raise UsageError(
             f"no flow {text} is on record",

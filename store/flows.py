@@ -19,13 +19,21 @@ from sectool.events import Phase
 from sectool.filters import Filter
 from store.catalog import Catalog
 from store.filtersql import Condition, compile_filter
+from store.narrowing import narrow, narrow_at, narrow_rows, windows
 from store.query import DEFAULT_TIMEOUT_MS, MAX_ROWS, Result, small, time_limit
 from store.schema import OPEN_IDS, flows_sql
 from store.segment import one
+from store.talks import about_pairs, rows_of_flows, rows_of_pairs
 from store.wording import Names, new_flows
 
 DEFAULT_COUNT = 1000
 _FLOWS = flows_sql("picked_records")
+_ADDRESSES = "source_ip_hi, source_ip_lo, destination_ip_hi, destination_ip_lo"
+_PICKED = (
+    "event_start TIMESTAMP, event_id UUID, source_ip_hi UBIGINT, source_ip_lo UBIGINT, destination_ip_hi UBIGINT,"
+    " destination_ip_lo UBIGINT"
+)
+_KNOWN = f"(r.ts <= make_timestamp(?) OR r.phase = {Phase.VERDICT:d})"  # by a moment: verdicts precede what they tell
 
 
 def _compile(cursor: duckdb.DuckDBPyConnection, filter_: Filter) -> Condition:
@@ -64,64 +72,105 @@ def list_flows(
     order = "ASC" if first is not None else "DESC"
     with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
         if at is None:
-            more = _pick(cursor, filter_, _window(since, until), count, order)
+            more = _pick(catalog, cursor, filter_, since, until, count, order)
         else:
-            more = _pick_open(cursor, filter_, _window(since, until), at, count, order)
-        bounds = one(cursor, "SELECT min(event_start), max(event_start) FROM picked")
-        known, moments = "", list(bounds)
-        if at is not None:
-            known = f" AND (r.ts <= make_timestamp(?) OR r.phase = {Phase.VERDICT:d})"
-            moments.append(at)
-        cursor.execute(
-            "CREATE TEMP TABLE picked_records AS SELECT r.* FROM flow_records r"
-            " SEMI JOIN picked p ON r.event_start = p.event_start AND r.event_id = p.event_id"
-            f" WHERE r.event_start BETWEEN ? AND ?{known}",
-            moments,
-        )
+            more = _pick_open(catalog, cursor, filter_, _window(since, until), at, count, order)
+        _records(catalog, cursor, at)
         return Result(small(cursor, f"SELECT * FROM ({_FLOWS}) ORDER BY event_start, event_id"), more)
 
 
 def _pick(
-    cursor: duckdb.DuckDBPyConnection, filter_: Filter, window: Condition, count: int, order: str
+    catalog: Catalog,
+    cursor: duckdb.DuckDBPyConnection,
+    filter_: Filter,
+    since: int | None,
+    until: int | None,
+    count: int,
+    order: str,
 ) -> bool:
     """Fill the temporary table `picked` with the ids of up to `count` flows; whether there are more."""
     condition, values = _compile(cursor, filter_)
-    records = (
-        count + count // 2 + 64
-    )  # a flow has several records; look at more of them until enough are distinct
+    pairs = about_pairs(filter_)
+    of_pairs = None if pairs is None else _compile(cursor, pairs)
+    cursor.execute(f"CREATE TEMP TABLE chosen ({_PICKED})")
+    found = 0
+    for low, high in windows(catalog, since, until, newest_first=order == "DESC"):
+        among = narrow(catalog, cursor, low, high)
+        rows = None if of_pairs is None or not among else rows_of_pairs(cursor, among, of_pairs)
+        if rows is not None:
+            narrow_rows(catalog, cursor, rows, low, high)
+        found += _candidates(cursor, (condition, values), _window(low, high), count - found, order)
+        cursor.execute("INSERT INTO chosen SELECT * FROM candidates")
+        if found > count:
+            break
+    _keep(cursor, "chosen", count, order)
+    return found > count
+
+
+def _candidates(
+    cursor: duckdb.DuckDBPyConnection, condition: Condition, window: Condition, count: int, order: str
+) -> int:
+    """Fill `candidates` with the first `count` flows, and one more if there is one; how many they are."""
+    # A flow has several records: look at more of them until enough are distinct.
+    records = count + count // 2 + 64
     while True:
         cursor.execute(
-            "CREATE OR REPLACE TEMP TABLE candidates AS SELECT event_start, event_id FROM flow_records"
-            f" WHERE {condition}{window[0]} ORDER BY event_start {order}, event_id {order} LIMIT {records}",
-            [*values, *window[1]],
+            f"CREATE OR REPLACE TEMP TABLE candidates AS SELECT event_start, event_id, {_ADDRESSES} FROM flow_records"
+            f" WHERE {condition[0]}{window[0]} ORDER BY event_start {order}, event_id {order} LIMIT {records}",
+            [*condition[1], *window[1]],
         )
         found, distinct = one(cursor, "SELECT count(*), count(DISTINCT event_id) FROM candidates")
         if found < records or distinct > count:
-            break
+            return min(int(distinct), count + 1)
         records *= 4
-    _keep(cursor, "candidates", count, order)
-    return int(distinct) > count
 
 
 def _pick_open(
-    cursor: duckdb.DuckDBPyConnection, filter_: Filter, window: Condition, at: int, count: int, order: str
+    catalog: Catalog,
+    cursor: duckdb.DuckDBPyConnection,
+    filter_: Filter,
+    window: Condition,
+    at: int,
+    count: int,
+    order: str,
 ) -> bool:
     condition, values = _compile(cursor, filter_)
+    narrow_at(catalog, cursor, at)
     cursor.execute("CREATE TEMP TABLE opened AS " + OPEN_IDS.replace("$moment", "make_timestamp($1)"), [at])
     cursor.execute(
-        "CREATE TEMP TABLE candidates AS SELECT DISTINCT r.event_start, r.event_id FROM flow_records r"
+        f"CREATE TEMP TABLE chosen AS SELECT r.event_start, r.event_id, {_ADDRESSES} FROM flow_records r"
         " SEMI JOIN opened o ON r.event_start = o.event_start AND r.event_id = o.event_id"
-        f" WHERE ({condition}){window[0].replace('event_start', 'r.event_start')}",
-        [*values, *window[1]],
+        f" WHERE ({condition}){window[0].replace('event_start', 'r.event_start')} AND {_KNOWN}",
+        [*values, *window[1], at],
     )
-    _keep(cursor, "candidates", count, order)
-    return int(one(cursor, "SELECT count(*) FROM candidates")[0]) > count
+    _keep(cursor, "chosen", count, order)
+    return int(one(cursor, "SELECT count(DISTINCT event_id) FROM chosen")[0]) > count
 
 
 def _keep(cursor: duckdb.DuckDBPyConnection, table: str, count: int, order: str) -> None:
+    addresses = ", ".join(f"any_value({column}) AS {column}" for column in _ADDRESSES.split(", "))
     cursor.execute(
-        f"CREATE TEMP TABLE picked AS SELECT DISTINCT event_start, event_id FROM {table}"
-        f" ORDER BY event_start {order}, event_id {order} LIMIT {count}"
+        f"CREATE TEMP TABLE picked AS SELECT event_start, event_id, {addresses} FROM {table}"
+        f" GROUP BY event_start, event_id ORDER BY event_start {order}, event_id {order} LIMIT {count}"
+    )
+
+
+def _records(catalog: Catalog, cursor: duckdb.DuckDBPyConnection, at: int | None) -> None:
+    """Fill `picked_records` with all records of the flows `picked`, as far as they were known `at` a moment."""
+    first, last = one(cursor, "SELECT epoch_us(min(event_start)), epoch_us(max(event_start)) FROM picked")
+    if first is None:
+        first, last = 0, 0
+    among = narrow(catalog, cursor, first, last + 1) if at is None else narrow_at(catalog, cursor, at, {})
+    rows = rows_of_flows(cursor, among, "picked") if among else None
+    if at is not None:
+        narrow_at(catalog, cursor, at, rows)
+    elif rows is not None:
+        narrow_rows(catalog, cursor, rows, first, last + 1)
+    cursor.execute(
+        "CREATE TEMP TABLE picked_records AS SELECT r.* FROM flow_records r"
+        " SEMI JOIN picked p ON r.event_start = p.event_start AND r.event_id = p.event_id"
+        f" WHERE r.event_start BETWEEN make_timestamp(?) AND make_timestamp(?){'' if at is None else f' AND {_KNOWN}'}",
+        [first, last, *([] if at is None else [at])],
     )
 
 

@@ -19,6 +19,7 @@ from sectool.policy.service import Service
 from store.catalog import Catalog
 from store.entity import Sort, find_entity
 from store.filtersql import Condition
+from store.narrowing import narrow
 from store.pairs import add_up, named
 from store.past import History, open_history
 from store.query import small, time_limit
@@ -51,10 +52,10 @@ def investigate(
         "warnings": list(told.warnings),
     }
     with open_history(catalog.events) as history, catalog.reading() as cursor, time_limit(cursor, timeout_ms):
-        entity = find_entity(cursor, about)
+        entity = find_entity(catalog, cursor, about)
         condition = entity.condition(cursor)
         document["sort"] = str(entity.sort)
-        scope = _Scope(cursor, condition, since, until)
+        scope = _Scope(catalog, cursor, condition, since, until)
         document["activity"] = scope.activity()
         document["peers"] = scope.peers()
         document["denied"] = scope.denied()
@@ -72,8 +73,15 @@ class _Scope:
     """The flows of the subject in the window."""
 
     def __init__(
-        self, cursor: duckdb.DuckDBPyConnection, condition: Condition, since: int, until: int
+        self,
+        catalog: Catalog,
+        cursor: duckdb.DuckDBPyConnection,
+        condition: Condition,
+        since: int,
+        until: int,
     ) -> None:
+        self.catalog = catalog
+        narrow(catalog, cursor, since, until)
         self.cursor, self.condition, self.since, self.until = cursor, condition, since, until
         cursor.execute(
             "CREATE OR REPLACE TEMP TABLE subject AS SELECT * FROM flow_records"
@@ -102,7 +110,7 @@ class _Scope:
 
     def peers(self) -> list[dict[str, Any]]:
         """Pairs and services with counts."""
-        add_up(self.cursor, "talk", self.since, self.until, self.condition)
+        add_up(self.catalog, self.cursor, "talk", self.since, self.until, self.condition)
         return named(self.cursor, f"(SELECT * FROM talk ORDER BY denied + allowed DESC LIMIT {MAX_ROWS})")
 
     def denied(self) -> list[dict[str, Any]]:

@@ -44,6 +44,8 @@ GATHER_S = 0.06
 REST = 10  # a trickle of events is gathered this many times as long as the last transaction took: packets come first
 GATHER_MOST_S = 0.4
 DRAIN_S = 8.0
+INDEX_REST = 4  # times as long as the last stretch took, before the next one is indexed
+INDEX_RETRY_S = 60.0
 SEGMENT_US = HOUR
 SEGMENT_BYTES = 1 << 30
 
@@ -77,7 +79,7 @@ class Store:
         self._compacting = threading.Lock()
         self._began = (now_us(), time.monotonic())
         self._stop = threading.Event()
-        self._looked = self._tidied = 0.0
+        self._looked = self._tidied = self._index_rests = 0.0
         self._reports: list[Damage] = []  # damage to be told by an event, from whatever thread found it
         self._locks: list[int] = []
         self.catalog: Catalog
@@ -104,7 +106,9 @@ class Store:
         self._report(self.shelf.open_all(self.catalog))
         # Numbers that a segment not to be opened now has taken are below the clock's microseconds: none is used twice.
         unknown = now_us() if self.shelf.unopened else 0
-        self._next_seq = max(self._next_seq, self._last_seq() + 1, unknown)
+        last = self._last_seq()
+        self._next_seq = max(self._next_seq, last + 1, unknown)
+        self.shelf.open_index(self.catalog, last)
         self._report(self.rings.look())
         self._ensure_live()
 
@@ -354,10 +358,29 @@ class Store:
             if not self.catalog.reopen_read_only(done.path, 2.0):
                 return
             self._to_seal.pop(0)
+        self._index()
         if self.limits.keep_bytes is not None or self.limits.keep_us is not None:
             self.shelf.retire(
                 self.catalog, self.limits.keep_bytes, self.limits.keep_us if self._sober() else None
             )
+
+    def _index(self) -> None:
+        """Index a stretch, now and then: it may take a fifth of one processor beside the packets."""
+        began = time.monotonic()
+        if began < self._index_rests or "disk" in self.degraded:
+            return
+        live = self._ingest.live.path.name if self._ingest is not None else None
+        if self.catalog.index is None:  # a reader held it, perhaps
+            self._index_rests = began + INDEX_RETRY_S
+            self.shelf.open_index(self.catalog, self._next_seq)
+            return
+        try:
+            self.shelf.extend_index(self.catalog, live, self._next_seq)
+        except (duckdb.Error, OSError, ValueError) as error:
+            log.warning("the index is not made: %s", _line(error))
+            self._index_rests = began + INDEX_RETRY_S
+        else:
+            self._index_rests = time.monotonic() + INDEX_REST * (time.monotonic() - began)
 
     def _sober(self) -> bool:
         """Whether the wall clock went as time did since the start: after a jump nothing is deleted for its age."""

@@ -22,6 +22,7 @@ import pyarrow as pa
 from sectool.errors import Exit, SectoolError, UsageError
 from store.catalog import Catalog
 from store.controlviews import AT_A_MOMENT
+from store.narrowing import narrow
 from store.segment import one
 
 # The copy it warns of is what spares the second planning (see `small`).
@@ -175,14 +176,24 @@ def _explain(error: Exception, expired_ms: int | None) -> SectoolError:
 
 
 def run(
-    catalog: Catalog, sql: str, *, limit: int = DEFAULT_ROWS, timeout_ms: int = DEFAULT_TIMEOUT_MS
+    catalog: Catalog,
+    sql: str,
+    *,
+    limit: int = DEFAULT_ROWS,
+    timeout_ms: int = DEFAULT_TIMEOUT_MS,
+    begun: tuple[int, int] | None = None,
 ) -> Result:
-    """Run one SELECT of somebody else. Raises UsageError for bad SQL, StoppedError at its time limit."""
+    """Run one SELECT of somebody else. Raises UsageError for bad SQL, StoppedError at its time limit.
+
+    `begun`: the asker says that only flows begun from then until then (UTC microseconds) can be in the answer.
+    """
     limit = min(max(limit, 0), MAX_ROWS)
     timeout_ms = min(max(timeout_ms, 1), MAX_TIMEOUT_MS)
     with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
         statement = check(cursor, sql)
         catalog.control.refresh(cursor, statement)
+        if begun is not None:
+            narrow(catalog, cursor, *begun)
         cursor.execute("BEGIN TRANSACTION READ ONLY")
         try:
             return fetch(cursor, statement, limit)

@@ -41,8 +41,10 @@ class Reader(Protocol):
     live: bool
     warnings: list[str]
 
-    def query(self, sql: str, *, limit: int = ..., timeout_ms: int = ...) -> Result:
-        """One SELECT over the documented views."""
+    def query(
+        self, sql: str, *, limit: int = ..., timeout_ms: int = ..., begun: tuple[int, int] | None = None
+    ) -> Result:
+        """One SELECT over the documented views. `begun`: see store.query.run."""
 
     def flows(
         self,
@@ -123,9 +125,17 @@ class LiveReader:
         self._client = client
         self.warnings: list[str] = []
 
-    def query(self, sql: str, *, limit: int = DEFAULT_ROWS, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> Result:
+    def query(
+        self,
+        sql: str,
+        *,
+        limit: int = DEFAULT_ROWS,
+        timeout_ms: int = DEFAULT_TIMEOUT_MS,
+        begun: tuple[int, int] | None = None,
+    ) -> Result:
         """One SELECT over the documented views."""
-        return _result(self._client.call("query", sql=sql, limit=limit, timeout_ms=timeout_ms))
+        fields: dict[str, Any] = {} if begun is None else {"begun_since": begun[0], "begun_until": begun[1]}
+        return _result(self._client.call("query", sql=sql, limit=limit, timeout_ms=timeout_ms, **fields))
 
     def flows(
         self,
@@ -205,15 +215,26 @@ class LocalReader:
             if damage is not None:
                 self.warnings.append(f"{path.name} is left out: {damage.what}")
         self._catalog.remake_views()
+        with contextlib.suppress(
+            duckdb.Error, OSError, ValueError
+        ):  # without it answers take longer, that is all
+            self._catalog.attach_index(read_only=True)
 
     @property
     def catalog(self) -> Catalog:
         """The opened segments, for this package's own statements."""
         return self._catalog
 
-    def query(self, sql: str, *, limit: int = DEFAULT_ROWS, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> Result:
+    def query(
+        self,
+        sql: str,
+        *,
+        limit: int = DEFAULT_ROWS,
+        timeout_ms: int = DEFAULT_TIMEOUT_MS,
+        begun: tuple[int, int] | None = None,
+    ) -> Result:
         """One SELECT over the documented views."""
-        return run(self._catalog, sql, limit=limit, timeout_ms=timeout_ms)
+        return run(self._catalog, sql, limit=limit, timeout_ms=timeout_ms, begun=begun)
 
     def flows(
         self,

@@ -38,7 +38,8 @@ def find_flow(reader: Reader, event_id: str) -> dict[str, Any]:
     rows = reader.query(
         "SELECT *, epoch_us(event_start) AS start_us FROM flows "  # noqa: S608 -- a number and a parsed UUID
         f"WHERE event_start BETWEEN make_timestamp({begun - 1000}) AND make_timestamp({begun + 2000}) "
-        f"AND event_id = '{number}' LIMIT 1"
+        f"AND event_id = '{number}' LIMIT 1",
+        begun=(begun - 1000, begun + 2001),
     ).table.to_pylist()
     if not rows:
         raise UsageError(

@@ -180,10 +180,10 @@ def flows_sql(records: str) -> str:
 WITH base AS NOT MATERIALIZED (
     SELECT * FROM {records} WHERE phase = {Phase.VERDICT:d}
     UNION ALL
-    SELECT DISTINCT ON (event_start, event_id) o.* FROM {records} o
+    (SELECT DISTINCT ON (event_start, event_id) o.* FROM {records} o
     ANTI JOIN (SELECT event_start, event_id FROM {records} WHERE phase = {Phase.VERDICT:d}) k
         ON o.event_start = k.event_start AND o.event_id = k.event_id
-    WHERE o.phase > {Phase.VERDICT:d} ORDER BY event_start, event_id, seq
+    WHERE o.phase > {Phase.VERDICT:d} ORDER BY event_start, event_id, seq)
 ), ended AS NOT MATERIALIZED (
     SELECT event_start, event_id, event_end, ts, source_bytes, source_packets, destination_bytes,
         destination_packets, conn_state, history, drop_reason, auth_result, encryption, cipher

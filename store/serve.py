@@ -230,7 +230,9 @@ class Server:
         assert limit is not None
         assert timeout_ms is not None
         with self._slot():
-            return _table(query.run(self.store.catalog, sql, limit=limit, timeout_ms=timeout_ms))
+            since, until = _number(request, "begun_since"), _number(request, "begun_until")
+            begun = None if since is None or until is None else (since, until)
+            return _table(query.run(self.store.catalog, sql, limit=limit, timeout_ms=timeout_ms, begun=begun))
 
     def _flows(self, request: Mapping[str, Any]) -> Answer:
         filter_ = Filter.from_json(request.get("filter"))

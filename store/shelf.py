@@ -7,8 +7,10 @@ import logging
 import time
 from pathlib import Path
 
+import duckdb
+
 from sectool.events import now_us
-from store import compaction, segment
+from store import compaction, index, segment
 from store.catalog import Catalog
 from store.segment import NOT_NOW, Damage, Summary
 
@@ -45,6 +47,37 @@ class Shelf:
         catalog.remake_views()
         self._tried = time.monotonic()
         return found
+
+    def open_index(self, catalog: Catalog, newest_seq: int) -> None:
+        """Attach the index and have it fit the segments; one that cannot be read is made anew. Never raises for it."""
+        path = index.index_file(self._events)
+        for again in (True, False):
+            try:
+                catalog.attach_index(read_only=False)
+                if catalog.index is not None:
+                    catalog.index.settle(map(index.stem, catalog.segments), newest_seq)
+            except (duckdb.Error, OSError, ValueError) as error:
+                log.warning("%s cannot be used: %s", path.name, str(error).strip().partition("\n")[0])
+                catalog.drop_index()
+                if not again or (isinstance(error, duckdb.Error) and not segment.damaged_by(error)):
+                    return
+                for file in (path, segment.wal_of(path)):
+                    with contextlib.suppress(OSError):
+                        file.unlink(missing_ok=True)
+            else:
+                return
+
+    def extend_index(self, catalog: Catalog, live: str | None, next_seq: int) -> bool:
+        """Index one more stretch; whether there was one to index. Raises duckdb.Error."""
+        if catalog.index is None:
+            return False
+        names = {index.stem(name): name for name in catalog.segments}
+        live = None if live is None else index.stem(live)
+        due = catalog.index.due(names, live, next_seq)
+        if due is None:
+            return False
+        name, first = due
+        return catalog.index.extend(catalog.alias(names[name]), name, first, sealed=name != live)
 
     def retry(self, catalog: Catalog) -> list[Damage]:
         """Every few seconds, try again what could not be opened: a reader held it, or the disk was full."""
@@ -130,6 +163,8 @@ class Shelf:
             compaction.remove(path)
             log.info("%s is retired", path.name)
             out.append(path.name)
+        if catalog.index is not None:
+            catalog.index.retire(index.stem(name) for name in out)
         return out
 
     def compact(self, catalog: Catalog, path: Path) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 
 from store.catalog import Catalog
+from store.narrowing import narrow_at
 from store.past import open_history, version_row
 from store.query import time_limit
 from store.schema import OPEN_IDS
@@ -23,6 +24,7 @@ def state(catalog: Catalog, moment: int, timeout_ms: int = 30_000) -> dict[str, 
             row.pop("text", None)
         warnings = [f"policy, identities and workloads are not known: {history.why}"] if history.why else []
     with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
+        narrow_at(catalog, cursor, moment)
         opened = "SELECT count(*) FROM (" + OPEN_IDS.replace("$moment", "make_timestamp($1)") + ")"
         (flows,) = cursor.execute(opened, [moment]).fetchall()[0]
         enforcer = _enforcer(cursor, moment)

@@ -20,6 +20,7 @@ from sectool.errors import UsageError
 from sectool.events import Action, DropReason, Phase
 from store.catalog import Catalog
 from store.entity import Entity, Sort, find_entity
+from store.narrowing import narrow, widen
 from store.past import History, open_history
 from store.query import small, time_limit
 from store.sentences import KINDS, kind_of, sentence, severity_of
@@ -85,11 +86,13 @@ def timeline(
         raise UsageError("--at and --since/--until exclude each other", "--around says how far from --at")
     limit = min(max(1, limit), MAX_ENTRIES)
     with open_history(catalog.events) as history, catalog.reading() as cursor, time_limit(cursor, timeout_ms):
-        entity = find_entity(cursor, about) if about else None
+        entity = find_entity(catalog, cursor, about) if about else None
         begin, end = _window(cursor, entity, since, until, at, around)
         entries: list[Entry] = []
         if not kinds or "flow" in kinds:
+            narrow(catalog, cursor, begin, end)
             entries += _flows(cursor, entity, begin, end, limit)
+            widen(cursor)
         entries += _events(cursor, history, entity, begin, end, limit, kinds)
         warnings = [f"the control history is not told of: {history.why}"] if history.why else []
     entries.sort(key=lambda e: (e.ts, e.kind))
