@@ -46,7 +46,7 @@ Workload = Annotated[
     list[str] | None, typer.Option("--workload", metavar="SPIFFE-ID", help="A workload; repeatable.")
 ]
 Days = Annotated[
-    int, typer.Option("--days", help="How long the list is fresh; afterwards hosts fail closed.")
+    int, typer.Option("--days", metavar="N", help="How long the list is fresh; afterwards hosts fail closed.")
 ]
 Reason = Annotated[str, typer.Option("--reason", "-r", metavar="TEXT", help="Why, for the record.")]
 
@@ -117,7 +117,7 @@ def sign(
         bool, typer.Option("--as-requested", help="Grant the constraints that the request asks for.")
     ] = False,
     ca: Folder = None,
-    days: Annotated[int, typer.Option("--days", help="How long its CA is valid.")] = 365,
+    days: Annotated[int, typer.Option("--days", metavar="N", help="How long its CA is valid.")] = 365,
     passphrase_fd: PassphraseFd = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be granted, and sign nothing.")

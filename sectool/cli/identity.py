@@ -215,7 +215,7 @@ def revoke(
         ),
     ] = None,
     days: Annotated[
-        int, typer.Option("--days", help="How long the list is fresh; renewed by itself here.")
+        int, typer.Option("--days", metavar="N", help="How long the list is fresh; renewed by itself here.")
     ] = 30,
     reason: Annotated[str, typer.Option("--reason", "-r", metavar="TEXT", help="Why, for the record.")] = "",
     dry_run: Annotated[

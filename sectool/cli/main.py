@@ -20,7 +20,7 @@ from sectool.errors import Exit, SectoolError
 from sectool.errors import UsageError as SectoolUsage
 
 COMMANDS: dict[str, Place] = {
-    "ca": Place("sectool.cli.ca", "The trust domain's root: make it, once."),
+    "ca": Place("sectool.cli.ca", "The trust domain's root: make it, issue and revoke from it, replace it."),
     "host": Place("sectool.cli.host", "Enrol this host in a trust domain."),
     "up": Place("sectool.cli.daemon", "Start enforcing in this network namespace.", "up"),
     "down": Place("sectool.cli.daemon", "Stop enforcing and leave no trace in the kernel.", "down"),

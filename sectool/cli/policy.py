@@ -46,7 +46,9 @@ def policy() -> None:
 def apply_(
     ctx: typer.Context,
     files: Files,
-    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; kept with the revision.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", "-r", metavar="TEXT", help="Why; kept with the revision.")
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would change, change nothing.")
     ] = False,
@@ -277,7 +279,9 @@ def diff_(
 def rollback(
     ctx: typer.Context,
     revision: Annotated[int, typer.Argument(metavar="REV", help="The revision to return to.")],
-    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; kept with the new revision.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", "-r", metavar="TEXT", help="Why; kept with the new revision.")
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would change, change nothing.")
     ] = False,

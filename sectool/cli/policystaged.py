@@ -25,7 +25,9 @@ def promote(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME...", help="Staged documents: NAME, or KIND/NAME.")
     ],
-    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; kept with the revision.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", "-r", metavar="TEXT", help="Why; kept with the revision.")
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would change, change nothing.")
     ] = False,

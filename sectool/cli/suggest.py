@@ -43,7 +43,9 @@ def suggest(
     denied: Annotated[
         bool, typer.Option("--denied", help="Learn also from what was denied because no rule allowed it.")
     ] = False,
-    owner: Annotated[str, typer.Option("--owner", help="Owner of what is suggested.")] = "unassigned",
+    owner: Annotated[
+        str, typer.Option("--owner", metavar="NAME", help="Owner of what is suggested.")
+    ] = "unassigned",
     output: Annotated[
         Format, typer.Option("--output", "-o", help="Format of the data on stdout.")
     ] = Format.TABLE,
