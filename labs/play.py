@@ -75,8 +75,9 @@ class Play:
         for step in steps:
             match step:
                 case Answer():
-                    say(f"answer: {step.question}: {step.text}")
-                    self.answer(step.question, self.filled(step.text, ""))
+                    text = self.filled(step.text, "")
+                    say(f"answer: {step.question}: {text}")
+                    self.answer(step.question, text)
                 case Carry():
                     say(f"{step.source} -> {', '.join(step.targets)}: {step.file}")
                     data = self.runner.read(step.source, step.file)
