@@ -31,6 +31,14 @@ Folder = Annotated[
     Path | None,
     typer.Option("--ca", metavar="DIR", help="Folder of the root [default: ca/ in the state folder]."),
 ]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label of every workload there; repeatable."),
+]
+Allowed = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="KEY=VALUE", help="What it may vouch for (KEY=*, *=*); repeatable."),
+]
 Host = Annotated[
     list[str] | None, typer.Option("--host", metavar="NAME", help="A host enrolled here; repeatable.")
 ]
@@ -105,14 +113,8 @@ def init(
 def sign(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="The host's request (- is stdin).")],
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label of every workload there; repeatable."),
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option("--allow", metavar="KEY=VALUE", help="What it may vouch for (KEY=*, *=*); repeatable."),
-    ] = None,
+    label: Labels = None,
+    allow: Allowed = None,
     as_requested: Annotated[
         bool, typer.Option("--as-requested", help="Grant the constraints that the request asks for.")
     ] = False,
@@ -467,14 +469,8 @@ def create_(
     name: Annotated[
         str, typer.Option("--name", "-n", metavar="NAME", help="Only for the host of that name.")
     ] = "",
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label of every workload there; repeatable."),
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option("--allow", metavar="KEY=VALUE", help="What it may vouch for (KEY=*, *=*); repeatable."),
-    ] = None,
+    label: Labels = None,
+    allow: Allowed = None,
     ttl: Annotated[
         str, typer.Option("--ttl", metavar="TIME", help="How long it is good, e.g. 30m, 1h, 1d.")
     ] = "1h",
