@@ -1,7 +1,7 @@
 """What goes into an encrypted connection comes out of it, unchanged and unseen, whatever devices do to its segments.
 
-Two sizes can be raised: SECTOOL_TRANSFER_BYTES (each way of every transfer: 10000000000 for a long run) and
-SECTOOL_MARKED_CONNECTIONS (10000).
+Two sizes can be raised: SECTOOL_TRANSFER_BYTES (each way of every transfer: 10000000000 for a long run), over
+SECTOOL_TRANSFER_FLOWS connections at once (loss holds back each of them), and SECTOOL_MARKED_CONNECTIONS (10000).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.kernel
 FAMILIES = pytest.mark.parametrize("v6", [False, True], ids=["v4", "v6"])
 ENCRYPTED = POLICY.replace("app=web to call app=db", "app=web to call app=db encrypted")
 BYTES = int(os.environ.get("SECTOOL_TRANSFER_BYTES", "0"))
+FLOWS = int(os.environ.get("SECTOOL_TRANSFER_FLOWS", "1"))
 CONNECTIONS = int(os.environ.get("SECTOOL_MARKED_CONNECTIONS", "200"))
 PATIENCE_S = 60.0  # without a byte of progress
 CHUNK = 1 << 20
@@ -143,27 +144,29 @@ def _drain(sock: socket.socket) -> tuple[str, int]:
 @FAMILIES
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_is_sent_both_ways_at_once_arrives_unchanged(hosts: Lan, case: Devices, v6: bool) -> None:
-    lan, total = hosts, BYTES or case.size
+    lan, total = hosts, (BYTES or case.size) // FLOWS
     forged = [host.count(reason) for host in lan.hosts for reason in WRONG]
     before = _received(lan.b.space, "eth0")
     with devices(lan, case):
-        client, server = lan.establish(v6=v6)
-        port = port_of(server)
-        for sock in (client, server):
+        pairs = [lan.establish(v6=v6) for _ in range(FLOWS)]
+        ports = [port_of(server) for _, server in pairs]
+        ends = [sock for pair in pairs for sock in pair]
+        for sock in ends:
             sock.settimeout(PATIENCE_S)
         with (
             lan.wire.losing(case.loss) if case.loss else contextlib.nullcontext(),
-            ThreadPoolExecutor(4) as pool,
+            ThreadPoolExecutor(2 * len(ends)) as pool,
         ):
-            heard = [pool.submit(_drain, server), pool.submit(_drain, client)]
-            said = [pool.submit(_pump, client, total, 1), pool.submit(_pump, server, total, 2)]
+            heard = [pool.submit(_drain, other) for pair in pairs for other in reversed(pair)]
+            said = [pool.submit(_pump, sock, total, seed) for seed, sock in enumerate(ends, 1)]
             sent = [future.result() for future in said]
             received = [future.result() for future in heard]
-        client.close()
-        server.close()
+        for sock in ends:
+            sock.close()
         for host in lan.hosts:
-            end = host.event(port, phase=Phase.END)
-            assert end["encryption"] == Encryption.ENCRYPTED
+            for port in ports:
+                end = host.event(port, phase=Phase.END)
+                assert end["encryption"] == Encryption.ENCRYPTED
     assert received == [(digest, total) for digest in sent]
     assert [host.count(reason) for host in lan.hosts for reason in WRONG] == forged
     after = _received(lan.b.space, "eth0")
