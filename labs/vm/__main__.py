@@ -64,6 +64,12 @@ def outside(arguments: argparse.Namespace) -> int:
             [
                 *("unshare", "--net", "--mount", "--propagation", "private"),
                 *("--pid", "--fork", "--kill-child", "--mount-proc"),
+                *(
+                    "bash",
+                    "-c",
+                    '"$@"; exit $?',
+                    "init",
+                ),  # libvirt's orphans become its children: it buries them
                 *(sys.executable, "-m", "labs.vm", *options, *(["--kvm"] if arguments.kvm else [])),
             ],
             cwd=ROOT,

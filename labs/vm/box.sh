@@ -41,9 +41,9 @@ rm -f "$root/usr/sbin/policy-rc.d" "$root/etc/resolv.conf"
 
 step "Python packages of requirements.lock"
 mkdir -p "$root$WHEELS"
-"$python" -m pip download -q --disable-pip-version-check --require-hashes -r "$tree/requirements.lock" -d "$root$WHEELS"
+"$python" -m pip download -q --disable-pip-version-check --require-hashes -r "$tree/requirements.lock" -d "$root$WHEELS" 2>>"$out.log"
 # To build with: install.sh's pip makes the project itself, and whatever came as source.
-"$python" -m pip download -q --disable-pip-version-check 'setuptools>=77' wheel -d "$root$WHEELS"
+"$python" -m pip download -q --disable-pip-version-check 'setuptools>=77' wheel -d "$root$WHEELS" 2>>"$out.log"
 
 step "a machine of it"
 printf '/dev/vda1 / ext4 defaults,noatime 0 1\n' >"$root/etc/fstab"
@@ -89,7 +89,7 @@ rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/
 
 step "its disk"
 # A partition from the first MiB on, filled by mkfs; GRUB in the sectors before it. No loop device, no mount.
-mke2fs -q -t ext4 -L root -d "$root" "$work/part.raw" "$((GIB * 1024 - 1))M"
+mke2fs -q -F -t ext4 -L root -d "$root" "$work/part.raw" "$((GIB * 1024 - 1))M"
 truncate -s "${GIB}G" "$work/disk.raw"
 dd if="$work/part.raw" of="$work/disk.raw" bs=1M seek=1 conv=notrunc,sparse status=none
 rm -rf "$root" "$work/part.raw"
