@@ -118,6 +118,11 @@ def serving(path: Path, runtime: Runtime) -> Iterator[None]:
         ready.set()
         await ending.wait()
         server.close()
+        clients = asyncio.all_tasks() - {asyncio.current_task()}
+        for each in clients:
+            each.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+        await asyncio.sleep(0)  # their connections are closed in the next round
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
