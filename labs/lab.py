@@ -403,9 +403,9 @@ def labs() -> Iterator[Lab]:
 
 
 def sweep(say: Say = _silent) -> None:
-    """Take down temporary labs whose owner is dead (a demo that was killed)."""
+    """Take down temporary labs whose owner is dead (a demo or a check of scenarios that was killed)."""
     for lab in labs():
         record = lab.record()
         if record and record["temporary"] and _started(int(record["owner"])) != record["owner_started"]:
-            say(f"taking down lab {lab.name}, left by a demo that was killed")
+            say(f"taking down lab {lab.name}, left by a program that was killed")
             lab.down()

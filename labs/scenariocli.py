@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,8 @@ def run(name: Name, machines: On = None) -> None:
     from labs import progress
 
     play = _play(name, machines)
+    if machines is None:
+        _root()
     if play.runner.exists():
         _say("running already: beginning afresh")
         play.stop()
@@ -200,6 +203,7 @@ def check(
             raise UsageError("--all wants --solved, --unsolved or both")
         if machines is not None:
             raise UsageError("--all plays on namespaces", "leave --machines out, or name one scenario")
+        _root()
         raise typer.Exit(_check_all(solved, unsolved, at_once))
     raise typer.Exit(_check(name, _running(name, machines), machines))
 
@@ -208,15 +212,22 @@ def _check_all(solved: bool, unsolved: bool, at_once: int) -> int:
     import time
 
     from labs import proof, scenario
+    from labs.lab import sweep
 
+    sweep(_say)
     begin = time.monotonic()
     wrong: list[str] = []
     names = proof.longest_first(scenario.names())
     with ThreadPoolExecutor(at_once) as pool:
-        for done in pool.map(lambda name: proof.prove(name, solved=solved, unsolved=unsolved), names):
-            said = "as it should be" if not done.wrong else "WRONG"
-            _say(f"{done.name:26}{done.seconds:6.1f} s, {done.processor_s:5.1f} s of processor  {said}")
-            wrong += done.wrong
+        try:
+            for done in pool.map(lambda name: proof.prove(name, solved=solved, unsolved=unsolved), names):
+                said = "as it should be" if not done.wrong else "WRONG"
+                _say(f"{done.name:26}{done.seconds:6.1f} s, {done.processor_s:5.1f} s of processor  {said}")
+                wrong += done.wrong
+        except BaseException:
+            _say("ending: what is being played is taken down first")
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     for line in wrong:
         sys.stdout.write(line + "\n")
     took = time.monotonic() - begin
@@ -266,7 +277,19 @@ def _running(name: str, machines: Path | None) -> Play:
     play = _play(name, machines)
     if not play.runner.exists():
         raise SectoolError(f"scenario {name} is not running", f"start it: {_again('run', name, machines)}")
+    if machines is None:
+        _root()
     return play
+
+
+def _root() -> None:
+    """Hosts of namespaces are root's. PrivilegeError for anybody else, before anything is tried or counted."""
+    from sectool.errors import PrivilegeError
+
+    if os.geteuid() != 0:
+        raise PrivilegeError(
+            "hosts made of network namespaces take root", "run it with sudo; list and hint work without"
+        )
 
 
 @app.command()
@@ -358,6 +381,8 @@ def reset(
     chosen = names or scenario.names()
     for play in [_play(name, machines) for name in chosen]:
         if play.runner.exists():
+            if machines is None:
+                _root()
             play.stop()
             _say(f"{play.scenario.name}: taken down")
     progress.forget(chosen)
