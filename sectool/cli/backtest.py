@@ -14,7 +14,7 @@ import typer
 from sectool.cli.context import Session, session
 from sectool.cli.moments import moment_us, show_time
 from sectool.cli.output import Column, Format, emit
-from sectool.errors import Exit, SectoolError
+from sectool.errors import Exit, SectoolError, UsageError
 
 if TYPE_CHECKING:
     from sectool.policy.model import WorkloadDoc
@@ -30,7 +30,11 @@ Since = Annotated[
 Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Flows before that time.")]
 Store = Annotated[
     Path | None,
-    typer.Option("--store", metavar="DIR", help="A folder of event segments [default: this host's]."),
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        help="A state folder, case bundle or folder of segments [default: this host's].",
+    ),
 ]
 
 
@@ -88,12 +92,28 @@ def backtest(
         raise typer.Exit(int(Exit.PARTIAL))
 
 
+def _segments(store: Path) -> Path:
+    """The folder of segments in a state folder or a bundle, or that folder itself.
+
+    A folder without any is refused: a back-test of nothing finds nothing, and would pass for a green one.
+    """
+    folder = store / "events" if (store / "events").is_dir() else store
+    if folder.is_dir() and not any(folder.glob("flows-*")):
+        raise UsageError(
+            f"there are no segments in {folder}",
+            hint="name a state folder, a case bundle, or the folder with flows-*.duckdb or flows-*.parquet",
+        )
+    return folder
+
+
 @contextmanager
 def opened(at: Session, store: Path | None) -> Iterator[History]:
-    """The history in `store`, or this host's."""
+    """The history in `store`, or this host's. Raises UsageError when no segment is in `store`."""
     from store.situations import open_history
 
-    history = open_history(store or at.paths.events, None if store else at.paths.events_socket)
+    history = open_history(
+        _segments(store) if store else at.paths.events, None if store else at.paths.events_socket
+    )
     try:
         yield history
     finally:

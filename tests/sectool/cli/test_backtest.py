@@ -71,3 +71,18 @@ def test_a_folder_without_history_is_named(inside: Cli, tmp_path: Path) -> None:
     done = inside("policy", "backtest", candidate(tmp_path, RULE), "--store", tmp_path / "nowhere")
     assert done.code == 4
     assert "there is no history in" in done.err
+
+
+def test_a_state_folder_or_bundle_stands_for_the_segments_in_it(
+    inside: Cli, tmp_path: Path, past: Path
+) -> None:
+    home = tmp_path / "state"
+    home.mkdir()
+    past.rename(home / "events")
+    assert "10 flows" in inside("policy", "backtest", candidate(tmp_path, RULE), "--store", home).err
+
+
+def test_a_folder_without_segments_is_no_green_back_test(inside: Cli, tmp_path: Path) -> None:
+    done = inside("policy", "backtest", candidate(tmp_path, RULE), "--store", tmp_path)
+    assert done.code == 2
+    assert "no segments" in done.err
