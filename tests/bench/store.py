@@ -1,6 +1,8 @@
-"""The event store under sustained load: a producer at 100,000 events a second, followed and queried meanwhile.
+"""The event store under sustained load: a producer at 100,000 and 200,000 events a second, followed and queried
+meanwhile; then questions about a long past (tests.bench.store_questions).
 
 Producer, store and questioner are three processes (this one asks), as on a host. Nothing may be lost.
+SECTOOL_BENCH_STORE=load or =questions measures that half alone.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from sectool.events import FLOW_DTYPE, Action, Kind, Phase, now_us
 from sectool.filters import parse_text
 from sectool.ring import RingWriter
 from store.reader import LiveReader, open_reader
+from tests.bench import store_questions
 from tests.bench.rows import Row, row
+from tests.bench.store_questions import NOTE as NOTE
 
-RATE = 100_000  # events a second
-SECONDS = 30
+RATE, SECONDS = 100_000, 30.0  # events a second, in every round
+PEAK, PEAK_SECONDS = 200_000, 60.0  # once
 CHUNK = 1000
 QUERY = (
     "SELECT destination_port, action, count(*) AS records, sum(source_bytes) AS bytes FROM flow_records"
@@ -137,8 +141,8 @@ class Follower(threading.Thread):
                     self.rows += frame.table.num_rows
 
 
-def one_round(base: Path, seconds: float) -> dict[tuple[str, str, str], float]:
-    """One run of `seconds`; (case, metric, unit) to value."""
+def one_round(base: Path, rate: int, seconds: float) -> dict[tuple[str, str, str], float]:
+    """One run of `seconds` at `rate` events a second; (case, metric, unit) to value."""
     state, run = base / "state", Path(tempfile.mkdtemp(prefix="sectool-bench-", dir="/dev/shm"))
     state.mkdir()
     store = subprocess.Popen(
@@ -155,7 +159,7 @@ def one_round(base: Path, seconds: float) -> dict[tuple[str, str, str], float]:
             "import pathlib, sys; from tests.bench.store import produce;"
             " produce(pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))"
         )
-        arguments = [str(run / "ring-bench"), str(RATE), str(seconds)]
+        arguments = [str(run / "ring-bench"), str(rate), str(seconds)]
         before = os.times()
         producer = subprocess.Popen(
             [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True
@@ -169,13 +173,13 @@ def one_round(base: Path, seconds: float) -> dict[tuple[str, str, str], float]:
             pause.wait(1.0)
         assert producer.stdout is not None
         made = json.loads(producer.stdout.read())
-        total = int(RATE * seconds)
+        total = int(rate * seconds)
         wait_for("all events are stored", lambda: reader.stats()["flow_records"] + made["refused"] >= total)
         stats = reader.stats()
         store.send_signal(signal.SIGTERM)
         store.wait(60)
         used = os.times()
-        size = sum(path.stat().st_size for path in (state / "events").glob("*.duckdb"))
+        size = sum(path.stat().st_size for path in (state / "events").glob("flows-*.duckdb"))
         cpu = used.children_user + used.children_system - before.children_user - before.children_system
     finally:
         for process in (producer, store):
@@ -183,7 +187,7 @@ def one_round(base: Path, seconds: float) -> dict[tuple[str, str, str], float]:
                 process.kill()
                 process.wait()
         shutil.rmtree(run, ignore_errors=True)
-    load = f"{RATE:,}/s for {seconds:g} s"
+    load = f"{rate:,}/s for {seconds:g} s"
     return {
         (load, "rate", "events/s"): made["rate"],
         (load, "lost", "events"): stats["lost"] + made["refused"],
@@ -200,14 +204,21 @@ def one_round(base: Path, seconds: float) -> dict[tuple[str, str, str], float]:
         else float("nan"),
         (load, "tail_missed", "flows"): follower.gaps,
         (load, "cpu_all_processes", "cores"): cpu / seconds,
-        ("on disk", "size", "bytes/event"): size / max(1, stats["flow_records"]),
+        (load, "on_disk", "bytes/event"): size / max(1, stats["flow_records"]),
     }
 
 
 def rows(rounds: int) -> list[Row]:
-    """Loss, latency and size at 100,000 events a second."""
-    measured = []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory(prefix="sectool-bench-") as folder:
-            measured.append(one_round(Path(folder), SECONDS))
-    return [row("store", *key, [one[key] for one in measured]) for key in measured[0]]
+    """Loss, latency and size under load, and what questions cost."""
+    part = os.environ.get("SECTOOL_BENCH_STORE", "")
+    out: list[Row] = []
+    if part != "questions":
+        for rate, seconds, times in ((RATE, SECONDS, rounds), (PEAK, PEAK_SECONDS, 1)):
+            measured = []
+            for _ in range(times):
+                with tempfile.TemporaryDirectory(prefix="sectool-bench-") as folder:
+                    measured.append(one_round(Path(folder), rate, seconds))
+            out += [row("store", *key, [one[key] for one in measured]) for key in measured[0]]
+    if part != "load":
+        out += store_questions.rows(rounds)
+    return out
