@@ -166,7 +166,7 @@ class Worker:
             rules = RulesConfig(int(header["queue"]), self.workers, self.mask)
             for found in adopt_established(rules, Path(header["run_dir"]), self._leads_here):
                 self._adopt(found, now)
-        self._distrust()
+        self._distrust(self.verifier.doubts())
         self._cut_revoked()
         if self.journal.foreign or self.journal.forgotten:
             what = "a journal that this version cannot read" if self.journal.foreign else "some flows"
@@ -333,12 +333,15 @@ class Worker:
         count no more.
         """
         before, labels_before = self.verifier.bundle, self.verifier.accepted
+        then = self.verifier.doubts()
         bundle = TrustBundle.from_pem(payload.decode("ascii"))
         accepted = from_wire(header.get("accepted") or {})
         self.verifier.set_bundle(bundle)
         self.verifier.set_accepted(accepted)
         self.core.sessions.clear()  # whoever is trusted no more must not go on without its credential
-        self._distrust()
+        now = self.verifier.doubts()
+        # An identity of a workload here may be of a domain that only others trust: it is none that has left.
+        self._distrust(lambda peer: None if then(peer) else now(peer))
         changed = {domain for domain in before.roots if labels_before.get(domain) != accepted.get(domain)}
         if changed:
             self._cut(lambda peer: peer.trust_domain in changed, DropReason.UNTRUSTED_DOMAIN)
@@ -361,11 +364,11 @@ class Worker:
         ended = self.core.sessions.revoke(lambda session: session.local in gone or revoked(session.peer))
         return ended, datapath.distrust(self.core, revoked, DropReason.REVOKED_LIVE, now_us())
 
-    def _distrust(self) -> None:
+    def _distrust(self, doubts: Callable[[PeerIdentity], DropReason | None]) -> None:
         """Cut whom the trust bundle does not vouch for any more."""
 
         def because(reason: DropReason) -> Callable[[PeerIdentity], bool]:
-            return lambda peer: self.verifier.distrusted(peer) is reason
+            return lambda peer: doubts(peer) is reason
 
         for reason in (DropReason.UNTRUSTED_DOMAIN, DropReason.UNTRUSTED_CHAIN):
             self._cut(because(reason), reason)

@@ -184,18 +184,23 @@ class Verifier:
         self._bundle, self._root_keys = bundle, _keys(bundle)
         self.forget()
 
-    def distrusted(self, peer: PeerIdentity) -> DropReason | None:
-        """Why an identity that was verified before would not be trusted any more: its domain, or its root, has gone.
+    def doubts(self) -> Callable[[PeerIdentity], DropReason | None]:
+        """Why an identity that was verified before is not trusted by the bundle as it is now: its domain or root is
+        not in it.
 
         Of our own domain a root leaves at the end of a rollover only, when nothing depends on it any more: what lives
         goes on. Why one of another domain left nobody here knows. What is wanted gone at once is revoked.
         """
-        roots = self._bundle.roots.get(peer.trust_domain)
-        if not roots:
-            return DropReason.UNTRUSTED_DOMAIN
-        if not peer.root or peer.trust_domain == self._own:
-            return None
-        return None if peer.root in self._root_keys else DropReason.UNTRUSTED_CHAIN
+        bundle, keys, own = self._bundle, self._root_keys, self._own
+
+        def doubt(peer: PeerIdentity) -> DropReason | None:
+            if not bundle.roots.get(peer.trust_domain):
+                return DropReason.UNTRUSTED_DOMAIN
+            if not peer.root or peer.trust_domain == own or peer.root in keys:
+                return None
+            return DropReason.UNTRUSTED_CHAIN
+
+        return doubt
 
     @property
     def revocations(self) -> Revocations:

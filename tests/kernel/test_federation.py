@@ -182,6 +182,17 @@ def test_a_root_of_our_own_that_leaves_cuts_nothing(lan: Lan, tmp_path: Path) ->
     echo(client, server, b"goes on")
 
 
+def test_who_was_not_trusted_before_has_not_left(lan: Lan, tmp_path: Path) -> None:
+    """Host a has its identity from a domain that only others trust: news of trust do not end its connections."""
+    lan.a.trust(lan.a.trusted.without(PARTNER), lan.a.accepted)
+    client, server = lan.establish()
+    lan.a.trust(
+        also(lan.a.trusted, RootAuthority.create(tmp_path / "ca", "third.example", now_us())), lan.a.accepted
+    )
+    lan.a.status()
+    echo(client, server, b"goes on")
+
+
 def test_datagrams_of_a_partner_go_by_the_same_rules(lan: Lan) -> None:
     server = Echo(lan.b)
     client = connected(lan.a, lan.b.address(), server.port)

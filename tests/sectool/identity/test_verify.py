@@ -547,12 +547,13 @@ def test_whom_a_new_bundle_does_not_vouch_for_any_more(forge: Any) -> None:
     forge.root_key = ec.generate_private_key(ec.SECP256R1())
     another = forge.bundle(forge.sign_root())
     for verifier, own in ((ours, True), (theirs, False)):
-        assert verifier.distrusted(peer) is None
+        before = verifier.doubts()
         verifier.set_bundle(another)
-        assert verifier.distrusted(peer) is (None if own else R.UNTRUSTED_CHAIN)
-        assert verifier.distrusted(replace(peer, root="")) is None  # written down by an older version
+        assert verifier.doubts()(peer) is (None if own else R.UNTRUSTED_CHAIN)
+        assert verifier.doubts()(replace(peer, root="")) is None  # written down by an older version
         verifier.set_bundle(TrustBundle())
-        assert verifier.distrusted(peer) is R.UNTRUSTED_DOMAIN
+        assert verifier.doubts()(peer) is R.UNTRUSTED_DOMAIN
+        assert before(peer) is None
 
 
 # ---- arbitrary bytes
