@@ -151,6 +151,11 @@ ACTIONS: Final[tuple[Action, ...]] = (
     Action("copy-cli", ("y",), "copy the command that shows the same", "{cli}"),
     Action("copy-json", ("Y",), "copy the chosen row as JSON", "flows -o json {filter} {window}"),
     Action("cli", (), "show and copy the command that does the same as an action", "{cli}", takes="NAME"),
+    Action(
+        "copy-rule", ("ctrl+y",), "copy the rule that lets the chosen connection through", "explain {flow}"
+    ),
+    Action("save", (), "remember view, filter and window by a name", "flows {filter} {window}", takes="NAME"),
+    Action("open", ("v",), "go to what was remembered by a name", "flows {filter} {window}", takes="NAME"),
     Action("refresh", ("r",), "ask again", "{cli}"),
     # console
     Action("prompt", ("colon",), "name an action", "--help", group="console"),

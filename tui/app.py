@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -22,10 +23,10 @@ from sectool.errors import NoDaemonError, SectoolError
 from sectool.events import now_us
 from sectool.filters import Filter, FilterError, parse_text
 from tui.actions import ACTIONS, BY_NAME, VIEWS, Action, available
-from tui.cursor import Cursor
+from tui.cursor import WINDOWS, Cursor
 from tui.dialogs import Confirm, Help, Shown
 from tui.prompt import Prompt
-from tui.settings import Settings
+from tui.settings import Saved, Settings
 from tui.source import Source
 from tui.view import View
 from tui.views import VIEW_TYPES
@@ -452,6 +453,56 @@ class Console(App[None]):
         command = self.view.cli()
         self.copy_to_clipboard(command)
         self.tell(f"copied: {command}", 8.0)
+
+    def do_copy_rule(self, _: str) -> None:
+        """The rule that allows the chosen connection, or would."""
+        flow = self.view.selected_flow()
+        if not flow:
+            self.tell("choose a connection first")
+            return
+        self.run_worker(partial(self._find_rule, flow), thread=True, exit_on_error=False, group="rule")
+
+    def _find_rule(self, flow: str) -> None:
+        try:
+            answer, _ = self.source.explain(flow)
+        except SectoolError as error:
+            self.call_from_thread(self.trouble, error)
+            return
+        main = answer.inquiry.main
+        rule = main.decision.rule.text if answer.inquiry.allowed and main.decision.rule else main.sentence
+        self.call_from_thread(self._rule_found, rule)
+
+    def _rule_found(self, rule: str) -> None:
+        if not rule:
+            self.tell("no rule would let it through: w says what denies it")
+            return
+        self.copy_to_clipboard(rule)
+        self.tell(f"copied: {rule}", 8.0)
+
+    def do_save(self, name: str) -> None:
+        """Remember where we are."""
+        if not name:
+            self.query_one(Prompt).open("name", "a name for this view, filter and window", self.do_save)
+            return
+        window = next(i for i, (_, us) in enumerate(WINDOWS, 1) if us == self.cursor.window_us)
+        self.settings.views[name] = Saved(self.view_name, str(self.filter), window)
+        self.settings.save()
+        self.tell(f"remembered as {name!r}; v goes there")
+
+    def do_open(self, name: str) -> None:
+        """Go where we were."""
+        known = ", ".join(sorted(self.settings.views))
+        if not known:
+            self.tell("nothing is remembered yet; :save NAME does it")
+        elif not name:
+            self.query_one(Prompt).open("name", f"go to: {known}", self.do_open)
+        elif name not in self.settings.views:
+            self.tell(f"nothing is remembered as {name!r}; there is {known}")
+        else:
+            saved = self.settings.views[name]
+            self.cursor = self.cursor.window(saved.window)
+            if self.set_filter(saved.filter):
+                self.open_view(saved.view if saved.view in VIEW_TYPES else "flows")
 
     def do_cli(self, name: str) -> None:
         """The command that does the same as an action, shown and copied."""

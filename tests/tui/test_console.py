@@ -309,3 +309,34 @@ def test_an_unreadable_memory_is_no_failure(tmp_path: Path) -> None:
     for text in ("{", "[]", '{"columns": [1, "x"], "theme": 5}'):
         file.write_text(text)
         assert Settings.load(file).theme == ""
+
+
+def test_views_are_remembered_by_name_and_rules_copied(console: Open, tmp_path: Path) -> None:
+    async def play() -> None:
+        file = tmp_path / "top.json"
+        async with console(settings=Settings(file)) as (app, pilot):
+            await press(pilot, "v")
+            assert "nothing is remembered" in screen(app)
+            await press(pilot, "slash", *"verdict=deny", "enter", "4", "colon", *"save night", "enter")
+            app.set_filter("")
+            await press(pilot, "u", "2")
+            assert (app.view_name, str(app.filter), app.cursor.span) == ("pulse", "", "5 m")
+            await press(pilot, "v", *"day", "enter")
+            assert "there is night" in screen(app)
+            await press(pilot, "v", *"night", "enter")
+            assert (app.view_name, str(app.filter), app.cursor.span) == ("flows", "verdict=deny", "1 h")
+            await press(pilot, "u", "j", "ctrl+y")
+            await app.workers.wait_for_complete()
+            await settle(pilot)
+            assert app.clipboard.startswith("allow app=batch to call app=db"), screen(app)
+            await press(pilot, "k", "ctrl+y")
+            await app.workers.wait_for_complete()
+            await settle(pilot)
+            assert "no rule would let it through" in screen(app)
+        assert list(Settings.load(file).views) == ["night"]
+        file.write_text(
+            '{"views": {"a": 1, "b": {"view": "flows", "filter": "", "window": 9}, "c": {"view": 1}}}'
+        )
+        assert Settings.load(file).views == {}
+
+    run(play())
