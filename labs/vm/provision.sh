@@ -45,6 +45,12 @@ install_sectool() {
   fi
   say "install.sh"
   "$TREE/install.sh"
+  # Emulated processors (not even KVM) are tens of times slower: the same unit, with patience.
+  if [ "$(systemd-detect-virt)" = qemu ]; then
+    mkdir -p /etc/systemd/system/sectool.service.d
+    printf '[Service]\nTimeoutStartSec=900\nWatchdogSec=600\n' >/etc/systemd/system/sectool.service.d/emulated.conf
+    systemctl daemon-reload
+  fi
 }
 
 serve_pages() {
