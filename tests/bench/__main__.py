@@ -35,6 +35,7 @@ ALL = (
     "policy",
     "identity",
     "kernel",
+    "tui",
     "datapath",
 )
 ROUNDS = 5
