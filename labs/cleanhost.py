@@ -18,7 +18,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -336,8 +335,7 @@ def by_script(root: Path, how: str) -> None:
     script: tuple[str, ...] = ("/srv/tree/install.sh",)
     if how == "sdist":
         archive = built("sdist", root / "srv" / "made")
-        with tarfile.open(archive) as unpacked:
-            unpacked.extractall(root / "srv" / "made", filter="data")
+        run("tar", "-C", str(archive.parent), "-xzf", str(archive))
         script = (f"/srv/made/{archive.name.removesuffix('.tar.gz')}/install.sh",)
         shutil.rmtree(root / "srv" / "tree" / "sectool")  # nothing but the archive may be needed
     elif how == "wheel":
