@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sectool.events import Phase
-from sectool.filters import parse_text
+from sectool.filters import Filter, parse_text
 from store import index
 from store.changes import changes
 from store.connectivity import connectivity
@@ -26,7 +26,6 @@ SECOND = 1_000_000
 PATIENCE = 120_000  # milliseconds a question may take on a busy machine
 SEEDS = [int(seed) for seed in os.environ.get("STORE_INDEX_SEEDS", "1").split(",")]
 FILTERS = (
-    "",
     "from-ip=10.0.0.1 to-net=10.0.1.2/31 protocol=tcp",
     "from-label=app=a1 to-port=443",
     "not ip=10.0.0.1 verdict=deny",
@@ -78,7 +77,8 @@ def history(lab: Any, seed: int, flows: int) -> list[tuple[int, bytes]]:
 def fill(lab: Any, store: Store, records: list[tuple[int, bytes]], segments: int, tail: int) -> None:
     """Put `records` into so many segments, the last `tail` of them into the one being written."""
     body = records[: len(records) - tail]
-    for part in (*np.array_split(np.arange(len(body)), segments), range(len(body), len(records))):
+    parts: list[Any] = [*np.array_split(np.arange(len(body)), segments), range(len(body), len(records))]
+    for part in parts:
         for i in part:
             lab.ring().put(records[i][1])
         while store.step():
@@ -116,18 +116,18 @@ def answers(store: Store, t0: int) -> dict[str, Any]:
     """What all kinds of questions are answered."""
     catalog = store.catalog
     out: dict[str, Any] = {}
-    for text in FILTERS:
-        filter_ = parse_text(text)
-        for bounds in (
-            {"last": 20},
-            {"since": t0 + 200 * SECOND, "until": t0 + 400 * SECOND, "first": 1000},
-            {"at": t0 + 700 * SECOND, "last": 1000},
-        ):
-            result = list_flows(catalog, filter_, **bounds, timeout_ms=PATIENCE)
-            out[f"{text} {bounds}"] = result.table.to_pylist(), result.truncated
-    for at in (50, 333, 4000):
-        result = list_flows(catalog, parse_text(""), at=t0 + at * SECOND, last=200, timeout_ms=PATIENCE)
-        out[f"'at': {at}"] = result.table.to_pylist(), result.truncated
+    pair, labels, denied = (parse_text(text) for text in FILTERS)
+    asked: list[tuple[Filter, dict[str, int]]] = [
+        (pair, {"last": 20}),
+        (denied, {"last": 1000}),
+        (labels, {"since": t0 + 200 * SECOND, "until": t0 + 400 * SECOND, "first": 1000}),
+        (labels, {"at": t0 + 700 * SECOND}),
+        (Filter(), {"last": 30}),
+        *((Filter(), {"at": t0 + at * SECOND, "last": 200}) for at in (333, 4000)),
+    ]
+    for filter_, bounds in asked:
+        result = list_flows(catalog, filter_, **bounds, timeout_ms=PATIENCE)
+        out[f"{filter_.to_json()} {bounds}"] = result.table.to_pylist(), result.truncated
     out["state"] = state(catalog, t0 + 900 * SECOND)
     out["map at"] = connectivity(catalog, at=t0 + 100 * SECOND)
     sql = f"SELECT * FROM flows_open_at(make_timestamp({t0 + 300 * SECOND})) ORDER BY seq"
@@ -136,16 +136,9 @@ def answers(store: Store, t0: int) -> dict[str, Any]:
     for name in ("map", "map at"):
         for edge in out[name]["edges"]:
             edge["services"].sort()
-    for text in FILTERS[:2]:
-        chosen = parse_text(text)
-        out[f"diff {text}"] = changes(
-            catalog,
-            before=t0 + 450 * SECOND,
-            after=t0 + 930 * SECOND,
-            window=400 * SECOND,
-            filter_=chosen,
-            limit=1000,
-        )
+    for chosen in (Filter(), labels):
+        between = {"before": t0 + 450 * SECOND, "after": t0 + 930 * SECOND, "window": 400 * SECOND}
+        out[f"diff {chosen.to_json()}"] = changes(catalog, **between, filter_=chosen, limit=1000)
     return out
 
 
