@@ -103,7 +103,7 @@ async def _status(daemon: Daemon, request: Request) -> Reply:
             "problems": [{"what": k, "why": v} for k, v in daemon.health.problems.items()],
             "enforcing": enforcing,
             **daemon.modes.describe(),
-            "rules_installed": daemon.rules_installed,
+            "rules_installed": daemon.rules_installed,  # whether they still are, `problems` tells
             "pid": os.getpid(),
             "started": daemon.started_us,
             "host": daemon.host.name,

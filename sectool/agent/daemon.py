@@ -55,6 +55,7 @@ from sectool.agent.records import Records
 from sectool.agent.reload import reload
 from sectool.agent.revisions import Revisions, draft
 from sectool.agent.revocation import Revoked
+from sectool.agent.rulewatch import RuleWatch
 from sectool.agent.settings import load_settings, rules_config
 from sectool.agent.storeproc import StoreProcess
 from sectool.agent.surroundings import Surroundings
@@ -283,6 +284,9 @@ class Daemon:
         await self.discovery.start()
         push.push_async_callback(self.discovery.close)
         self.namespaces = Namespaces(self)
+        self.rule_watch = RuleWatch(
+            self.health, rules.installed, lambda: rules.install(self.mode_rules, self.paths.run)
+        )
         self.discovery.elsewhere = self.namespaces.consider
         push.push_async_callback(self.namespaces.close)
         self._install_rules()
@@ -657,6 +661,8 @@ class Daemon:
             worker.check(WORKER_SILENCE_S)
         self.programs.sweep()
         self.namespaces.sweep()
+        if self.state == "enforcing" and self.rules_installed and not self.restarting:
+            await self.rule_watch.check()
         if self.discovery.problem:
             self.health.raise_("labels of namespaces", self.discovery.problem)
         else:

@@ -162,7 +162,7 @@ def _daemon(paths: Paths, found: list[Finding]) -> bool:
                 "kernel rules",
                 Level.BAD,
                 "incomplete: somebody has flushed or changed them, and connections may pass unseen",
-                "put them back: sectool restart; then find who did it (a firewall that reloads?)",
+                "a running daemon puts them back within seconds; find who did it (a firewall that reloads?)",
             )
         )
     else:

@@ -300,6 +300,25 @@ def test_killed_the_rules_stay_a_restart_resumes_and_down_cleans_up_alone(host: 
     assert "SECTOOL" not in host.rules()
 
 
+def test_rules_that_somebody_flushes_are_put_back_and_that_is_on_record(shared: Host) -> None:
+    def ours() -> list[str]:
+        return sorted(
+            line for line in shared.rules().splitlines() if "-j SECTOOL" in line or "SECTOOL-" in line
+        )
+
+    def told(kind: str) -> bool:
+        recorded = shared.json("timeline", "--since", "5m")["items"]
+        return any(e["type"] == kind and "kernel rules" in str(e) for e in recorded)
+
+    before = ours()
+    for command in ("iptables", "ip6tables"):
+        shared.shell(command, "-t", "mangle", "-F")
+    until(lambda: ours() == before, "the rules are back")
+    until(lambda: told("enforcer.degraded"), "it is on record")
+    until(lambda: not shared.status()["problems"], "all is well again")
+    assert told("enforcer.recovered")
+
+
 def test_sigterm_is_an_orderly_stop_that_stays_closed(host: Host) -> None:
     process = host.popen(sys.executable, "-m", "sectool", "up", stderr=subprocess.PIPE)
     until(lambda: host.sectool("status").code == 0, "it enforces")
