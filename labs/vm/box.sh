@@ -19,9 +19,11 @@ readonly SAMPLES=(nginx-light postgresql postgresql-client curl tcpdump conntrac
 [ "$(id -u)" = 0 ] || { echo "box.sh: needs root, to make another system's files; run it with sudo" >&2; exit 1; }
 [ -r "$KEY" ] || { echo "box.sh: there is no $KEY; install vagrant, or name its public key in VAGRANT_PUBLIC_KEY" >&2; exit 1; }
 here=$(dirname "$(readlink -f "$0")")
+python=${PYTHON:-python3.11} # Debian 12's: wheels are for one version of Python
+"$python" -c 'import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null ||
+  { echo "box.sh: $python is not Python 3.11 with pip, which downloads what Debian 12 needs; name one in PYTHON" >&2; exit 1; }
 tree=$(dirname "$(dirname "$here")")
 out=$(readlink -f "$(dirname "$1")")/$(basename "$1")
-python=${PYTHON:-python3.11} # Debian 12's: wheels are for one version of Python
 work=$(mktemp -d -p "$(dirname "$out")" box.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 root=$work/root
@@ -42,8 +44,8 @@ rm -f "$root/usr/sbin/policy-rc.d" "$root/etc/resolv.conf"
 step "Python packages of requirements.lock"
 mkdir -p "$root$WHEELS"
 "$python" -m pip download -q --disable-pip-version-check --require-hashes -r "$tree/requirements.lock" -d "$root$WHEELS" 2>>"$out.log"
-# To build with: install.sh's pip makes the project itself, and whatever came as source.
-"$python" -m pip download -q --disable-pip-version-check 'setuptools>=77' wheel -d "$root$WHEELS" 2>>"$out.log"
+# To build with: install.sh's pip makes the project itself, and what came as source (NetfilterQueue, in Cython).
+"$python" -m pip download -q --disable-pip-version-check 'setuptools>=77' wheel cython -d "$root$WHEELS" 2>>"$out.log"
 
 step "a machine of it"
 printf '/dev/vda1 / ext4 defaults,noatime 0 1\n' >"$root/etc/fstab"
