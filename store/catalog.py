@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -114,9 +114,12 @@ class Catalog:
                 self._changing = False
                 self._gate.notify_all()
 
-    def attach(self, path: Path, *, read_only: bool) -> None:
-        """Attach one segment; an empty file name makes a new one when writable. Raises duckdb.Error."""
-        mode = " (READ_ONLY)" if read_only else ""
+    def attach(self, path: Path, *, make: Callable[[str], None] | None = None) -> str:
+        """Attach one sealed segment, or a new one that is writable once `make` has given it its tables.
+
+        Nobody sees it before it is complete. Returns its alias. Raises duckdb.Error.
+        """
+        mode = " (READ_ONLY)" if make is None else ""
         with self._shape, contextlib.closing(self.cursor()) as cursor:
             alias = f"s{self._next}"
             self._next += 1
@@ -126,7 +129,9 @@ class Catalog:
                         cursor.execute(statement)
                 else:
                     cursor.execute(f"ATTACH '{_quoted(path)}' AS {alias}{mode}")
-                if read_only:
+                if make is not None:
+                    make(alias)
+                else:
                     self._check(cursor, alias)
                     self._learn(cursor, alias)
             except duckdb.Error:
@@ -134,6 +139,7 @@ class Catalog:
                     _let_go(cursor, path.name, alias)
                 raise
             self._aliases[path.name] = alias
+            return alias
 
     def attach_index(self, *, read_only: bool) -> None:
         """Attach the folder's index, made when it is missing and may be written. Raises duckdb.Error, ValueError."""
@@ -168,7 +174,7 @@ class Catalog:
     def attach_sealed(self, path: Path) -> Damage | None:
         """Attach a sealed segment; what is wrong with it instead, when it cannot be."""
         try:
-            self.attach(path, read_only=True)
+            self.attach(path)
         except (duckdb.Error, OSError) as error:
             first = str(error).strip().splitlines()[0][:300]
             return Damage(path.name, first if damaged_by(error) else f"{NOT_NOW}: {first}")
@@ -202,7 +208,7 @@ class Catalog:
             order = list(self._aliases)
             del self._aliases[path.name]
             try:
-                self.attach(path, read_only=True)
+                self.attach(path)
             finally:
                 self._aliases = {name: self._aliases[name] for name in order if name in self._aliases}
                 self.remake_views()
@@ -218,7 +224,7 @@ class Catalog:
             if not alone or old.name not in self._aliases:
                 return False
             order = [new.name if name == old.name else name for name in self._aliases]
-            self.attach(new, read_only=True)
+            self.attach(new)
             alias = self._aliases.pop(old.name)
             self._aliases = {name: self._aliases[name] for name in order}
             self.remake_views()

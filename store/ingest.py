@@ -79,9 +79,18 @@ class Ingest:
         events = self.catalog.events
         self._number += 1
         path = events / next_name(events, now, self._number)
-        self.catalog.attach(path, read_only=False)
+        try:
+            alias = self.catalog.attach(path, make=lambda alias: self._make(path, alias, now))
+        except duckdb.Error:
+            path.unlink(missing_ok=True)
+            raise
+        self.catalog.remake_views()
+        self.live = Live(path, alias, now, self.next_seq)
+        return self.live
+
+    def _make(self, path: Path, alias: str, now: int) -> None:
+        """The tables of a new segment, and what it begins with. Raises duckdb.Error."""
         path.chmod(0o640)
-        alias = self.catalog.alias(path.name)
         self._cursor.execute("BEGIN")
         try:
             for statement in segment_ddl(alias):
@@ -102,12 +111,7 @@ class Ingest:
             self._cursor.execute("COMMIT")
         except duckdb.Error:
             self._rollback()
-            self.catalog.detach(path)
-            path.unlink(missing_ok=True)
             raise
-        self.catalog.remake_views()
-        self.live = Live(path, alias, now, self.next_seq)
-        return self.live
 
     def take(self, ring: RingReader, name: str) -> int:
         """Move one batch from `ring` into the segment; how many slots it had.

@@ -64,7 +64,18 @@ def test_a_bad_command_line_exits_2(argv: list[str]) -> None:
 
 
 def test_every_bench_of_the_folder_is_known_to_the_runner() -> None:
-    own = {"__main__", "history", "matrix", "meters", "pair", "rows", "starting", "wire"}
+    own = {
+        "__main__",
+        "history",
+        "matrix",
+        "meters",
+        "pair",
+        "rows",
+        "starting",
+        "store_history",
+        "store_questions",
+        "wire",
+    }
     modules = {file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("test_")}
     assert modules - own == set(ALL)
 

@@ -220,6 +220,7 @@ class Host:
         """Have these lists count from now on, and no others."""
         self.revocations = revocations
         self._send({"t": "revoked"}, revocations.to_wire())
+        self.status()  # answered after what was sent before it was done
 
     def _begin_policy(self, text: str) -> None:
         self.revision += 1
