@@ -33,7 +33,7 @@ class Catalog:
         self._next = 1
         self._shape = threading.RLock()  # attaching, detaching, remaking views
         self._gate = threading.Condition()
-        self._readers: set[duckdb.DuckDBPyConnection] = set()
+        self._readers: dict[duckdb.DuckDBPyConnection, int] = {}  # and the thread that reads
         self._changing = False
         self.control = ControlMirror(events)
         self.index: Index | None = None  # without one every question reads everything
@@ -84,21 +84,22 @@ class Catalog:
         with self._gate:
             self._gate.wait_for(lambda: not self._changing)
             cursor = self.cursor()
-            self._readers.add(cursor)
+            self._readers[cursor] = threading.get_ident()
         try:
             yield cursor
         finally:
             with self._gate:
-                self._readers.discard(cursor)
+                self._readers.pop(cursor, None)
                 self._gate.notify_all()
             cursor.close()
 
-    def interrupt_queries(self) -> None:
-        """Stop every query that runs now."""
+    def interrupt_queries(self, thread: int | None = None) -> None:
+        """Stop every query that runs now, or those of one thread (`threading.get_ident`)."""
         with self._gate:
-            for cursor in self._readers:
-                with contextlib.suppress(duckdb.Error):
-                    cursor.interrupt()
+            for cursor, reader in self._readers.items():
+                if thread in (None, reader):
+                    with contextlib.suppress(duckdb.Error):
+                        cursor.interrupt()
 
     @contextlib.contextmanager
     def _alone(self, timeout_s: float) -> Iterator[bool]:

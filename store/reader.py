@@ -181,6 +181,10 @@ class LiveReader:
         """One of store.questions."""
         return questions.decode(self._client.call("ask", question=question, **_given(**fields)).payload)
 
+    def stop(self) -> None:
+        """End, from any thread, whatever is being asked: NoDaemonError there. Nothing can be asked any more."""
+        self._client.abort()
+
     def stats(self) -> dict[str, Any]:
         """Counters and state of the store."""
         return {key: value for key, value in self._client.call("stats").header.items() if key != "ok"}
@@ -219,6 +223,10 @@ class LocalReader:
             duckdb.Error, OSError, ValueError
         ):  # without it answers take longer, that is all
             self._catalog.attach_index(read_only=True)
+
+    def stop(self, thread: int | None = None) -> None:
+        """End, from any thread, what is being asked, or what `thread` asks: StoppedError there."""
+        self._catalog.interrupt_queries(thread)
 
     @property
     def catalog(self) -> Catalog:

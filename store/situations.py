@@ -205,6 +205,12 @@ class History:
         # What cannot be opened because the store process writes into it is asked of that process.
         self.warnings = [w for w in self.warnings if "lock" not in w.lower()]
 
+    def stop(self) -> None:
+        """End, from any thread, what is being asked of it; StoppedError or NoDaemonError there."""
+        self._local.stop()
+        if self._live is not None:
+            self._live.stop()
+
     def close(self) -> None:
         """Let go of all files."""
         self._local.close()

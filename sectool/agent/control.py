@@ -21,6 +21,7 @@ from sectool.agent.revocation import (
     revocation_import,
     revocation_list,
 )
+from sectool.agent.roles import held
 from sectool.api.server import Operation, Reply, Request
 from sectool.errors import SectoolError, UsageError
 from sectool.events import now_us
@@ -112,6 +113,10 @@ async def _status(daemon: Daemon, request: Request) -> Reply:
             "trusted_domains": list(daemon.trusted_bundle.trust_domains),
             "host_ca_expires": daemon.host.authority.not_after_us,
             "namespace": os.stat("/proc/self/ns/net").st_ino,  # noqa: PTH116
+            "caller": {
+                "user": request.peer.name,
+                "roles": list(held(request.peer, daemon.settings.roles)),
+            },
             "state_dir": str(daemon.paths.state),
             "run_dir": str(daemon.paths.run),
             "enforced_networks": list(daemon.enforced_networks),

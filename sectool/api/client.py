@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections import deque
@@ -39,6 +40,7 @@ class Client:
         self.path = path
         self.timeout = timeout
         self._sock: socket.socket | None = None
+        self._aborted = False
         self._decoder = wire.Decoder()
         self._frames: deque[wire.Frame] = deque()
 
@@ -94,6 +96,8 @@ class Client:
                 sock.close()
                 raise self._unreachable(error) from None
             self._sock = sock
+            if self._aborted:  # between the question of `abort` and ours
+                raise self._gone(None)
         return self._sock
 
     def _unreachable(self, error: OSError) -> SectoolError:
@@ -118,6 +122,14 @@ class Client:
         return NoDaemonError(
             f"the daemon at {self.path} ended the conversation{why}", "see agent.log in the run folder"
         )
+
+    def abort(self) -> None:
+        """Hang up for good, from any thread: whoever waits for an answer here gets NoDaemonError at once."""
+        self._aborted = True
+        sock = self._sock
+        if sock is not None:
+            with contextlib.suppress(OSError):  # it has ended already
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Hang up."""
