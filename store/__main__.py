@@ -18,6 +18,7 @@ from store.process import CHECKPOINT_S, SEGMENT_BYTES, SEGMENT_US, Limits, Store
 from store.serve import Server
 
 NICE = 5
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         options.reserve_bytes,
     )
     store = Store(options.state.absolute(), options.run.absolute(), limits)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: store.stop())
+    _stop_when_told(store)
     try:
         store.open()
         server = Server(store, store.run / "events.sock", _group_id(options.group))
@@ -79,10 +79,24 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _stop_when_told(store: Store) -> None:
+    """Have SIGTERM and SIGINT stop it.
+
+    A handler runs in the middle of what the main thread does, which may be to wait for the very event, with its lock
+    held: a second signal then stands still for ever. So the handler does nothing, and a thread reads that it ran.
+    """
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    for number in ENDING:
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=_watch, args=(told, store), name="signals", daemon=True).start()
+
+
 def _watch(fd: int, store: Store) -> None:
+    """Stop it when there is something to read, or nothing any more."""
     try:
-        while os.read(fd, 4096):
-            pass
+        os.read(fd, 1)
     except OSError as error:
         logging.getLogger("store").error("parent-fd %d: %s", fd, error)
     store.stop()

@@ -154,7 +154,7 @@ class Store:
     # --- running ---------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Ask `serve` to end; safe in a signal handler."""
+        """Ask `serve` to end. Not for signal handlers: one that interrupts `serve` may wait for a lock it holds."""
         self._stop.set()
 
     def serve(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -487,4 +488,16 @@ def test_sigint_seals_too(lab: Any) -> None:
     lab.process.send_signal(signal.SIGINT)
     assert lab.process.wait(20) == 0
     assert len(segment.sealed(lab.events)) == 1
+    assert pids(lab.reader()) == [7]
+
+
+def test_asked_again_and_again_to_end_it_ends(lab: Any) -> None:
+    """A signal may come while the one before is being minded."""
+    lab.ring().put(lab.record())
+    lab.start()
+    while lab.process.poll() is None:
+        lab.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            lab.process.wait(0.0001)
+    assert lab.process.returncode == 0
     assert pids(lab.reader()) == [7]
