@@ -76,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         server.close()
         store.close()
+        for number in ENDING:  # all is done: nothing may turn that into a death by signal
+            signal.signal(number, signal.SIG_IGN)
     return 0
 
 

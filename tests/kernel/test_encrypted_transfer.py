@@ -33,7 +33,7 @@ ENCRYPTED = POLICY.replace("app=web to call app=db", "app=web to call app=db enc
 BYTES = int(os.environ.get("SECTOOL_TRANSFER_BYTES", "0"))
 FLOWS = int(os.environ.get("SECTOOL_TRANSFER_FLOWS", "1"))
 CONNECTIONS = int(os.environ.get("SECTOOL_MARKED_CONNECTIONS", "200"))
-PATIENCE_S = 60.0  # without a byte of progress
+PATIENCE_S = 120.0  # without a byte of progress
 CHUNK = 1 << 20
 
 
