@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from tui.cursor import WINDOWS
+from tui.rights import Need
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing to do. `views`: where (empty: everywhere). `takes`: what may follow its name at the prompt."""
+    """One thing to do. `views`: where (empty: everywhere). `takes`: what may follow its name. `needs`: who may."""
 
     name: str
     keys: tuple[str, ...]
@@ -22,7 +23,7 @@ class Action:
     cli: str
     views: tuple[str, ...] = ()
     takes: str = ""
-    writes: bool = False
+    needs: Need = Need.NOTHING
     group: str = "do"
 
     @property
@@ -49,7 +50,7 @@ VIEWS: Final = (
     ("pulse", "u", "Pulse", "what is denied now, how much is decided, what is new, what changed", "status"),
     ("flows", "f", "Flows", "every connection with its verdict and reason", "flows {filter} {window}"),
     ("why", "w", "Why", "why the chosen connection was decided so, and the smallest fix", "explain {flow}"),
-    ("map", "m", "Map", "who talks to whom, by a label", "query {sql}"),
+    ("map", "m", "Map", "who talks to whom, by a label", "map {by} {window}"),
     (
         "policies",
         "o",
@@ -58,14 +59,20 @@ VIEWS: Final = (
         "policy history",
     ),
     ("identities", "i", "Identities", "identities of this host, their labels and expiry", "identity list"),
-    ("timeline", "l", "Timeline", "all that happened, in order", "events {window}"),
+    ("timeline", "l", "Timeline", "all that happened, in order", "timeline {window}"),
     ("query", "s", "SQL", "ask the event store", "query {sql}"),
     ("hosts", "h", "Health", "workers, queue, losses, store, certificates", "status"),
 )
 
 ACTIONS: Final[tuple[Action, ...]] = (
     *(Action(name, (key,), f"{title}: {what}", cli, group="go") for name, key, title, what, cli in VIEWS),
-    Action("back", ("escape",), "back to where you came from; out of a prompt", "status", group="go"),
+    Action(
+        "back",
+        ("escape",),
+        "stop what takes long; back where you came from; out of a prompt",
+        "status",
+        group="go",
+    ),
     # time
     Action(
         "earlier", ("left_square_bracket",), "a fifth of the window earlier", "flows {window}", group="time"
@@ -98,8 +105,18 @@ ACTIONS: Final[tuple[Action, ...]] = (
     # do
     Action("filter", ("slash",), "filter flows, as the CLI does", "flows {filter} {window}", takes="FILTER"),
     Action("pause", ("p",), "hold the live view still, or let it go on", "flows --follow {filter}"),
+    Action(
+        "zoom-in",
+        ("z",),
+        "a shorter window about the chosen entry",
+        "timeline {window}",
+        ("timeline",),
+        group="time",
+    ),
+    Action("zoom-out", ("Z",), "a longer window", "timeline {window}", ("timeline",), group="time"),
+    Action("kinds", ("c",), "choose the kinds of entries", "timeline {kinds} {window}", ("timeline",)),
     Action("columns", ("c",), "choose the columns", "flows -o wide {window}", ("flows",)),
-    Action("label", ("b",), "group the map by the next label", "query {sql}", ("map",)),
+    Action("label", ("b",), "group the map by the next label", "map {by} {window}", ("map",)),
     Action("previous", ("comma",), "the revision before", "policy show --rev {revision}", ("policies",)),
     Action("next", ("full_stop",), "the revision after", "policy show --rev {revision}", ("policies",)),
     Action("diff", ("d",), "what this revision changed", "policy diff {before} {revision}", ("policies",)),
@@ -119,7 +136,7 @@ ACTIONS: Final[tuple[Action, ...]] = (
         "apply the draft (staged, where it can be)",
         "policy apply {file}",
         ("why",),
-        writes=True,
+        needs=Need.ROLE,
     ),
     Action(
         "promote",
@@ -128,7 +145,7 @@ ACTIONS: Final[tuple[Action, ...]] = (
         "policy promote {document}",
         ("why", "policies"),
         "NAME",
-        writes=True,
+        needs=Need.ROLE,
     ),
     Action(
         "rollback",
@@ -136,7 +153,7 @@ ACTIONS: Final[tuple[Action, ...]] = (
         "return to the revision shown",
         "policy rollback {revision}",
         ("policies",),
-        writes=True,
+        needs=Need.ROLE,
     ),
     Action(
         "edit",
@@ -144,10 +161,19 @@ ACTIONS: Final[tuple[Action, ...]] = (
         "edit the policy in $EDITOR, checked before it counts",
         "policy apply {file}",
         ("policies",),
-        writes=True,
+        needs=Need.ROLE,
+    ),
+    Action(
+        "revoke",
+        ("x",),
+        "revoke the chosen identity, for good",
+        "identity revoke {identity} --reason {reason}",
+        ("identities",),
+        "REASON",
+        needs=Need.ROOT,
     ),
     Action("run", ("f5",), "run the query", "query {sql}", ("query",)),
-    Action("cancel", ("f6",), "forget the query that runs", "query {sql}", ("query",)),
+    Action("cancel", ("f8",), "stop the query that runs (esc does so everywhere)", "query {sql}", ("query",)),
     Action("copy-cli", ("y",), "copy the command that shows the same", "{cli}"),
     Action("copy-json", ("Y",), "copy the chosen row as JSON", "flows -o json {filter} {window}"),
     Action("cli", (), "show and copy the command that does the same as an action", "{cli}", takes="NAME"),

@@ -64,6 +64,17 @@ class Cursor:
         """Choose the window by its key, 1 to 6."""
         return replace(self, window_us=WINDOWS[number - 1][1])
 
+    def zoom(self, by: int, about_us: int, now_us: int) -> Cursor:
+        """The next longer (`by` 1) or shorter (-1) window, with the moment `about_us` where it was in it."""
+        spans = [us for _, us in WINDOWS]
+        here = spans.index(self.window_us) if self.window_us in spans else 0
+        wide = spans[min(max(here + by, 0), len(spans) - 1)]
+        if wide == self.window_us:
+            return self
+        end = self.until(now_us)
+        ahead = min(max(end - about_us, 0), self.window_us) * wide // self.window_us
+        return replace(self, window_us=wide, speed=0).to(end if about_us >= end else about_us + ahead, now_us)
+
     def play(self, now_us: int) -> Cursor:
         """Start a replay of the window (it begins where the window did), or end it."""
         if self.speed:
@@ -97,6 +108,10 @@ class Cursor:
         if self.speed:
             return f"REPLAY x{self.speed} {iso(self.at)}"
         return f"AS OF {iso(self.at)}"
+
+    def at_flag(self) -> str:
+        """The moment as a flag of the CLI; empty when live."""
+        return "" if self.at is None else f"--at {iso(self.at)}"
 
     def flags(self) -> str:
         """The same window as flags of the CLI."""

@@ -15,6 +15,7 @@ from textual.widgets.selection_list import Selection
 
 from sectool.cli.text import escape_block
 from tui.actions import GROUPS, MOVES, available
+from tui.rights import Rights
 
 _CSS = """
 {name} {{ align: center middle; }}
@@ -36,9 +37,10 @@ class Help(ModalScreen[None]):
         Binding("k,up", "scroll(-1)", show=False),
     ]
 
-    def __init__(self, view: str) -> None:
+    def __init__(self, view: str, rights: Rights) -> None:
         super().__init__()
         self.view = view
+        self.rights = rights
 
     def compose(self) -> ComposeResult:
         """One line an action, in groups."""
@@ -47,11 +49,17 @@ class Help(ModalScreen[None]):
             text.append(f"{keys:>14}", style="bold")
             text.append(f"  {what}\n")
         actions = available(self.view)
+        told: set[str] = set()
         for group, title in sorted(GROUPS.items(), key=lambda g: g[0] != "do"):
             text.append(f"\n{title}\n", style="bold underline")
             for action in sorted((a for a in actions if a.group == group), key=lambda a: not a.views):
-                text.append(f"{action.shown_keys:>14}", style="bold")
-                text.append(f"  {action.help if group != 'go' else action.help.partition(':')[0]}\n")
+                why = self.rights.why_not(action.needs)
+                text.append(f"{action.shown_keys:>14}", style="dim strike" if why else "bold")
+                what = action.help if group != "go" else action.help.partition(":")[0]
+                text.append(f"  {what}\n", style="dim" if why else "")
+                if why and why not in told:
+                    told.add(why)
+                    text.append(f"{'':>16}not possible: {escape_block(why)}\n", style="italic")
         with Vertical():
             yield Static(f"Help: {self.view}", classes="title", markup=False)
             with VerticalScroll(id="body"):

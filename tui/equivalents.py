@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from sectool.clock import iso
 from sectool.events import now_us
 from tui.actions import Action
-from tui.views.map import Map, statement
+from tui.views.identities import Identities
+from tui.views.map import BY, Map
 from tui.views.policies import Policies
 from tui.views.query import STARTERS, Query
+from tui.views.timeline import Timeline
 from tui.views.why import Why
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 FILE = "FILE"  # stands for a file that is yet to be written
 FLOW = "FLOW"
 NAME = "NAME"
+REASON = "REASON"
+IDENTITY = "WORKLOAD"
 
 
 def command(console: Console, action: Action) -> str:
@@ -31,6 +35,8 @@ def command(console: Console, action: Action) -> str:
         "filter": console.filter_flags(),
         "revision": str(_revision(console)),
         "before": str(max(1, _revision(console) - 1)),
+        "by": _by(console),
+        "kinds": _kinds(console),
     }
     for name, find in (
         ("flow", _flow),
@@ -38,6 +44,8 @@ def command(console: Console, action: Action) -> str:
         ("file", _file),
         ("document", _document),
         ("start", _start),
+        ("identity", _identity),
+        ("reason", lambda *_: REASON),
     ):
         if f"{{{name}}}" in action.cli:
             values[name] = shlex.quote(find(console, action))
@@ -55,13 +63,19 @@ def _revision(console: Console) -> int:
     return int((console.facts.get("policy") or {}).get("revision") or 1)
 
 
-def _sql(console: Console, action: Action) -> str:
-    if action.name in ("map", "label"):
-        view = next(iter(console.screen_stack[0].query(Map)), None)
-        now = now_us()
-        return statement(view.label if view else "app", console.cursor.since(now), console.cursor.until(now))
+def _sql(console: Console, _: Action) -> str:
     asked = next(iter(console.screen_stack[0].query(Query)), None)
     return asked.sql if asked else STARTERS[0]
+
+
+def _by(console: Console) -> str:
+    view = next(iter(console.screen_stack[0].query(Map)), None)
+    return view.by_flags if view else " ".join(f"--by {key}" for key in BY[0])
+
+
+def _kinds(console: Console) -> str:
+    view = console.view
+    return " ".join(view.kind_flags) if isinstance(view, Timeline) else ""
 
 
 def _file(console: Console, _: Action) -> str:
@@ -80,6 +94,12 @@ def _document(console: Console, _: Action) -> str:
     if isinstance(view, Policies):
         return view.document or NAME
     return NAME
+
+
+def _identity(console: Console, _: Action) -> str:
+    view = console.view
+    chosen = view.chosen if isinstance(view, Identities) else None
+    return str(chosen["spiffe_id"]) if chosen else IDENTITY
 
 
 def _start(console: Console, _: Action) -> str:

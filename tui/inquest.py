@@ -92,6 +92,13 @@ def explain(source: Source, reader: Reader, event_id: str) -> tuple[Answer, str]
     return answer, then.text
 
 
+def rule_for(source: Source, event_id: str) -> str:
+    """The rule that let a recorded flow through, or the one that would have; empty when none would."""
+    answer, _ = source.explain(event_id)
+    main = answer.inquiry.main
+    return main.decision.rule.text if answer.inquiry.allowed and main.decision.rule else main.sentence
+
+
 def _label_sets(rows: list[dict[str, str]]) -> Iterator[LabelSet]:
     for row in rows:
         try:

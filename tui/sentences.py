@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sectool.events import DropReason
+from tui.words import plural
 
 MAIN = ("app", "workload", "exe", "user", "zone")  # what a workload is called by, the most telling first
 
@@ -51,7 +52,8 @@ def event_line(kind: str, body: Mapping[str, Any]) -> tuple[str, str]:
             why = f": {body['reason']}" if body.get("reason") else ""
             return f"policy r{body.get('revision')} {verb} by {body.get('author')}{why}", "warn"
         case "policy.activated":
-            cut = f", {body['cut']} flows cut" if body.get("cut") else ""
+            number = body.get("cut")
+            cut = f", {plural(number, 'flow')} cut" if isinstance(number, int) and number else ""
             bad = body.get("problems")
             return f"policy r{body.get('revision')} in force{cut}{', NOT EVERYWHERE' if bad else ''}", (
                 "bad" if bad else ""
@@ -65,7 +67,9 @@ def event_line(kind: str, body: Mapping[str, Any]) -> tuple[str, str]:
         case "enforcer.stop":
             return "enforcer stopped", "bad"
         case "events.lost":
-            return f"{body.get('count')} events lost in {body.get('where')}: {body.get('why', '')}", "bad"
+            number = body.get("count")
+            lost = plural(number, "event") if isinstance(number, int) else f"{number} events"
+            return f"{lost} lost in {body.get('where')}: {body.get('why', '')}", "bad"
         case "store.damaged":
             return f"store damaged: {body.get('file', body.get('what', ''))}", "bad"
         case "identity.revoked":

@@ -1,13 +1,17 @@
 """Where answers come from: a running daemon through the local API, or a folder of its state without one.
 
-Every function here may block: views call them in threads. Each call opens what it needs, so threads share nothing
-but the opened files of an offline store.
+Every function here may block: views call them in threads, and may call them off (tui.asking). Each call opens what it
+needs, so threads share nothing but the opened files of an offline store.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +20,20 @@ from typing import TYPE_CHECKING, Any
 from sectool.api.client import Client
 from sectool.api.paths import Paths
 from sectool.errors import NoDaemonError, PrivilegeError, SectoolError, StoreError
+from sectool.events import now_us
 from sectool.filters import Filter
+from sectool.labels import LabelSet
+from tui.asking import CalledOffError, ended_by
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from sectool.cli.explained import Answer
     from store.backtest import Outcome
-    from store.reader import Reader
+    from store.reader import LocalReader, Reader
 
 TIMEOUT_MS = 15_000
+DOCTOR_S = 60.0
 SLOW_S = 60.0  # changes of policy wait for every worker
 EVERYTHING = Filter()
 
@@ -52,8 +60,9 @@ class Source:
     def __init__(self, paths: Paths, *, offline: bool = False, read_only: bool = False) -> None:
         self.paths = paths
         self.offline = offline
-        self.read_only = read_only or offline or os.geteuid() != 0
-        self._files: Reader | None = None
+        self.read_only = read_only or offline
+        self._files: LocalReader | None = None
+        self._opening = threading.Lock()
 
     @classmethod
     def of_store(cls, folder: Path) -> Source:
@@ -70,30 +79,41 @@ class Source:
 
     @property
     def why_read_only(self) -> str:
-        """Why nothing can be changed, for people; empty when it can."""
+        """Why nothing can be changed, whoever asks; empty when it can. The rest is the daemon's to say (tui.rights)."""
         if self.offline:
             return "these are stored files: there is nothing to change"
-        if os.geteuid() != 0:
-            return "changing policy needs root: run it with sudo"
         return "this is read-only mode" if self.read_only else ""
 
     @contextlib.contextmanager
+    def _asking(self, socket: Path, timeout: float) -> Iterator[Client]:
+        """A connection, hung up when the question is called off: the daemon sees that and stops working on it."""
+        with Client(socket, timeout=timeout) as client, ended_by(client.abort):
+            yield client
+
+    @contextlib.contextmanager
     def _reading(self) -> Iterator[Reader]:
-        from store.reader import LiveReader, open_reader
+        from store.reader import LiveReader
 
         if not self.offline:
-            client = Client(self.paths.events_socket, timeout=TIMEOUT_MS / 1000 + 5)
-            with client:
+            with self._asking(self.paths.events_socket, TIMEOUT_MS / 1000 + 5) as client:
                 yield LiveReader(client)
             return
-        if self._files is None:
-            self._files = open_reader(self.paths.state, self.paths.run)
-        yield self._files
+        reader, thread = self._opened(), threading.get_ident()
+        with ended_by(lambda: reader.stop(thread)):
+            yield reader
+
+    def _opened(self) -> LocalReader:
+        from store.reader import LocalReader
+
+        with self._opening:
+            if self._files is None:
+                self._files = LocalReader(self.paths.events)
+            return self._files
 
     def _call(self, op: str, payload: bytes = b"", *, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
         if self.offline:
             raise NoDaemonError("these are stored files: no daemon answers", "open the host itself")
-        with Client(self.paths.control_socket, timeout=timeout) as client:
+        with self._asking(self.paths.control_socket, timeout) as client:
             header = client.call(op, payload, **fields).header
         return {k: v for k, v in header.items() if k not in ("ok", "payload")}
 
@@ -110,8 +130,14 @@ class Source:
             with self._reading() as reader:
                 return {"state": "files", "host": self.paths.state.name, "store": reader.stats()}
         document = self._call("status")
-        with contextlib.suppress(SectoolError), self._reading() as reader:
-            document["store"] = {**document.get("store", {}), **reader.stats()}
+        try:
+            with self._reading() as reader:
+                stats = reader.stats()
+        except CalledOffError:
+            raise
+        except SectoolError as error:
+            stats = {"error": error.message}
+        document["store"] = {**document.get("store", {}), **stats}
         return document
 
     def table(self, sql: str, *, limit: int = 1000) -> tuple[pa.Table, bool]:
@@ -145,7 +171,7 @@ class Source:
         """Number of the next record: rises with every event that arrives; 0 without a daemon."""
         if self.offline:
             return 0
-        with Client(self.paths.events_socket, timeout=5.0) as client:
+        with self._asking(self.paths.events_socket, 5.0) as client:
             return int(client.call("ping")["next_seq"])
 
     def events(
@@ -164,7 +190,7 @@ class Source:
     def revision(self, *, number: int | None = None, at: int | None = None) -> Revision:
         """A revision by number, the one in force at a moment, or the one in force. SectoolError: none."""
         if not self.offline:
-            with Client(self.paths.control_socket) as client:
+            with self._asking(self.paths.control_socket, 10.0) as client:
                 answer = client.call("policy.show", rev=number, at=at)
             return Revision(answer.header, answer.payload.decode("utf-8"))
         history = self._history()
@@ -194,16 +220,60 @@ class Source:
             raise StoreError("there is no control history here", "it is control.sqlite of the state folder")
         return OfflineHistory(self.paths.control_history)
 
-    def identities(self) -> list[dict[str, Any]]:
-        """Identities this host has issued; of stored files, all that flows were seen with."""
-        if not self.offline:
-            items: list[dict[str, Any]] = self._call("identity.list")["items"]
-            return items
-        rows = self.query(
-            "SELECT i.spiffe_id, l.text AS labels, i.serial, i.not_before, i.not_after, i.fingerprint "
+    def identities(self, at: int | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Identities in use, and the workloads they belong to: now, or at a moment in UTC microseconds.
+
+        Stored files that have no control history tell of those that flows were seen with.
+        """
+        if not self.offline and at is None:
+            return self._call("identity.list")["items"], self._call("workload.list")["items"]
+        with self._reading() as reader:
+            then = reader.ask("state", at=at if at is not None else now_us())
+        if then["identity"] or not self.offline:
+            return then["identity"], then["workload"]
+        seen = self.query(
+            "SELECT i.spiffe_id, l.text AS labels, i.serial, epoch_us(i.not_before) AS not_before, "
+            "epoch_us(i.not_after) AS not_after, i.fingerprint "
             "FROM identities i LEFT JOIN labels l ON l.id = i.labels_id ORDER BY 1 LIMIT 500"
         )
-        return rows.items
+        return [{**row, "labels": dict(LabelSet.parse(row["labels"] or ""))} for row in seen.items], []
+
+    def revocations(self) -> list[dict[str, Any]]:
+        """The revocation lists this host goes by."""
+        items: list[dict[str, Any]] = self._call("revocation.list")["items"]
+        return items
+
+    def doctor(self) -> list[dict[str, Any]]:
+        """What `sectool doctor` finds. It is run as a program, since it tries things in namespaces of its own."""
+        places = {"SECTOOL_STATE": str(self.paths.state), "SECTOOL_RUN": str(self.paths.run)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sectool", "doctor", "--all", "-o", "json"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **places},
+        )
+        with process, ended_by(process.kill):
+            try:
+                out, said = process.communicate(timeout=DOCTOR_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise SectoolError(
+                    f"the doctor did not end within {DOCTOR_S:g} s", "run `sectool doctor`"
+                ) from None
+            try:
+                items: list[dict[str, Any]] = json.loads(out)["items"]
+            except (ValueError, KeyError, TypeError):
+                last = said.decode(errors="replace").strip().rpartition("\n")[2]
+                raise SectoolError(
+                    f"the doctor failed: {last or 'it said nothing'}", "run `sectool doctor`"
+                ) from None
+        return items
+
+    def ask(self, question: str, **fields: Any) -> dict[str, Any]:
+        """One of the store's questions (store.questions), as `sectool timeline`, `map` and others ask them."""
+        with self._reading() as reader:
+            return reader.ask(question, **fields)
 
     # --- policy ----------------------------------------------------------------------------------------------
 
@@ -223,10 +293,8 @@ class Source:
 
         candidate = as_if_enforced(parse(text, "draft"))
         history = open_history(self.paths.events, None if self.offline else self.paths.events_socket)
-        try:
+        with contextlib.closing(history), ended_by(history.stop):
             return backtest(history, candidate, Window(since, until))
-        finally:
-            history.close()
 
     def check(self, text: str) -> dict[str, Any]:
         """What applying `text` would change."""
@@ -246,6 +314,11 @@ class Source:
         """Return to an earlier revision."""
         self._may_write()
         return self._call("policy.rollback", timeout=SLOW_S, revision=revision, reason=reason)
+
+    def revoke(self, spiffe_id: str, reason: str) -> dict[str, Any]:
+        """Revoke an identity of this host, for good: this host's list that says so."""
+        self._may_write()
+        return self._call("identity.revoke", timeout=SLOW_S, spiffe_id=spiffe_id, reason=reason)
 
     def _may_write(self) -> None:
         if self.read_only:

@@ -1,9 +1,10 @@
-"""What all views have in common: questions are asked in a thread, one at a time, and answers come as messages."""
+"""What all views have in common: questions asked in threads, answers that come as messages, and calling them off."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,7 @@ from textual.widget import Widget
 
 from sectool.errors import SectoolError
 from sectool.events import now_us
+from tui.asking import Asking, CalledOffError
 from tui.cursor import Cursor
 from tui.source import Source
 
@@ -20,7 +22,18 @@ if TYPE_CHECKING:
     from tui.app import Console
 
 FASTEST_S = 0.25  # between two refreshes of a view
+PATIENCE_S = 1.0  # what takes longer can be called off with esc, and is told of
 REST = 10  # a view rests this many times as long as its question took: a tenth of a core at most
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, and who gets the answer (None: the view's `got`)."""
+
+    what: str
+    ask: Callable[[], Any]
+    then: Callable[[Any], None] | None
+    asking: Asking
 
 
 class View(Vertical):
@@ -34,21 +47,16 @@ class View(Vertical):
 
         bubble = False
 
-        def __init__(
-            self, ticket: int, what: str, answer: Any, error: SectoolError | None, took: float
-        ) -> None:
+        def __init__(self, question: Question, answer: Any, error: SectoolError | None) -> None:
             super().__init__()
-            self.ticket = ticket
-            self.what = what
+            self.question = question
             self.answer = answer
             self.error = error
-            self.took = took
 
     def __init__(self) -> None:
         super().__init__(id=f"view-{self.NAME}")
-        self._ticket = 0
-        self._asking: set[str] = set()
-        self._pending: dict[str, Callable[[], Any]] = {}
+        self._asking: dict[str, Question] = {}
+        self._pending: dict[str, Question] = {}
         self._rest_until = 0.0
 
     @property
@@ -80,55 +88,91 @@ class View(Vertical):
         """Whether an answer is under way."""
         return bool(self._asking)
 
+    @property
+    def asking_for(self) -> float:
+        """Seconds since the oldest question that can be called off was asked; 0 without one."""
+        return max((q.asking.took for q in self._asking.values() if not q.asking.lasting), default=0.0)
+
     # --- asking ----------------------------------------------------------------------------------------------
 
-    def ask(self, what: str, question: Callable[[], Any]) -> None:
-        """Ask in a thread. While one `what` is being asked, only the newest further one is kept."""
+    def ask(
+        self,
+        what: str,
+        question: Callable[[], Any],
+        *,
+        then: Callable[[Any], None] | None = None,
+        lasting: bool = False,
+    ) -> None:
+        """Ask in a thread; the answer goes to `then`, or to `got`. `lasting`: it changes something.
+
+        While one `what` is being asked, only the newest further one is kept.
+        """
+        wanted = Question(what, question, then, Asking(lasting=lasting))
         if what in self._asking:
-            self._pending[what] = question
-            return
-        self._asking.add(what)
+            self._pending[what] = wanted
+        else:
+            self._begin(wanted)
+
+    def _begin(self, question: Question) -> None:
+        question.asking.begun = time.monotonic()
+        self._asking[question.what] = question
         self.run_worker(
-            partial(self._answer, self._ticket, what, question),
-            name=f"{self.NAME} {what}",
+            partial(self._answer, question),
+            name=f"{self.NAME} {question.what}",
             group=self.NAME,
             thread=True,
             exit_on_error=False,
         )
 
-    def _answer(self, ticket: int, what: str, question: Callable[[], Any]) -> None:
-        begun = time.monotonic()
+    def _answer(self, question: Question) -> None:
         answer, error = None, None
+        what = question.what
         try:
-            answer = question()
+            with question.asking.in_this_thread():
+                answer = question.ask()
+        except CalledOffError:
+            return
         except SectoolError as failed:
             error = failed
         except OSError as failed:
             error = SectoolError(f"{what} failed: {failed.strerror or failed}")
         except Exception as failed:  # a defect in one answer must not end the console
             error = SectoolError(f"{what} failed: {type(failed).__name__}: {failed}", "please report this")
-        self.post_message(self.Loaded(ticket, what, answer, error, time.monotonic() - begun))
+        self.post_message(self.Loaded(question, answer, error))
 
     def forget(self) -> None:
-        """Answers still under way are not wanted any more."""
-        self._ticket += 1
-        self._pending.clear()
+        """Call off what is being asked, but for changes: nobody wants these answers any more."""
+        for known in (self._asking, self._pending):
+            for what, question in list(known.items()):
+                if not question.asking.lasting:
+                    del known[what]
+                    question.asking.call_off()
+
+    def give_up(self) -> bool:
+        """Call off what takes long; whether there was anything. The view rests as if it had been answered."""
+        took = self.asking_for
+        if took < PATIENCE_S:
+            return False
+        self.forget()
+        self._rest_until = time.monotonic() + max(FASTEST_S, took * REST)
+        return True
 
     def on_view_loaded(self, message: Loaded) -> None:
-        """Hand an answer to `got`, or its error to `failed`."""
+        """Hand an answer on, or its error to `failed`."""
         message.stop()
-        self._asking.discard(message.what)
-        self._rest_until = time.monotonic() + max(FASTEST_S, message.took * REST)
-        if message.ticket == self._ticket:
-            if message.error is not None:
-                self.failed(message.what, message.error)
-            else:
-                self.console.reached()
-                self.got(message.what, message.answer)
-            self.console.paint()
-        further = self._pending.pop(message.what, None)
+        question = message.question
+        if self._asking.get(question.what) is not question:
+            return  # it was called off
+        del self._asking[question.what]
+        self._rest_until = time.monotonic() + max(FASTEST_S, question.asking.took * REST)
+        if message.error is not None:
+            self.failed(question.what, message.error)
+        else:
+            (question.then or partial(self.got, question.what))(message.answer)
+        self.console.paint()
+        further = self._pending.pop(question.what, None)
         if further is not None:
-            self.ask(message.what, further)
+            self._begin(further)
 
     def tick(self) -> None:
         """Four times a second while in sight: look again when live, and not sooner than the last answer allows."""
@@ -160,6 +204,10 @@ class View(Vertical):
     def selected_flow(self) -> str:
         """Id of the flow under the cursor, or empty."""
         return ""
+
+    def flow_to_find(self) -> Callable[[], str] | None:
+        """Finds the connection meant where none is under the cursor; it may block. None: none is meant."""
+        return None
 
     def selected(self) -> Any:
         """What `Y` copies as JSON."""

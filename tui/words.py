@@ -20,6 +20,11 @@ def count(number: int) -> str:
     return str(number)
 
 
+def plural(number: int, what: str) -> str:
+    """`1 flow`, `2 flows`, `12.3k flows`."""
+    return f"{count(number)} {what}{'' if number == 1 else 's'}"
+
+
 def ago(us: int, now_us: int) -> str:
     """How long ago, in its largest unit: `3s`, `12m`, `4h`, `9d`."""
     past = max(0, now_us - us)

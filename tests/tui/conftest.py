@@ -128,6 +128,18 @@ def _fill(lab: StoreLab) -> None:
         }
         history.append("policy", str(number), body, Actor(0, author), reason, at)
         history.append("activation", "host1", {"revision": number}, Actor(0, "agent"), "switched", at)
+    for name, labels in (
+        ("web", "app=web,env=prod"),
+        ("db", "app=db,env=prod"),
+        ("batch", "app=batch,env=prod"),
+    ):
+        spiffe_id, own = f"spiffe://lab.example/{name}", dict(part.split("=") for part in labels.split(","))
+        issued: dict[str, Any] = {"spiffe_id": spiffe_id, "labels": own, "serial": f"{len(name):x}0ff"}
+        issued |= {"fingerprint": "ab" * 32, "not_before": T0 - 1, "not_after": T0 + 86_400_000_000}
+        history.append("identity", spiffe_id, issued, Actor(0, "agent"), "issued", T0 - 1)
+        origins = {"app": "operator", "env": "host"}
+        body = {"name": name, "path": f"/{name}", "labels": own, "origins": origins}
+        history.append("workload", name, body, Actor(0, "agent"), "started", T0 - 1)
     history.close_file()
 
 
@@ -135,7 +147,7 @@ def _fill(lab: StoreLab) -> None:
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of the console stands at NOW."""
 
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         if name.startswith("tui.") and hasattr(module, "now_us"):
             monkeypatch.setattr(module, "now_us", lambda: NOW)
 
@@ -148,12 +160,21 @@ async def settle(pilot: Pilot[None]) -> None:
     quiet = 0
     while quiet < 2:
         await pilot.pause()
-        busy = bool(app.view._asking) or app._asking_status or not app.facts
+        busy = app.view.asking or app.asking_status is not None or not app.facts
         quiet = 0 if busy else quiet + 1
         if time.monotonic() > deadline:
             pytest.fail(f"{app.view_name} still asks for {app.view._asking}")
         if busy:
             await asyncio.sleep(0.01)
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something to become true while the console goes on."""
+    deadline = time.monotonic() + 90
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited in vain: {what}")
+        await asyncio.sleep(0.01)
 
 
 @pytest.fixture

@@ -1,18 +1,36 @@
-"""Health: is everything enforced, does the store keep up, what was lost, what expires."""
+"""Health: is everything enforced, do workers, queues and store keep up, what expires, what the doctor says.
+
+Away from live: how the host stood at that moment, by what is on record.
+"""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.containers import VerticalScroll
+from textual.containers import Container, VerticalScroll
 from textual.widgets import Static
 
-from sectool.cli.text import escape
+from sectool.errors import SectoolError
 from sectool.events import now_us
+from tui import health
+from tui.source import Source
 from tui.view import View
-from tui.words import ago, count, left, octets
+
+WIDE = 120  # columns from which on there are two sides
+DOCTOR_S = 60.0  # between two examinations while the view is open
+
+
+def load(source: Source, at: int | None) -> dict[str, Any]:
+    """Status, identities and revocation lists of now, or the state of a moment under `then`."""
+    if at is not None:
+        return {"then": source.ask("state", at=at)}
+    status = source.status()
+    if source.offline:
+        return {"status": status, "then": source.ask("state", at=now_us())}
+    return {"status": status, "identities": source.identities()[0], "lists": source.revocations()}
 
 
 class Hosts(View):
@@ -20,109 +38,101 @@ class Hosts(View):
 
     NAME = "hosts"
     TITLE = "Health"
-    DEFAULT_CSS = "Hosts VerticalScroll { padding: 0 1; } Hosts #health { height: auto; }"
+    DEFAULT_CSS = """
+    Hosts VerticalScroll { padding: 0 1; }
+    Hosts #sides { height: auto; layout: vertical; }
+    Hosts #sides.-wide { layout: horizontal; }
+    Hosts #sides Static { height: auto; padding-bottom: 1; }
+    Hosts #sides.-wide Static { width: 1fr; padding-right: 2; }
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.facts: dict[str, Any] = {}
+        self.findings: list[dict[str, Any]] | None = None
+        self._why_none = ""
+        self._examined = 0.0
 
     def compose(self) -> ComposeResult:
-        """The lines."""
-        with VerticalScroll():
+        """Two sides of lines; the second below the first where there is no room."""
+        with VerticalScroll(), Container(id="sides"):
             yield Static(id="health", markup=False)
+            yield Static(id="more", markup=False)
 
     def reload(self) -> None:
-        """Ask."""
-        self.ask("health", self.source.status)
+        """Ask; the doctor less often, since it takes a while."""
+        source, at = self.source, self.cursor.at
+        self.ask("health", lambda: load(source, at))
+        due = not self._examined or time.monotonic() - self._examined > DOCTOR_S
+        if due and at is None and not source.offline:
+            self._examined = time.monotonic()
+            self.ask("doctor", source.doctor)
+
+    def forget(self) -> None:
+        """An examination that was called off has not been made."""
+        if "doctor" in self._asking:
+            self._examined = 0.0
+        super().forget()
+
+    def do_refresh(self, _: str) -> None:
+        """Ask anew, and examine."""
+        self.forget()
+        self._examined = 0.0
+        self.reload()
 
     def got(self, what: str, answer: Any) -> None:
         """Show it."""
-        self.facts = answer
-        self.query_one("#health", Static).update(health(answer, now_us()))
+        if what == "doctor":
+            self.findings, self._why_none = answer, ""
+        else:
+            self.facts = answer
+        self._draw()
+
+    def failed(self, what: str, error: SectoolError) -> None:
+        """The doctor's own trouble is shown in its place."""
+        if what == "doctor":
+            self._why_none = f"{error.message} {error.hint}".strip()
+            self._draw()
+        else:
+            super().failed(what, error)
+
+    def on_resize(self) -> None:
+        """One side or two."""
+        self.query_one("#sides").set_class(self.size.width >= WIDE, "-wide")
+
+    def _draw(self) -> None:
+        facts, now = self.facts, now_us()
+        one, other = Text(), Text()
+        if "then" in facts:
+            one = health.then(facts["then"])
+        if "status" in facts:
+            status = facts["status"]
+            live = "workers" in status
+            if live:
+                one = health.enforcement(status, now)
+            one.append("\n")
+            one.append_text(health.store(status.get("store", {}), live=live))
+            if live:
+                other = health.certificates(status, facts["identities"], facts["lists"], now)
+                other.append("\n")
+                other.append_text(health.findings(self.findings, self._why_none))
+        one.right_crop(1)
+        other.right_crop(1)
+        self.query_one("#health", Static).update(one)
+        self.query_one("#more", Static).update(other)
 
     def selected(self) -> Any:
         """All of it."""
-        return self.facts
+        return {**self.facts, "doctor": self.findings}
 
     def cli(self) -> str:
         """The same."""
-        return "sectool status; sectool doctor"
+        return (
+            "sectool status; sectool doctor"
+            if self.cursor.live
+            else f"sectool status {self.cursor.at_flag()}"
+        )
 
     def hint(self) -> str:
         """What can be done."""
-        return "j k scroll  Y as JSON  y as command (sectool doctor says how to mend)  ? help"
-
-
-def health(s: dict[str, Any], now: int) -> Text:
-    """The facts of `status`, good ones quiet, bad ones not."""
-    out = Text()
-
-    def title(text: str) -> None:
-        out.append(("\n" if out else "") + text + "\n", style="bold underline")
-
-    def row(name: str, value: str, style: str = "") -> None:
-        sign = {"bold red": "✗", "bold green": "✓"}.get(style, " ")
-        out.append(f"{sign} {name:<16}", style="bold" if sign != " " else "")
-        out.append(escape(value) + "\n", style=style)
-
-    if "workers" in s:
-        title("Enforcement")
-        good = bool(s["enforcing"]) and s["state"] == "enforcing"
-        row("state", str(s["state"]), "bold green" if good else "bold red")
-        for problem in s["problems"]:
-            row("problem", f"{problem['what']}: {problem['why']}", "bold red")
-        rules = s["rules_installed"]
-        row(
-            "kernel rules",
-            "installed" if rules else "NOT INSTALLED: nothing is enforced",
-            "" if rules else "bold red",
-        )
-        row(
-            "host", f"{s['host']} in {s['trust_domain']}, version {s['version']}, up {ago(s['started'], now)}"
-        )
-        policy = s["policy"]
-        row(
-            "policy",
-            f"revision {policy['revision']} by {policy['author']}, {ago(policy['applied'], now)} ago"
-            if policy
-            else "none yet: everything is denied",
-            "" if policy else "bold red",
-        )
-        row("networks", ", ".join(s["enforced_networks"]) or "none")
-        expires = s["host_ca_expires"]
-        row("host CA", f"expires {left(expires, now)}", "bold red" if expires < now else "")
-        title("Workers")
-        for worker in s["workers"]:
-            stats = worker["stats"]
-            queue = stats.get("queue") or {}
-            packets = stats.get("packets", 0) + stats.get("bulk", {}).get("packets", 0)
-            state = f"r{worker['revision']}" if worker["enforcing"] else "NOT ENFORCING"
-            row(
-                f"worker {worker['number']}",
-                f"{state}, {count(packets)} packets, {count(stats.get('live', 0))} live flows "
-                f"({count(stats.get('encrypted', 0))} encrypted), {worker['restarts']} restarts",
-                "bold green" if worker["enforcing"] else "bold red",
-            )
-            dropped = queue.get("dropped", 0) + queue.get("user_dropped", 0)
-            if dropped:
-                row("", f"{count(dropped)} packets dropped by a full queue", "bold red")
-        lost = s["events_lost_by_agent"] + sum(w["stats"].get("lost", 0) for w in s["workers"])
-        row("events lost", str(lost), "bold red" if lost else "bold green")
-        row("workloads", f"{s['workloads']} with an identity, {s['identities_refused']} refused one")
-    title("Store")
-    store = s.get("store", {})
-    if "error" in store:
-        row("store", f"not answering: {store['error']}", "bold red")
-        return out
-    events = store.get("events", 0) + store.get("flow_records", 0)
-    row(
-        "kept",
-        f"{count(events)} records in {store.get('segments', '?')} file(s), {octets(store.get('bytes', 0))}",
-    )
-    if store.get("restarts"):
-        row("restarts", str(store["restarts"]), "bold red")
-    if store.get("degraded"):
-        row("state", str(store["degraded"]), "bold red" if "workers" in s else "")
-    for name in store.get("unopened_segments", ()):
-        row("unreadable", str(name), "bold red")
-    return out
+        return "j k scroll  r examine anew  Y as JSON  y as command  [ ] time  ? help"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.text import Text
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Static
 
@@ -21,7 +21,7 @@ from sectool.events import now_us
 from tui.grid import Column, Grid, Row, clean_row
 from tui.source import Revision, Source
 from tui.view import View
-from tui.words import ago, day_clock
+from tui.words import ago, day_clock, plural
 
 KEYWORDS = frozenset(
     ("allow", "deny", "audit", "require", "to", "call", "on", "encrypted", "where", "until", "because")
@@ -158,7 +158,11 @@ class Policies(View):
                         f"{kind}/{name}",
                         (
                             mode or "-",
-                            f"{kind} {name}{f', {owner}' if owner else ''}{f', {rules} rules' if rules else ''}",
+                            ", ".join(
+                                part
+                                for part in (f"{kind} {name}", owner, plural(rules, "rule") if rules else "")
+                                if part
+                            ),
                         ),
                         ("warn" if mode == "stage" else "dim" if mode == "off" else "",),
                     )
@@ -242,7 +246,7 @@ class Policies(View):
                 "Its text becomes a new revision, in force at once.",
                 "Live connections that it denies are cut.",
             ],
-            lambda: self.ask("rollback", lambda: source.rollback(number, "")),
+            lambda: self.ask("rollback", lambda: source.rollback(number, ""), lasting=True),
         )
 
     def do_promote(self, name: str) -> None:
@@ -257,7 +261,7 @@ class Policies(View):
         self.console.confirm(
             f"Enforce {key}?",
             ["From now on its rules decide.", *self._pending_lines()],
-            lambda: self.ask("promote", lambda: self.source.promote([key], "")),
+            lambda: self.ask("promote", lambda: self.source.promote([key], ""), lasting=True),
         )
 
     @property
@@ -279,6 +283,12 @@ class Policies(View):
         try:
             with self.app.suspend():
                 subprocess.run([*shlex.split(editor), str(path)], check=False)
+        except SuspendNotSupported:
+            path.unlink()
+            self.console.tell(
+                "an editor needs a terminal: sectool policy show > FILE, and sectool policy apply FILE"
+            )
+            return
         except (OSError, ValueError) as error:
             self.console.tell(f"cannot start {editor}: {error}")
             return
@@ -289,14 +299,14 @@ class Policies(View):
             return
         source = self.source
         self._edited = (text, path)
-        self.ask("check", lambda: source.check(text))
+        self.ask("check", lambda: source.check(text), lasting=True)
 
     def _checked(self, found: dict[str, Any]) -> None:
         source, (text, _) = self.source, self._edited
         self.console.confirm(
             "Apply this text?",
             [*found["changes"], *found.get("conflict_lines", ())] or ["nothing changes in meaning"],
-            lambda: self.ask("apply", lambda: source.apply(text, "edited in sectool top")),
+            lambda: self.ask("apply", lambda: source.apply(text, "edited in sectool top"), lasting=True),
         )
 
     def failed(self, what: str, error: SectoolError) -> None:

@@ -13,7 +13,7 @@ from sectool.errors import SectoolError
 from tui.grid import Column, Grid, Row, clean_row
 from tui.source import Rows
 from tui.view import View
-from tui.words import count
+from tui.words import plural
 
 LIMIT: Final = 1000
 STARTERS: Final = (
@@ -59,8 +59,8 @@ class Query(View):
     def do_run(self, _: str) -> None:
         """Ask, and remember what was asked."""
         sql, source = self.query_one(TextArea).text, self.source
-        self._state("asking…")
         self.forget()
+        self._state("asking…  esc calls it off")
         self.ask("query", lambda: source.query(sql, limit=LIMIT))
 
     def do_refresh(self, argument: str) -> None:
@@ -68,9 +68,20 @@ class Query(View):
         self.do_run(argument)
 
     def do_cancel(self, _: str) -> None:
-        """Do not wait for it: the store stops it at its time limit."""
+        """Call it off: the store stops working on it."""
+        self._state("called off" if self.give_up() else "nothing is being asked")
+
+    def give_up(self) -> bool:
+        """A query is somebody's own: it is called off however short it has run."""
+        asked = self.asking
         self.forget()
-        self._state("forgotten; the store stops it within 15 s")
+        return asked
+
+    def forget(self) -> None:
+        """Say what became of the query."""
+        if self.asking:
+            self._state("called off")
+        super().forget()
 
     def _state(self, text: str) -> None:
         self.query_one("#state", Static).update(Text(text, no_wrap=True, overflow="ellipsis"))
@@ -88,7 +99,7 @@ class Query(View):
         sql = self.query_one(TextArea).text
         self.console.settings.queries = [sql, *(q for q in queries if q != sql)][:20]
         self.console.settings.save()
-        self._state(f"{count(len(self.items))} rows{' (there are more)' if answer.more else ''}")
+        self._state(f"{plural(len(self.items), 'row')}{' (there are more)' if answer.more else ''}")
         names = list(self.items[0]) if self.items else [""]
         lines = [tuple("" if row[n] is None else str(row[n]) for n in names) for row in self.items]
         columns = []
@@ -137,4 +148,4 @@ class Query(View):
 
     def hint(self) -> str:
         """What can be done."""
-        return "F5 run  F6 cancel  tab rows, text  enter whole row  esc rows, then back"
+        return "F5 run  F8 stop  tab rows, text  enter whole row  esc rows, then back"

@@ -51,6 +51,7 @@ class Why(View):
         self.step = -1
         self.done = ""
         self._unjudged = SectoolError("")
+        self._then_draft = False
 
     def compose(self) -> ComposeResult:
         """Steps, explanation, fix."""
@@ -67,6 +68,7 @@ class Why(View):
         """Take up another connection."""
         if flow == self.flow:
             return
+        self._then_draft = False
         self.flow, self.answer, self.draft, self.outcome, self.step, self.done = (
             flow,
             None,
@@ -85,6 +87,8 @@ class Why(View):
         flow, source = self.flow, self.source
         if self.answer is None:
             self.ask("explanation", lambda: source.explain(flow))
+        elif self.draft is not None and self.outcome is None:
+            self.do_backtest("")  # it was called off
 
     def tick(self) -> None:
         """An explanation does not age."""
@@ -103,6 +107,9 @@ class Why(View):
         if what == "explanation":
             self.answer, self.policy_text = answer
             self.step = 0
+            if self._then_draft:
+                self._then_draft = False
+                self.do_draft("")
         elif what == "facts":
             text = Text(escape_block(f"{self._unjudged.message}.\n\n"))
             self.query_one("#answer", Static).update(text + detail(answer, max(20, self.size.width - 4)))
@@ -186,7 +193,10 @@ class Why(View):
     # --- steps -----------------------------------------------------------------------------------------------
 
     def do_draft(self, _: str) -> None:
-        """Draft against what is in force now."""
+        """Draft against what is in force now; as soon as it is explained, if that is under way."""
+        if self.answer is None and "explanation" in self._asking:
+            self._then_draft = True
+            return
         if self.answer is None:
             self.console.tell("there is no explained connection yet")
             return
@@ -248,7 +258,9 @@ class Why(View):
             lines.append(f"{sum(c.flows for c in bad)} flows of the last day would fare WORSE by it.")
         reason = f"fix for flow {self.flow}: {chosen.what}"[:500]
         self.console.confirm(
-            "Apply this draft?", lines, lambda: self.ask("apply", lambda: source.apply(chosen.text, reason))
+            "Apply this draft?",
+            lines,
+            lambda: self.ask("apply", lambda: source.apply(chosen.text, reason), lasting=True),
         )
 
     def do_promote(self, name: str) -> None:
@@ -262,7 +274,9 @@ class Why(View):
             f"Enforce {document}?",
             ["From now on its rules decide, on this host.", "Connections it allows go through."],
             lambda: self.ask(
-                "promote", lambda: source.promote([document], f"fix for flow {self.flow}"[:500])
+                "promote",
+                lambda: source.promote([document], f"fix for flow {self.flow}"[:500]),
+                lasting=True,
             ),
         )
 
