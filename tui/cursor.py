@@ -73,7 +73,9 @@ class Cursor:
             return self
         end = self.until(now_us)
         ahead = min(max(end - about_us, 0), self.window_us) * wide // self.window_us
-        return replace(self, window_us=wide, speed=0).to(end if about_us >= end else about_us + ahead, now_us)
+        return replace(self, window_us=wide, speed=0).to(
+            end if about_us >= end else about_us + max(1, ahead), now_us
+        )
 
     def play(self, now_us: int) -> Cursor:
         """Start a replay of the window (it begins where the window did), or end it."""

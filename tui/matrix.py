@@ -17,7 +17,7 @@ from sectool.cli.text import escape, fit, width
 from tui.words import count
 
 NAME = 22  # columns of a caller's name at most
-LEAST, MOST = 6, 18  # columns of a called one's
+LEAST, MOST = 9, 18  # columns of a called one's
 GAP = 1
 LEGEND = "✓ allowed  ✗ denied  ± both, so many each  · none"
 

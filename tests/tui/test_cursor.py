@@ -60,3 +60,14 @@ def test_it_never_lies_in_the_future(moves: list[tuple[str, int]]) -> None:
                 cursor = cursor.now()
         assert cursor.at is None or 0 <= cursor.at < now
         assert cursor.since(now) < cursor.until(now)
+
+
+@given(st.integers(1, 6), st.sampled_from([-1, 1]), st.integers(0, 900), st.integers(0, 900))
+def test_zooming_keeps_the_moment_in_sight(window: int, by: int, past: int, inside: int) -> None:
+    now = 10**15
+    before = Cursor().window(window).to(now - past * SECOND, now)
+    about = before.until(now) - min(inside * SECOND, before.window_us - 1) - 1
+    after = before.zoom(by, about, now)
+    assert after.window_us != before.window_us or window in (1, 6)
+    assert after.until(now) <= now + SECOND
+    assert after.since(now) <= about < after.until(now)

@@ -265,8 +265,8 @@ def paper(item: Identity, now: int, room: int) -> Text:
         us = item.get(name)
         if isinstance(us, int):
             title = {"not_before": "valid from", "not_after": "valid until", "renew_at": "renewed at"}[name]
-            more = f" ({left(us, now)})" if name != "not_before" else ""
-            line(title, f"{day_clock(us)} UTC{more}", "bold red" if name == "not_after" and us <= now else "")
+            more = f", {left(us, now)}" if name != "not_before" else ""
+            line(title, f"{day_clock(us)}{more}", "bold red" if name == "not_after" and us <= now else "")
     line("state", item.get("refused") or "holds", "bold red" if item.get("refused") else "green")
     line("serial", item.get("serial"))
     line("fingerprint", item.get("fingerprint"))
@@ -296,7 +296,7 @@ def peers(rows: list[dict[str, Any]], span: str, now: int, room: int) -> Text:
             )
             if part
         )
-        tail = f"  {row['service']}  {verdicts}  {ago(row['last'], now)}"
+        tail = f"  {row['service']}  {verdicts}" + (f"  {ago(row['last'], now)}" if room >= 50 else "")
         out.append(fit(escape(brief(row["who"])), max(6, room - 7 - len(tail))))
         out.append(escape(tail) + "\n", style="dim" if not row["denied"] else "")
     out.right_crop(1)
