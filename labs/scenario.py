@@ -131,7 +131,9 @@ def parse(text: str, name: str) -> Scenario:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        raise DocumentError(at, f"not YAML: {getattr(error, 'problem', error)}") from None
+        raise DocumentError(
+            at, f"not YAML: {getattr(error, 'problem', error)}", "see labs/scenarios for examples"
+        ) from None
     read = _Reader(where, root)
     top = read.mapping(value, (), _FIELDS, required=_FIELDS - {"bare", "policy", "files", "setup", "hints"})
     hosts = tuple(read.texts(top["hosts"], ("hosts",)))
@@ -203,7 +205,9 @@ class _Reader:
             node = found
         mark = node.start_mark if node is not None else None
         return DocumentError(
-            f"{self._where}:{mark.line + 1}:{mark.column + 1}" if mark else self._where, message
+            f"{self._where}:{mark.line + 1}:{mark.column + 1}" if mark else self._where,
+            message,
+            "docs/lab.md says how a scenario is written",
         )
 
     def mapping(

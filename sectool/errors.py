@@ -39,7 +39,7 @@ class UsageError(SectoolError):
 class DocumentError(UsageError):
     """A policy document that cannot be taken. `where` is `file:line:column` (1-based)."""
 
-    def __init__(self, where: str, message: str, hint: str = "", excerpt: str = "") -> None:
+    def __init__(self, where: str, message: str, hint: str, excerpt: str = "") -> None:
         super().__init__(f"{where}: {message}", hint)
         self.where = where
         self.excerpt = excerpt  # the offending line with a caret line below it, or ""

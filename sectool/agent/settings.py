@@ -264,11 +264,13 @@ def parse_settings(text: str, name: str = "sectool.yaml") -> Settings:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error)
-        raise DocumentError(where, f"not YAML: {problem}") from None
+        raise DocumentError(where, f"not YAML: {problem}", "one `setting: value` a line") from None
     if root is None or root.tag == "tag:yaml.org,2002:null":
         return Settings()
     if not isinstance(root, yaml.MappingNode):
-        raise DocumentError(_where(name, root), "expected `setting: value` lines")
+        raise DocumentError(
+            _where(name, root), "expected `setting: value` lines", "put one setting on each line"
+        )
     loader = yaml.SafeLoader("")
     values: dict[str, Any] = {}
     for key_node, value_node in root.value:
@@ -277,11 +279,15 @@ def parse_settings(text: str, name: str = "sectool.yaml") -> Settings:
             known = ", ".join(sorted(_READ))
             raise DocumentError(_where(name, key_node), f"unknown setting {key!r}", f"settings are: {known}")
         if key in values:
-            raise DocumentError(_where(name, key_node), f"{key} is given twice")
+            raise DocumentError(_where(name, key_node), f"{key} is given twice", "keep one of the two lines")
         try:
             values[key] = _READ[key](loader.construct_object(value_node, deep=True))
         except (ValueError, yaml.YAMLError) as error:
-            raise DocumentError(_where(name, value_node), f"{key}: {error}") from None
+            raise DocumentError(
+                _where(name, value_node),
+                f"{key}: {error}",
+                "correct the value, or remove the line: there is a default",
+            ) from None
     return replace(Settings(), **values)
 
 

@@ -310,7 +310,9 @@ def _value(key: Scalar, node: Node) -> str:
     try:
         check_label("x", value.value)
     except LabelError as error:
-        raise value.fail(str(error).replace(" of label 'x'", "")) from None
+        raise value.fail(
+            str(error).replace(" of label 'x'", ""), "choose a value that labels can have"
+        ) from None
     return value.value
 
 
@@ -358,7 +360,10 @@ def _list(table: Table, field: str) -> tuple[Node, ...]:
     if not isinstance(node, Items):
         raise node.fail(f"{field!r} must be a list", f"put '- ' in front: {field}: [ … ]")
     if len(node.items) > _MOST:
-        raise node.fail(f"{field!r} has {len(node.items)} entries; at most {_MOST} are taken")
+        raise node.fail(
+            f"{field!r} has {len(node.items)} entries; at most {_MOST} are taken",
+            "split the policy: what several allow is added up",
+        )
     return node.items
 
 
@@ -370,5 +375,5 @@ def _text(table: Table, field: str) -> Scalar | None:
 
 def _scalar(node: Node, what: str) -> Scalar:
     if not isinstance(node, Scalar) or node.is_null:
-        raise node.fail(f"{what} must be a word")
+        raise node.fail(f"{what} must be a word", "write the word after the colon, in quotes if need be")
     return node

@@ -175,5 +175,5 @@ class Reader:
             hint = closest(token.text, words)
         return self.fail(token, f"expected {expected}, found {token}", hint or f"put {expected} here")
 
-    def fail(self, token: Token, message: str, hint: str = "", inside: int = 0) -> DocumentError:
+    def fail(self, token: Token, message: str, hint: str, inside: int = 0) -> DocumentError:
         return self.scalar.fail(message, hint, token.offset + inside)

@@ -91,7 +91,7 @@ class Source:
     def where(self, line: int, column: int) -> str:
         return f"{self.name}:{line}:{column}"
 
-    def error(self, line: int, column: int, message: str, hint: str = "") -> DocumentError:
+    def error(self, line: int, column: int, message: str, hint: str) -> DocumentError:
         """A DocumentError at a 1-based line and column, with the line and a caret under the column."""
         return DocumentError(self.where(line, column), message, hint, self._excerpt(line, column))
 
@@ -129,7 +129,7 @@ class Scalar:
     def where(self) -> str:
         return self.source.where(self.line, self.column)
 
-    def fail(self, message: str, hint: str = "", offset: int = 0) -> DocumentError:
+    def fail(self, message: str, hint: str, offset: int = 0) -> DocumentError:
         """An error at `offset` characters into the value, mapped back through quoting and folding."""
         line, column = self.source.place(self._raw_offset(offset)) if offset else (self.line, self.column)
         return self.source.error(line, column, message, hint)
@@ -184,7 +184,7 @@ class Items:
     line: int
     column: int
 
-    def fail(self, message: str, hint: str = "") -> DocumentError:
+    def fail(self, message: str, hint: str) -> DocumentError:
         return self.source.error(self.line, self.column, message, hint)
 
 
@@ -201,7 +201,7 @@ class Table:
     def where(self) -> str:
         return self.source.where(self.line, self.column)
 
-    def fail(self, message: str, hint: str = "") -> DocumentError:
+    def fail(self, message: str, hint: str) -> DocumentError:
         return self.source.error(self.line, self.column, message, hint)
 
 
@@ -262,7 +262,7 @@ class _Composer:
                 if not (isinstance(node, Scalar) and node.is_null):
                     yield node
 
-    def error(self, event: Any, message: str, hint: str = "") -> DocumentError:
+    def error(self, event: Any, message: str, hint: str) -> DocumentError:
         mark = event.start_mark
         return self.source.error(mark.line + 1, mark.column + 1, message, hint)
 
