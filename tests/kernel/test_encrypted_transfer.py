@@ -33,7 +33,7 @@ ENCRYPTED = POLICY.replace("app=web to call app=db", "app=web to call app=db enc
 BYTES = int(os.environ.get("SECTOOL_TRANSFER_BYTES", "0"))
 FLOWS = int(os.environ.get("SECTOOL_TRANSFER_FLOWS", "1"))
 CONNECTIONS = int(os.environ.get("SECTOOL_MARKED_CONNECTIONS", "200"))
-PATIENCE_S = 120.0  # without a byte of progress
+PATIENCE_S = 60.0  # without a byte of progress
 CHUNK = 1 << 20
 
 
@@ -126,7 +126,9 @@ def _pump(sock: socket.socket, total: int, seed: int) -> str:
     digest = hashlib.sha256()
     for chunk in _chunks(total, seed):
         digest.update(chunk)
-        sock.sendall(chunk)
+        rest = memoryview(chunk)
+        while rest:  # not sendall, whose patience is for the whole chunk
+            rest = rest[sock.send(rest) :]
     sock.shutdown(socket.SHUT_WR)
     return digest.hexdigest()
 
