@@ -1,6 +1,6 @@
 """Boot the lab's machines and see whether they stand the acceptance test: `sudo ./dev vm-test`.
 
-    python -m labs.vm [--box FILE] [--kvm] [--work DIR] [--report FILE]
+    python -m labs.vm [--box FILE] [--kvm] [--two] [--work DIR] [--report FILE]
 
 The box is built once for each requirements.lock and kept in .dev/vm. libvirtd and the machines run in namespaces of
 their own, which end with this process: nothing of them is left. Needs root, and the packages that ./dev names.
@@ -19,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from labs.vm.acceptance import CHECKS
-from labs.vm.machines import MACHINES, ROOT, FailedError, Vagrant, libvirt, say
+from labs.vm.acceptance import checks, figures
+from labs.vm.machines import MACHINES, ROOT, TWO, FailedError, Vagrant, libvirt, say
 from sectool.errors import SectoolError
 
 FOLDER = ROOT / ".dev" / "vm"
@@ -59,18 +59,15 @@ def outside(arguments: argparse.Namespace) -> int:
     file = Path(arguments.box) if arguments.box else box()
     work = Path(tempfile.mkdtemp(prefix="sectool-vm-", dir=arguments.work))
     options = ["--inside", str(work), "--box", str(file.resolve()), "--report", str(arguments.report)]
+    options += ["--kvm"] * arguments.kvm + ["--two"] * arguments.two
     try:
         return subprocess.run(
             [
                 *("unshare", "--net", "--mount", "--propagation", "private"),
                 *("--pid", "--fork", "--kill-child", "--mount-proc"),
-                *(
-                    "bash",
-                    "-c",
-                    '"$@"; exit $?',
-                    "init",
-                ),  # libvirt's orphans become its children: it buries them
-                *(sys.executable, "-m", "labs.vm", *options, *(["--kvm"] if arguments.kvm else [])),
+                # libvirt's orphans become its children: it buries them.
+                *("bash", "-c", '"$@"; exit $?', "init"),
+                *(sys.executable, "-m", "labs.vm", *options),
             ],
             cwd=ROOT,
             check=False,
@@ -87,17 +84,19 @@ def inside(arguments: argparse.Namespace) -> int:
     lines.append(f"processors of the machines: {'real (KVM)' if arguments.kvm else 'emulated (TCG, qemu64)'}")
     failed = 0
     with libvirt(work):
-        machines = Vagrant(work, Path(arguments.box), kvm=arguments.kvm)
+        names = TWO if arguments.two else MACHINES
+        machines = Vagrant(work, Path(arguments.box), kvm=arguments.kvm, names=names)
+        asked = checks(machines)
         log = report.with_suffix(".log")
         log.unlink(missing_ok=True)
         try:
-            say(f"vagrant up: {', '.join(MACHINES)} (its talk: {log})")
+            say(f"vagrant up: {', '.join(names)} (its talk: {log})")
             took = machines.up(log)
-            lines.append(f"vagrant up: {took:.0f} s, machines {', '.join(MACHINES)}")
-            for machine in MACHINES:
+            lines.append(f"vagrant up: {took:.0f} s, machines {', '.join(names)}")
+            for machine in names:
                 for name, command in FACTS:
                     lines.append(f"{machine}, {name}: {machines.ok(machine, command)}")
-            for name, check in CHECKS:
+            for name, check in asked:
                 begin = time.monotonic()
                 try:
                     verdict = f"ok    {name}: {check(machines)}"
@@ -105,6 +104,7 @@ def inside(arguments: argparse.Namespace) -> int:
                     verdict, failed = f"FAIL  {name}: {error.message}", failed + 1
                 lines.append(f"{verdict} ({time.monotonic() - begin:.0f} s)")
                 say(lines[-1])
+            lines += figures(machines)
             for machine, command in EXCERPTS:
                 said = machines.run(machine, command)
                 lines.append(f"\n[{machine}] {command}\n{said.stdout.rstrip()}")
@@ -116,7 +116,7 @@ def inside(arguments: argparse.Namespace) -> int:
             begin = time.monotonic()
             machines.destroy()
             say(f"vagrant destroy: {time.monotonic() - begin:.0f} s")
-    say(f"{len(CHECKS) - failed} of {len(CHECKS)} checks passed; {report}")
+    say(f"{len(asked) - failed} of {len(asked)} checks passed; {report}")
     return 1 if failed else 0
 
 
@@ -127,6 +127,7 @@ def main() -> int:
         "--box", help="a box for libvirt with labs/vm/box.sh's packages [default: built once]"
     )
     parser.add_argument("--kvm", action="store_true", help="real processors run the machines, by /dev/kvm")
+    parser.add_argument("--two", action="store_true", help="only ops and db: ops asks what web would ask")
     parser.add_argument("--work", default="/var/tmp", help="where disks lie meanwhile, some GB [/var/tmp]")
     parser.add_argument("--report", default=FOLDER / "report.txt", help="what was seen [.dev/vm/report.txt]")
     parser.add_argument("--inside", help=argparse.SUPPRESS)

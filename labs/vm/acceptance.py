@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,11 @@ COUNT = "select count(*) from orders"
 
 
 class Machines(Protocol):
-    """Where commands are run: labs.vm.machines.Vagrant."""
+    """Where commands are run: labs.vm.machines.Vagrant. `names`: which machines there are."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of ops, web and db those that run; where web does not, what it is told is told to ops."""
 
     def ok(self, machine: str, command: str, seconds: float = ...) -> str:
         """Output of a command that succeeds."""
@@ -28,7 +33,7 @@ Check = Callable[[Machines], str]
 def ask(app: str, sql: str = COUNT, env: str = "") -> str:
     """A shell command: have psql ask db as a workload. `env`: what it claims, where its host lets it."""
     labels = f"--label app={app}" + (f" --label env={env}" if env else "")
-    return f'PGCONNECT_TIMEOUT=20 sectool run {labels} -- psql -h {DB} -U shop -d shop -Atc "{sql}" 2>&1'
+    return f'PGCONNECT_TIMEOUT=60 sectool run {labels} -- psql -h {DB} -U shop -d postgres -Atc "{sql}" 2>&1'
 
 
 def one(machines: Machines, machine: str, sql: str) -> str:
@@ -105,19 +110,19 @@ def denied_by_default(machines: Machines) -> str:
 
 
 def denied_by_guardrail(machines: Machines) -> str:
-    """dev does not reach prod, whatever intents say."""
-    refused(
-        machines,
-        "ops",
-        f"sectool run --label app=batch --label env=dev -- curl -sS --max-time 20 http://{WEB}/ 2>&1",
-    )
-    why = reason(machines, "web", "source_labels like '%env=dev%'")
-    return f"web: {why}"
+    """dev does not reach prod, whatever intents say: the same question, from the same app, is allowed from prod."""
+    refused(machines, "ops", ask("web", env="dev"))
+    why = reason(machines, "db", "source_labels like '%env=dev%'")
+    if "PCI" not in why and "guardrail" not in why:
+        raise FailedError(f"db says {why}")
+    return f"db: {why}"
 
 
 def a_stranger(machines: Machines) -> str:
     """This machine is on their network, and has no identity."""
-    for address, port in ((DB, 5432), (WEB, 80)):
+    for machine, address, port in (("db", DB, 5432), ("web", WEB, 80)):
+        if machine not in machines.names:
+            continue
         with suppress(OSError), socket.create_connection((address, port), KNOCK_S):
             raise FailedError(f"{address} port {port} lets somebody in who has no identity")
     sql = "source_ip = '10.77.0.1' and destination_port = 5432"
@@ -194,7 +199,7 @@ def rebooted(machines: Machines) -> str:
     return f"answers again after {took:.0f} s and enforces; web asks, batch is denied: {why}"
 
 
-CHECKS: tuple[tuple[str, Check], ...] = (
+_CHECKS: tuple[tuple[str, Check], ...] = (
     ("web asks db: allowed, encrypted", allowed_and_encrypted),
     ("a job reads web's pages: allowed", pages),
     ("a job asks db: denied, no rule allows it", denied_by_default),
@@ -204,3 +209,32 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("db's enforcer killed: back by itself, connections go on", killed_and_back),
     ("db rebooted: enforces again", rebooted),
 )
+
+
+def checks(machines: Machines) -> tuple[tuple[str, Check], ...]:
+    """Name and check, of all that these machines can be asked."""
+    return tuple((name, check) for name, check in _CHECKS if check is not pages or "web" in machines.names)
+
+
+def figures(machines: Machines) -> list[str]:
+    """What was measured between two kernels, a line each. Of use beside each other only: processors are emulated."""
+    connect = f"""sectool run --label app=web -- python3 - <<'END'
+import socket, statistics, time
+took = []
+for _ in range(11):
+    begin = time.monotonic()
+    socket.create_connection(("{DB}", 5432), 60).close()
+    took.append((time.monotonic() - begin) * 1000)
+print(f"median {{statistics.median(took):.1f}} ms, worst {{max(took):.1f}} ms of {{len(took)}}")
+END"""
+    mib = 4
+    sql = f"select repeat('x', {mib * 2**20})"
+    bulk = ask("web", sql).replace(" -Atc ", r" -At -o /dev/null -c '\timing' -c ")
+    said = machines.ok("web", bulk)
+    timed = re.search(r"Time: ([0-9.]+) ms", said)
+    if timed is None:
+        raise FailedError(f"psql does not say how long it took: {said}")
+    return [
+        f"connect, handshake and verdicts of both hosts included: {machines.ok('web', connect)}",
+        f"{mib} MiB, encrypted: {mib * 8.388608 / float(timed[1]) * 1000:.1f} Mbit/s",
+    ]
