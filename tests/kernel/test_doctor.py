@@ -109,7 +109,11 @@ BROKEN: dict[str, tuple[Break, str, str, str]] = {
 
 # What a host lacks, taken away in a mount namespace of its own.
 LACKING: dict[str, tuple[str, str, str]] = {
-    "cgroup v2": ("umount -l -R /sys/fs/cgroup", "cgroup v2", "not mounted"),
+    "cgroup v2": (
+        "umount -l -R /sys/fs/cgroup && { findmnt -rn -t cgroup2 -o TARGET | xargs -r umount -l; }",
+        "cgroup v2",
+        "not mounted",
+    ),
     "iptables": (
         'mount --bind /dev/null "$(readlink -f "$(command -v iptables-restore)")"',
         "iptables",

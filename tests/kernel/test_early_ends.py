@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from sectool.events import Encryption, Phase
-from tests.kernel.hosts import POLICY, Lan, accept, echo, port_of, read_exactly
+from tests.kernel.conftest import wait_until
+from tests.kernel.hosts import POLICY, Host, Lan, accept, echo, port_of, read_exactly
 
 pytestmark = pytest.mark.kernel
 
@@ -162,7 +163,13 @@ def test_aborted(begun: Lan, encrypted: bool, v6: bool, by: str, when: str) -> N
         listener.settimeout(10)
     another(lan, own, listener, v6)
     for host in lan.hosts:
-        assert len([r for r in host.records(port_of(listener)) if r["phase"] == Phase.VERDICT]) == 2
+        _two_verdicts(host, port_of(listener))
+
+
+def _two_verdicts(host: Host, port: int) -> None:
+    wait_until(
+        lambda: [r["phase"] for r in host.records(port)].count(Phase.VERDICT) == 2, "two verdicts on record"
+    )
 
 
 @KINDS
