@@ -22,6 +22,7 @@ from sectool.errors import SectoolError, UsageError
 
 STANDS_FOR = {"batch": "ops"}  # a host that has no machine of its own, and whose it plays on
 PATIENCE_S = 300.0  # for a start on an emulated machine
+SLACK = 6.0  # times as long as in a namespace may a command take: the machine may be an emulated one
 UNREACHABLE_S = 60.0  # beyond what the command itself may take
 TIMED_OUT = 124  # what `timeout` ends with
 
@@ -161,7 +162,7 @@ class Machines:
 
     def run(self, host: str, command: str, labels: Sequence[str] = (), *, timeout: float = 60.0) -> Result:
         """See Runner."""
-        return self._ssh(self.machines[host], self._as(host, command, labels), timeout=timeout)
+        return self._ssh(self.machines[host], self._as(host, command, labels), timeout=timeout * SLACK)
 
     def start(self, host: str, command: str, labels: Sequence[str] = ()) -> None:
         """See Runner."""
