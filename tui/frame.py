@@ -193,7 +193,8 @@ class Frame(App[None]):
         passed, self._last_tick = now - self._last_tick, now
         if self.cursor.speed:
             self.cursor = self.cursor.elapse(int(passed * 1e6), now_us())
-            self.view.reload()
+            if not self.view.asking:  # a slow answer makes a replay choppy, not late
+                self.view.reload()
         if not self.paused and len(self.screen_stack) == 1:
             self.view.tick()
         if now - self._asked > (RETRY_S if self.lost else STATUS_S):

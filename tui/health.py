@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,10 +25,11 @@ Facts = Mapping[str, Any]
 
 
 class Lines:
-    """Titles and rows, one below the other."""
+    """Titles and rows, one below the other; what is longer than `room` columns goes on below where it began."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int) -> None:
         self.text = Text()
+        self._across = max(20, room - NAME - 3)
 
     def title(self, text: str) -> None:
         """A heading, apart from what is above it."""
@@ -37,12 +39,18 @@ class Lines:
         """A name and what is to be said of it."""
         sign = SIGNS.get(style, " ")
         self.text.append(f"{sign} {name:<{NAME}} ", style="bold" if sign != " " else "")
-        self.text.append(escape(value) + "\n", style=style)
+        self.more(value, style, first=True)
+
+    def more(self, value: object, style: str = "", *, first: bool = False) -> None:
+        """What goes on in the next line, below the value."""
+        for number, line in enumerate(textwrap.wrap(escape(value), self._across) or [""]):
+            inset = "" if first and not number else " " * (NAME + 3)
+            self.text.append(f"{inset}{line}\n", style=style)
 
 
-def enforcement(s: Facts, now: int) -> Text:
+def enforcement(s: Facts, now: int, room: int) -> Text:
     """Whether the host enforces, its workers and their queues; of a daemon's `status`."""
-    out = Lines()
+    out = Lines(room)
     out.title("Enforcement")
     off = suspended(s)
     good = bool(s["enforcing"]) and s["state"] == "enforcing" and not off
@@ -110,9 +118,9 @@ def _worker(out: Lines, worker: Facts) -> None:
             out.row("", f"{count(number)} {what}", BAD)
 
 
-def store(s: Facts, *, live: bool) -> Text:
+def store(s: Facts, room: int, *, live: bool) -> Text:
     """The rings and the store; of the store's counters."""
-    out = Lines()
+    out = Lines(room)
     out.title("Store")
     if "error" in s:
         out.row("store", f"not answering: {s['error']}", BAD)
@@ -144,9 +152,9 @@ def store(s: Facts, *, live: bool) -> Text:
     return out.text
 
 
-def certificates(s: Facts, identities: Sequence[Facts], lists: Sequence[Facts], now: int) -> Text:
+def certificates(s: Facts, identities: Sequence[Facts], lists: Sequence[Facts], now: int, room: int) -> Text:
     """The host's CA, its identities and the revocation lists it goes by."""
-    out = Lines()
+    out = Lines(room)
     out.title("Certificates")
     expires = s["host_ca_expires"]
     style = BAD if expires <= now else WARN if expires < now + DAY else GOOD
@@ -174,26 +182,26 @@ def certificates(s: Facts, identities: Sequence[Facts], lists: Sequence[Facts], 
     return out.text
 
 
-def findings(found: Sequence[Facts] | None, why: str = "") -> Text:
+def findings(found: Sequence[Facts] | None, room: int, why: str = "") -> Text:
     """What `sectool doctor` says, the worst first; what is in order is counted."""
-    out = Lines()
+    out = Lines(room)
     out.title("Doctor")
     if found is None:
         out.row("", why or "examining…", WARN if why else "dim")
         return out.text
     order = list(_LEVELS)
     for item in sorted((f for f in found if f["level"] != "good"), key=lambda f: order.index(f["level"])):
-        out.row(f"{item['area']} {item['check']}"[:NAME], item["message"], _LEVELS[item["level"]])
+        out.row(item["area"], f"{item['check']}: {item['message']}", _LEVELS[item["level"]])
         if item["hint"]:
-            out.text.append(f"{'':{NAME + 3}}{escape(item['hint'])}\n", style="italic")
+            out.more(item["hint"], "italic")
     good = sum(f["level"] == "good" for f in found)
     out.row("in order", f"{good} of {len(found)} checks", GOOD if good == len(found) else "")
     return out.text
 
 
-def then(document: Facts) -> Text:
+def then(document: Facts, room: int) -> Text:
     """How the host stood at a moment; of the store's answer to `state`."""
-    out = Lines()
+    out = Lines(room)
     out.title("Then")
     enforcer = document["enforcer"]
     since = f" since {day_clock(enforcer['since'])}" if enforcer["since"] else ""

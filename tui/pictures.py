@@ -17,6 +17,7 @@ from tui.app import Console
 from tui.source import Source
 
 SIZE = (110, 32)
+KEYS = {"pulse": ("2",), "why": ("u", "w"), "identities": ("i", "G"), "query": ("s", "f5")}
 PATIENCE_S = 60.0
 BLANK = "&#160;"
 _TEXT = re.compile(
@@ -59,7 +60,7 @@ async def draw(source: Source, folder: Path) -> list[Path]:
     out: list[Path] = []
     async with app.run_test(size=SIZE) as pilot:
         for name, key, *_ in VIEWS:
-            await pilot.press(*({"pulse": ("4",), "why": ("u", "w"), "query": ("s", "f5")}.get(name, (key,))))
+            await pilot.press(*(KEYS.get(name, (key,))))
             deadline = time.monotonic() + PATIENCE_S
             await pilot.pause(0.3)
             while (app.view.asking or not app.facts) and time.monotonic() < deadline:

@@ -245,6 +245,11 @@ class Source:
 
     def doctor(self) -> list[dict[str, Any]]:
         """What `sectool doctor` finds. It is run as a program, since it tries things in namespaces of its own."""
+        there, here = self._call("status")["namespace"], os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116
+        if there != here:
+            raise SectoolError(
+                "its daemon is in another network namespace than this console", "run `sectool doctor` there"
+            )
         places = {"SECTOOL_STATE": str(self.paths.state), "SECTOOL_RUN": str(self.paths.run)}
         process = subprocess.Popen(
             [sys.executable, "-m", "sectool", "doctor", "--all", "-o", "json"],

@@ -1,5 +1,8 @@
 """The incident of docs/incident.md, played in a lab by keys: `sudo python -m tests.tui.incident DIR` draws it there.
 
+With a second folder, every view of the console is drawn into that, on another such night with more people about: the
+pictures of docs/console.md and of the README.
+
 web reads its orders from db. At night the network is split into zones: a guardrail keeps the front away from the back,
 and the shop's permission is now for another workload. The operator sits at db's console and has only its keys.
 """
@@ -248,7 +251,22 @@ def draw(steps: list[Step], folder: Path) -> None:
         sys.stdout.write(f"{number:02}  {' '.join(step.keys) or '-':16} {step.words}\n")
 
 
+def passers_by(here: Night) -> None:
+    """Others who try to reach the database that night, so that there is something to tell apart."""
+    web, address = here.lab["web"], here.lab["db"].host.ip4
+    for label, ports in (("app=report", (5432,)), ("app=batch", (5432, 22)), ("app=crawler", (22, 80, 9187))):
+        for port in ports:
+            reach = ["bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}"]
+            web.execute(web.workload([label], reach), timeout=3.0)
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        with night() as happened:
+            passers_by(happened)
+            folder = str(Path(sys.argv[2]).absolute())
+            done = happened.lab["db"].execute([sys.executable, "-m", "tui.pictures", folder], timeout=300.0)
+            sys.stdout.write(done.out + done.err)
     with night() as happened:
         seen = asyncio.run(watch(happened))
         draw(seen.steps, Path(sys.argv[1]))

@@ -41,7 +41,7 @@ def marked(text: Any) -> list[str]:
 
 
 def test_a_host_that_does_well_has_nothing_bad() -> None:
-    text = health.enforcement(STATUS, NOW)
+    text = health.enforcement(STATUS, NOW, 100)
     assert not marked(text)
     assert "1 live flow," in text.plain
     assert "1 restart" in text.plain
@@ -63,7 +63,7 @@ def test_what_is_wrong_is_told() -> None:
         "workers": [{**WORKER, "enforcing": False, "stats": stats}],
         "policy": None,
     }
-    told = "\n".join(marked(health.enforcement(bad, NOW)))
+    told = "\n".join(marked(health.enforcement(bad, NOW, 100)))
     for what in (
         "NOT INSTALLED",
         "flushed",
@@ -85,12 +85,12 @@ def test_the_store_and_its_rings() -> None:
         "insert_p50_ms": 1.0,
         "insert_p99_ms": 9.0,
     }
-    text = health.store(counters, live=True)
+    text = health.store(counters, 100, live=True)
     assert "90% full" in text.plain
     assert "1 segment\n" in text.plain
     assert not marked(text)
-    assert marked(health.store({**counters, "rings": {"worker-0": {**ring, "lost": 4}}}, live=True))
-    assert marked(health.store({"error": "gone"}, live=True))
+    assert marked(health.store({**counters, "rings": {"worker-0": {**ring, "lost": 4}}}, 100, live=True))
+    assert marked(health.store({"error": "gone"}, 100, live=True))
 
 
 def test_certificates_and_lists() -> None:
@@ -103,7 +103,7 @@ def test_certificates_and_lists() -> None:
         "keys": [],
         "next_update": NOW + 1,
     }
-    good = health.certificates(STATUS, [identity], [fresh], NOW)
+    good = health.certificates(STATUS, [identity], [fresh], NOW, 100)
     assert not marked(good)
     assert "list 2, 1 revoked" in good.plain
     bad = health.certificates(
@@ -111,6 +111,7 @@ def test_certificates_and_lists() -> None:
         [{**identity, "refused": "revoked"}],
         [{**fresh, "next_update": NOW}],
         NOW,
+        100,
     )
     assert len(marked(bad)) == 4
 
@@ -121,7 +122,7 @@ def test_findings_come_the_worst_first() -> None:
         {"area": "host", "check": level, "level": level, "message": f"{level} thing", "hint": "do this"}
         for level in levels
     ]
-    lines = health.findings(found).plain.split("\n")
+    lines = health.findings(found, 100).plain.split("\n")
     order = [
         next(i for i, line in enumerate(lines) if f"{level} thing" in line)
         for level in ("bad", "warning", "note")
@@ -129,8 +130,8 @@ def test_findings_come_the_worst_first() -> None:
     assert order == sorted(order)
     assert "good thing" not in "\n".join(lines)
     assert "1 of 4 checks" in "\n".join(lines)
-    assert "examining" in health.findings(None).plain
-    assert "no root" in health.findings(None, "no root").plain
+    assert "examining" in health.findings(None, 100).plain
+    assert "no root" in health.findings(None, 100, "no root").plain
 
 
 def test_a_moment_of_the_past() -> None:
@@ -144,7 +145,23 @@ def test_a_moment_of_the_past() -> None:
         "trust": [],
         "warnings": [],
     }
-    text = health.then(document)
+    text = health.then(document, 100)
     assert len(marked(text)) == 2
     assert "revision 2 by eve on web-1" in text.plain
     assert "12.3k open" in text.plain
+
+
+def test_long_lines_go_on_below_where_they_began() -> None:
+    found = [
+        {
+            "area": "host",
+            "check": "clock",
+            "level": "bad",
+            "message": "it is wrong " * 9,
+            "hint": "set it " * 20,
+        }
+    ]
+    lines = health.findings(found, 60).plain.split("\n")
+    assert all(len(line) <= 60 for line in lines)
+    inset = " " * (health.NAME + 3)
+    assert sum(line.startswith(inset) for line in lines) >= 5

@@ -97,25 +97,29 @@ class Hosts(View):
             super().failed(what, error)
 
     def on_resize(self) -> None:
-        """One side or two."""
+        """One side or two, and lines broken for the width there is."""
         self.query_one("#sides").set_class(self.size.width >= WIDE, "-wide")
+        self._draw()
 
     def _draw(self) -> None:
         facts, now = self.facts, now_us()
+        room = self.size.width - 4
+        if self.size.width >= WIDE:
+            room = room // 2 - 2
         one, other = Text(), Text()
         if "then" in facts:
-            one = health.then(facts["then"])
+            one = health.then(facts["then"], room)
         if "status" in facts:
             status = facts["status"]
             live = "workers" in status
             if live:
-                one = health.enforcement(status, now)
+                one = health.enforcement(status, now, room)
             one.append("\n")
-            one.append_text(health.store(status.get("store", {}), live=live))
+            one.append_text(health.store(status.get("store", {}), room, live=live))
             if live:
-                other = health.certificates(status, facts["identities"], facts["lists"], now)
+                other = health.certificates(status, facts["identities"], facts["lists"], now, room)
                 other.append("\n")
-                other.append_text(health.findings(self.findings, self._why_none))
+                other.append_text(health.findings(self.findings, room, self._why_none))
         one.right_crop(1)
         other.right_crop(1)
         self.query_one("#health", Static).update(one)

@@ -102,9 +102,9 @@ class Identities(View):
             id="identities",
         )
         with Horizontal(id="papers"):
-            with VerticalScroll(can_focus=False):
+            with VerticalScroll():
                 yield Static(id="paper", markup=False)
-            with VerticalScroll(can_focus=False):
+            with VerticalScroll():
                 yield Static(id="peers", markup=False)
 
     def first(self) -> Grid:
@@ -251,7 +251,7 @@ def paper(item: Identity, now: int, room: int) -> Text:
     wide = min(max((len(escape(f"{k}={v}")) for k, v in labels.items()), default=0), max(8, room - 11))
     for key, value in labels.items():
         out.append(f"{fit(escape(f'{key}={value}'), wide):<{wide}}  ")
-        out.append(escape(item["origins"].get(key, "?")) + "\n", style="dim")
+        out.append(escape(item["origins"].get(key, "-")) + "\n", style="dim")
     out.append("\nCertificate\n", style="bold underline")
 
     def line(name: str, value: object, style: str = "") -> None:
@@ -285,10 +285,10 @@ def peers(rows: list[dict[str, Any]], span: str, now: int, room: int) -> Text:
         return out
     for row in rows:
         bad = row["denied"] and not row["allowed"]
-        sign, style = ("✗", "bold red") if bad else ("~", "yellow") if row["denied"] else ("✓", "green")
+        sign, style = ("✗", "bold red") if bad else ("±", "bold yellow") if row["denied"] else ("✓", "green")
         out.append(f"{sign} ", style=style)
         out.append("to   " if row["outward"] else "from ", style="dim")
-        verdicts = " ".join(
+        verdicts = ", ".join(
             part
             for part in (
                 f"{count(row['denied'])} denied" if row["denied"] else "",

@@ -21,7 +21,7 @@ from sectool.events import now_us
 from tui.grid import Column, Grid, Row, clean_row
 from tui.source import Revision, Source
 from tui.view import View
-from tui.words import ago, day_clock, plural
+from tui.words import ago, day_clock
 
 KEYWORDS = frozenset(
     ("allow", "deny", "audit", "require", "to", "call", "on", "encrypted", "where", "until", "because")
@@ -93,7 +93,7 @@ class Policies(View):
                 )
                 yield Static("Documents", classes="title", markup=False)
                 yield Grid(
-                    (Column("MODE", 7), Column("DOCUMENT", 20, 1)),
+                    (Column("MODE", 7), Column("RULES", 5, right=True), Column("DOCUMENT", 12, 1)),
                     empty="none",
                     id="documents",
                 )
@@ -158,11 +158,8 @@ class Policies(View):
                         f"{kind}/{name}",
                         (
                             mode or "-",
-                            ", ".join(
-                                part
-                                for part in (f"{kind} {name}", owner, plural(rules, "rule") if rules else "")
-                                if part
-                            ),
+                            str(rules or ""),
+                            f"{kind} {name}{f', {owner}' if owner else ''}",
                         ),
                         ("warn" if mode == "stage" else "dim" if mode == "off" else "",),
                     )

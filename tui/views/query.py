@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.widgets import Static, TextArea
 
 from sectool.errors import SectoolError
-from tui.grid import Column, Grid, Row, clean_row
+from tui.grid import GAP, Column, Grid, Row, clean_row
 from tui.source import Rows
 from tui.view import View
 from tui.words import plural
@@ -103,12 +103,13 @@ class Query(View):
         names = list(self.items[0]) if self.items else [""]
         lines = [tuple("" if row[n] is None else str(row[n]) for n in names) for row in self.items]
         columns = []
+        cap = max(8, (self.size.width - 2) // len(names) - GAP)  # else those on the right would vanish
         for index, name in enumerate(names):
             longest = max((len(line[index]) for line in lines), default=0)
             number = bool(self.items) and all(
                 isinstance(r[name], int | float | None) for r in self.items[:50]
             )
-            columns.append(Column(name, max(len(name), min(longest, 32)), 0 if number else 1, right=number))
+            columns.append(Column(name, min(cap, max(len(name), longest)), 0 if number else 1, right=number))
         self.query_one("#rows", Grid).show(
             [clean_row(Row(str(i), line)) for i, line in enumerate(lines)], columns=columns
         )
