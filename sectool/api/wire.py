@@ -7,15 +7,17 @@ and an asyncio stream. A peer can make any of them raise `WireError`, and nothin
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import struct
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sectool.errors import SectoolError
+
+if TYPE_CHECKING:  # packet workers and store read blocking sockets, and start sooner without it
+    import asyncio
 
 MAX_HEADER = 1 << 20  # bytes
 MAX_PAYLOAD = 256 << 20  # bytes
@@ -148,16 +150,18 @@ def _exactly(sock: socket.socket, size: int, *, at_boundary: bool = False) -> by
 
 async def read_async(reader: asyncio.StreamReader, max_payload: int = MAX_PAYLOAD) -> Frame | None:
     """The next frame of an asyncio stream; results and errors as those of `read`."""
+    from asyncio import IncompleteReadError
+
     try:
         prefix = await reader.readexactly(_LENGTH.size)
-    except asyncio.IncompleteReadError as error:
+    except IncompleteReadError as error:
         if error.partial:
             raise EOFError("the connection ended inside a message") from None
         return None
     try:
         header, length = parse_header(await reader.readexactly(header_length(prefix)), max_payload)
         payload = await reader.readexactly(length) if length else b""
-    except asyncio.IncompleteReadError:
+    except IncompleteReadError:
         raise EOFError("the connection ended inside a message") from None
     return Frame(header, payload)
 
