@@ -2,7 +2,8 @@
 
 Who may ask is decided by the kernel's word about the peer (SO_PEERCRED): root, the user the store runs as, and the
 members of the socket's group. Nothing a client does can stop ingest: queries run on cursors of their own with time
-limits, sends to a client that does not read end after `SEND_S`, and a follower that is too slow gets a counted gap.
+limits and end with the connection they were asked on, sends to a client that does not read end after `SEND_S`, and a
+follower that is too slow gets a counted gap.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sectool.api.server import Peer
 from sectool.errors import Exit, PrivilegeError, SectoolError, UsageError
 from sectool.filters import Filter
 from store import query, questions
+from store.absent import Absent
 from store.flows import Tail, list_events, list_flows, no_new_flows
 from store.process import Store
 from store.query import Result
@@ -59,6 +61,7 @@ class Server:
         self._gone = threading.Condition(self._lock)
         self._queries = threading.BoundedSemaphore(MAX_QUERIES)
         self._closing = False
+        self._absent = Absent(lambda thread: self.store.catalog.interrupt_queries(thread))
         self._operations: dict[str, Callable[[Mapping[str, Any]], Answer]] = {
             "ping": lambda _: ({"pid": os.getpid(), "next_seq": self.store.next_seq}, b""),
             "stats": lambda _: (self.store.stats(), b""),
@@ -108,6 +111,7 @@ class Server:
     def close(self) -> None:
         """Hang up on everybody and remove the socket."""
         self._closing = True
+        self._absent.close()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
         with contextlib.suppress(OSError):
@@ -192,7 +196,8 @@ class Server:
                 raise UsageError(
                     f"the store knows no operation {op!r}", "client and store may differ in version"
                 )
-            fields, payload = operation(frame.header)
+            with self._absent.noticed(client):
+                fields, payload = operation(frame.header)
             message = wire.encode({"ok": True, **fields}, payload)
         except SectoolError as error:
             _refuse(client, error)
