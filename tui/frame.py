@@ -221,8 +221,8 @@ class Frame(App[None]):
             return
         except SectoolError as failed:
             error = failed
-        except OSError as failed:
-            error = SectoolError(str(failed))
+        except Exception as failed:  # a defect in one answer must not end the questions
+            error = SectoolError(f"status failed: {type(failed).__name__}: {failed}", "please report this")
         self.post_message(self.Status(facts, error))
 
     def on_frame_status(self, message: Status) -> None:

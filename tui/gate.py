@@ -1,11 +1,12 @@
 """Who may look at the console in a browser: whoever has the token of the printed address, once; then their browser.
 
-    token ──first use──► session (a cookie of this browser) ──► page, script, terminal
+    token ──first use──► session (a cookie of this browser, for a secret place) ──► page, script, terminal
       └── any further use ──► refused
 
 Other users of the host reach the port, too, and so do the pages that a browser has open elsewhere. So every request
 needs the session, the name it asks for has to be ours (else any name that resolves to this host would do), and a
-terminal is opened for our own page only. Secrets are compared in constant time.
+terminal is opened for our own page only. A browser sends a cookie to every port of a host: so it is for a random place
+in our address alone, which what listens on other ports is never asked for. Secrets are compared in constant time.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Gate:
     hosts: frozenset[str]
     token: str = field(default_factory=lambda: secrets.token_urlsafe(BYTES), repr=False)
     session: str = field(default_factory=lambda: secrets.token_urlsafe(BYTES), repr=False)
+    place: str = field(default_factory=lambda: f"/{secrets.token_urlsafe(BYTES)}/", repr=False)
 
     def enter(
         self, path: str, query: Mapping[str, str], cookies: Mapping[str, str], headers: Mapping[str, str]

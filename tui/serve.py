@@ -30,13 +30,13 @@ _HEADERS = {
 # textual-serve's own page asks a font of somebody else's server. This one asks nobody.
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<link rel="stylesheet" href="/static/css/xterm.css">
+<link rel="stylesheet" href="static/css/xterm.css">
 <style>html, body {{ margin: 0; height: 100%; background: #0c181f; color: #cdd; font: 16px monospace; }}
 .textual-terminal {{ width: 100vw; height: 100vh; }}
 .over {{ display: none; padding: 2em; }} body.-closed .over {{ display: block; }}
 body.-closed .textual-terminal {{ display: none; }}</style>
-<script src="/static/js/textual.js"></script></head>
-<body><p class="over">The console has ended. <a style="color: inherit" href="/">Open it again</a></p>
+<script src="static/js/textual.js"></script></head>
+<body><p class="over">The console has ended. <a style="color: inherit" href="./">Open it again</a></p>
 <div id="terminal" class="textual-terminal" data-session-websocket-url="{socket}" data-font-size="{size}"></div>
 </body></html>
 """
@@ -96,9 +96,9 @@ class ConsoleServer(Server):
         app = web.Application(middlewares=[self._guard], client_max_size=1 << 16)
         app.add_routes(
             [
-                web.get("/", self.handle_index, name="index"),
-                web.get("/ws", self.handle_websocket, name="websocket"),
-                web.static("/static", self.statics_path, name="static"),
+                web.get(self.gate.place, self.handle_index, name="index"),
+                web.get(f"{self.gate.place}ws", self.handle_websocket, name="websocket"),
+                web.static(f"{self.gate.place}static", self.statics_path, name="static"),
             ]
         )
         return app
@@ -110,14 +110,16 @@ class ConsoleServer(Server):
             text = "403: open the address that `sectool top --serve` has printed; its token counts once\n"
             return web.Response(status=403, text=text, headers=_HEADERS)
         if entry is Entry.ADMITTED:
-            welcome = web.Response(status=303, headers={**_HEADERS, "Location": "/"})
-            welcome.set_cookie(COOKIE, self.gate.session, httponly=True, samesite="Strict", path="/")
+            welcome = web.Response(status=303, headers={**_HEADERS, "Location": self.gate.place})
+            welcome.set_cookie(
+                COOKIE, self.gate.session, httponly=True, samesite="Strict", path=self.gate.place
+            )
             return welcome
         return await handler(request)
 
     async def handle_index(self, request: web.Request) -> web.Response:
         """The page with the terminal."""
-        socket_url = f"ws://{request.host}/ws"
+        socket_url = f"ws://{request.host}{self.gate.place}ws"
         page = _PAGE.format(title=html.escape(TITLE), socket=html.escape(socket_url), size=FONT)
         return web.Response(text=page, content_type="text/html", headers=_HEADERS)
 

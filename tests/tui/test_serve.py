@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from sectool.errors import UsageError
 from tui.serve import ConsoleServer, listen
@@ -43,13 +44,15 @@ def test_the_page_and_the_terminal_are_for_who_has_the_token(folder: Path) -> No
                 await asyncio.sleep(0)
 
     async def look(server: ConsoleServer) -> None:
-        base = server.public_url
-        ours = {"Origin": base}
+        origin = server.public_url
+        base = origin + server.gate.place.rstrip("/")
+        ours = {"Origin": origin}
         async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
             for path in ("/", "/?token=", "/?token=guessed", "/ws", "/static/js/textual.js", "/download/x"):
-                async with browser.get(base + path) as answer:
-                    assert answer.status == 403, path
-                    assert server.gate.token not in await answer.text()
+                for where in (origin, base):
+                    async with browser.get(where + path) as answer:
+                        assert answer.status == 403, path
+                        assert server.gate.place not in await answer.text()
             async with browser.get(server.address, headers={"Host": "evil.example"}) as answer:
                 assert answer.status == 403
             with pytest.raises(aiohttp.WSServerHandshakeError):
@@ -59,8 +62,11 @@ def test_the_page_and_the_terminal_are_for_who_has_the_token(folder: Path) -> No
             async with browser.get(address) as answer:
                 assert answer.status == 200
                 assert "token" not in str(answer.url)
+                assert not browser.cookie_jar.filter_cookies(
+                    URL(origin)
+                )  # other ports of this host never see it
                 page = await answer.text()
-                assert f'"ws://127.0.0.1:{server.port}/ws"' in page
+                assert f'"ws://127.0.0.1:{server.port}{server.gate.place}ws"' in page
                 assert "https://" not in page  # it asks nobody else
                 assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
             async with aiohttp.ClientSession() as another, another.get(address) as answer:
