@@ -45,12 +45,14 @@ install_sectool() {
   fi
   say "install.sh"
   "$TREE/install.sh"
-  # Emulated processors (not even KVM) are tens of times slower: the same unit, with patience.
-  if [ "$(systemd-detect-virt)" = qemu ]; then
-    mkdir -p /etc/systemd/system/sectool.service.d
-    printf '[Service]\nTimeoutStartSec=900\nWatchdogSec=600\n' >/etc/systemd/system/sectool.service.d/emulated.conf
-    systemctl daemon-reload
-  fi
+}
+
+# Emulated processors (not even KVM) are tens of times slower: the same unit, with patience.
+be_patient() {
+  [ "$(systemd-detect-virt)" = qemu ] || return 0
+  mkdir -p /etc/systemd/system/sectool.service.d
+  printf '[Service]\nTimeoutStartSec=900\nWatchdogSec=600\n' >/etc/systemd/system/sectool.service.d/emulated.conf
+  systemctl daemon-reload
 }
 
 serve_pages() {
@@ -116,6 +118,7 @@ machine() {
   local name=$1
   vouches "$name" >/dev/null
   install_sectool
+  be_patient
   case $name in
   web) serve_pages ;;
   db) serve_orders ;;
