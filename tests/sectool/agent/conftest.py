@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from sectool.api.client import Client
+from sectool.errors import SectoolError
 from tests import preloaded
 from tests.preloaded import Done, sectool
 
@@ -96,8 +98,27 @@ class Host:
         assert done.out, done
         return json.loads(done.out)
 
-    def status(self) -> Any:
-        return self.json("status")
+    def status(self) -> dict[str, Any]:
+        """What `sectool status` shows, asked of daemon and store themselves: tests wait for it over and over."""
+        try:
+            with Client(self.run / "control.sock", timeout=60) as control:
+                found = control.call("status").header
+        except SectoolError as error:
+            raise AssertionError(str(error)) from None
+        try:
+            with Client(self.run / "events.sock", timeout=3) as store:
+                found["store"] |= store.call("stats").header
+        except SectoolError as error:
+            found["store"]["error"] = error.message
+        return found
+
+    def enforces(self) -> bool:
+        """Whether a daemon is there and all is well."""
+        try:
+            found = self.status()
+        except AssertionError:
+            return False
+        return bool(found["enforcing"] and found["state"] == "enforcing")
 
     def popen(self, *args: object, **more: Any) -> subprocess.Popen[str]:
         """Start any program inside."""

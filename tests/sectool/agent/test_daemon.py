@@ -316,12 +316,12 @@ def test_rules_that_somebody_flushes_are_put_back_and_that_is_on_record(shared: 
     until(lambda: ours() == before, "the rules are back")
     until(lambda: told("enforcer.degraded"), "it is on record")
     until(lambda: not shared.status()["problems"], "all is well again")
-    assert told("enforcer.recovered")
+    until(lambda: told("enforcer.recovered"), "that is on record, too")
 
 
 def test_sigterm_is_an_orderly_stop_that_stays_closed(host: Host) -> None:
     process = host.popen(sys.executable, "-m", "sectool", "up", stderr=subprocess.PIPE)
-    until(lambda: host.sectool("status").code == 0, "it enforces")
+    until(host.enforces, "it enforces")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 0

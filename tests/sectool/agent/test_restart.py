@@ -215,7 +215,7 @@ def test_the_first_policy_given_to_up_does_not_come_back(host: Host) -> None:
 def test_in_the_foreground_too(host: Host) -> None:
     """As systemd starts it: the main process id stays."""
     process = host.popen(sys.executable, "-m", "sectool", "up", stderr=subprocess.PIPE)
-    until(lambda: host.sectool("status").code == 0, "it enforces")
+    until(host.enforces, "it enforces")
     assert host.status()["pid"] == process.pid
     host.ok("restart")
     assert host.status()["pid"] == process.pid
