@@ -41,6 +41,9 @@ class View(Vertical):
 
     NAME: ClassVar[str] = ""
     TITLE: ClassVar[str] = ""
+    BESIDE: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # questions that take their time, and that nobody waits for
 
     class Loaded(Message):
         """An answer for the view. `error` is set when there is none."""
@@ -90,8 +93,11 @@ class View(Vertical):
 
     @property
     def asking_for(self) -> float:
-        """Seconds since the oldest question that can be called off was asked; 0 without one."""
-        return max((q.asking.took for q in self._asking.values() if not q.asking.lasting), default=0.0)
+        """Seconds since the oldest question was asked that somebody waits for and that can be called off; 0: none."""
+        return max(
+            (q.asking.took for q in self._asking.values() if not (q.asking.lasting or q.what in self.BESIDE)),
+            default=0.0,
+        )
 
     # --- asking ----------------------------------------------------------------------------------------------
 

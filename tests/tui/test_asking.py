@@ -176,5 +176,13 @@ def test_what_takes_long_is_told_of_and_called_off_by_esc(console: Open) -> None
             change.set()
             await until(lambda: done, "the change is done")
             assert (done, never) == ([True], [])
+            await press(pilot, "h")  # what nobody waits for is not told of, and esc goes back
+            examined = threading.Event()
+            app.view.ask("doctor", lambda: examined.wait(DEADLINE_S), then=done.append)
+            app.view._asking["doctor"].asking.begun -= PATIENCE_S + 2
+            assert app.view.asking_for == 0
+            await pilot.press("escape")
+            assert app.view_name == "pulse"
+            examined.set()
 
     asyncio.run(play())

@@ -38,6 +38,7 @@ class Hosts(View):
 
     NAME = "hosts"
     TITLE = "Health"
+    BESIDE = frozenset({"doctor"})
     DEFAULT_CSS = """
     Hosts VerticalScroll { padding: 0 1; }
     Hosts #sides { height: auto; layout: vertical; }
