@@ -81,7 +81,7 @@ def inside(arguments: argparse.Namespace) -> int:
     work, report = Path(arguments.inside), Path(arguments.report)
     report.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"date: {dt.datetime.now(dt.UTC):%F %H:%M} UTC", f"host: Linux {os.uname().release}"]
-    lines.append(f"processors of the machines: {'real (KVM)' if arguments.kvm else 'emulated (TCG, Nehalem)'}")
+    lines.append(f"processors of the machines: {'real (KVM)' if arguments.kvm else 'emulated (TCG)'}")
     failed = 0
     with libvirt(work):
         names = TWO if arguments.two else MACHINES
