@@ -27,6 +27,9 @@ vouches() {
   esac
 }
 
+# The same with what a host has to be allowed to say of itself: its own labels are no exception.
+constrained() { vouches "$1" | awk '{ print } before == "--label" { print "--allow"; print } { before = $0 }'; }
+
 packages() {
   local missing=() package
   for package in "$@"; do
@@ -103,7 +106,7 @@ UNIT
 }
 
 enrol_here() {
-  [ -e "$STATE/host/host.crt" ] || vouches "$1" | xargs -d '\n' sectool host enroll --name "$1" --ca "$STATE/ca" "${NETWORKS[@]}"
+  [ -e "$STATE/host/host.crt" ] || constrained "$1" | xargs -d '\n' sectool host enroll --name "$1" --ca "$STATE/ca" "${NETWORKS[@]}"
 }
 
 # From now on, and after each boot. Until the policy is there only connections that are open already go on, like ours.
@@ -145,7 +148,7 @@ main() {
   token)
     # Who joins has no identity yet, so ops has to hear it without one for that long: on record.
     sectool -q mode observe --reason "$name joins" >&2 || [ $? = 1 ] # 1: nothing is denied now
-    vouches "$name" | xargs -d '\n' sectool ca token create --url "$CA" --name "$name" --ttl 30m
+    constrained "$name" | xargs -d '\n' sectool ca token create --url "$CA" --name "$name" --ttl 30m
     ;;
   join)
     if [ ! -e "$STATE/host/host.crt" ]; then
