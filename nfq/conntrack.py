@@ -47,7 +47,7 @@ from nfq.ctnetlink import (
 )
 from sectool.errors import PrivilegeError, SectoolError
 
-__all__ = ["ConntrackControl", "DestroyListener", "Ended", "Entry", "FlowTuple"]
+__all__ = ["ConntrackControl", "DestroyListener", "Ended", "Entry", "FlowTuple", "load_tracking"]
 
 Ended = Entry  # what DestroyListener gives: the entry as it was when it ended
 
@@ -64,6 +64,16 @@ def _netlink() -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
     sock.bind((0, 0))
     return sock
+
+
+def load_tracking() -> None:
+    """Have the kernel load connection tracking where it is a module: nobody has asked for it on a host just started.
+
+    A question about any connection does that (nfnetlink.c, request_module), and needs no right to load modules: a unit
+    with ProtectKernelModules= may ask it.
+    """
+    with contextlib.suppress(SectoolError), contextlib.closing(ConntrackControl()) as control:
+        control.get(FlowTuple(b"\x7f\0\0\1", b"\x7f\0\0\1", 1, 1))
 
 
 def _refused(code: int) -> SectoolError:

@@ -68,6 +68,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq import bpf
+from nfq.conntrack import load_tracking
 from nfq.marks import MASK, Marks
 from nfq.shed import COUNTER, Shed, set_name
 from sectool.errors import PrivilegeError, SectoolError, UsageError
@@ -389,6 +390,8 @@ def install(config: RulesConfig, run: Path) -> None:
 
 def prepare(run: Path) -> None:
     """What comes before the rules: remember in `run` how things are, and switch connection counters on."""
+    if any(_get_sysctl(name) is None for name in _SYSCTLS):
+        load_tracking()
     _remember(run, {family: _save(family) for family in families()})
     for name, value in _SYSCTLS.items():
         _set_sysctl(name, value)
@@ -405,7 +408,7 @@ def remove(run: Path) -> None:
     with contextlib.suppress(OSError), contextlib.closing(Shed()) as shed:
         shed.remove()
     for name, value in before.get("sysctls", {}).items():
-        if name in _SYSCTLS and _get_sysctl(name) == _SYSCTLS[name]:
+        if name in _SYSCTLS and value is not None and _get_sysctl(name) == _SYSCTLS[name]:
             _set_sysctl(name, str(value))
     (run / _BEFORE).unlink(missing_ok=True)
 

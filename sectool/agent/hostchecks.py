@@ -124,6 +124,17 @@ def _swap() -> Iterator[Checked]:
 
 
 def _processors(settings: Settings) -> Iterator[Checked]:
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        flags = None
+    if flags is not None and "avx" not in flags[1].split():
+        yield (
+            "processor",
+            "bad",
+            "has no AVX, with which DuckDB's package begins: the store ends in SIGILL, and nothing is recorded",
+            "give the virtual machine the host's processor (libvirt: host-passthrough), or another host",
+        )
     count = len(os.sched_getaffinity(0))
     if settings.workers > count:
         yield (

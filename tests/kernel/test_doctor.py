@@ -114,6 +114,12 @@ LACKING: dict[str, tuple[str, str, str]] = {
         "cgroup v2",
         "not mounted",
     ),
+    "avx": (
+        "sed 's/ avx / /' /proc/cpuinfo >/dev/shm/cpuinfo-$$ && mount --bind /dev/shm/cpuinfo-$$ /proc/cpuinfo"
+        " && rm /dev/shm/cpuinfo-$$",
+        "processor",
+        "no AVX",
+    ),
     "iptables": (
         'mount --bind /dev/null "$(readlink -f "$(command -v iptables-restore)")"',
         "iptables",
