@@ -34,7 +34,7 @@ def root(text: str) -> Scalar:
 def test_places_inside_a_scalar(text: str, value: str, word: str, place: str) -> None:
     scalar = root(text)
     assert scalar.value == value
-    assert scalar.fail("x", offset=value.index(word)).where == place
+    assert scalar.fail("x", "y", offset=value.index(word)).where == place
 
 
 @settings(max_examples=300, deadline=None)
@@ -64,7 +64,7 @@ def test_every_word_of_a_quoted_scalar_is_found_where_it_was_written(
         at = scalar.value.index(word, at)
         line = text.count("\n", 0, start) + 1
         column = start - (text.rfind("\n", 0, start) + 1) + 1
-        assert scalar.fail("x", offset=at).where == f"f:{line}:{column}" or at == 0
+        assert scalar.fail("x", "y", offset=at).where == f"f:{line}:{column}" or at == 0
         at += len(word)
 
 
