@@ -358,3 +358,32 @@ def test_identities_that_are_revoked_meanwhile_are_cut_when_denial_begins(pair: 
     assert not pair.b.ports.cuts
     assert observe(pair.b.core, False, NOW_US) == 1
     assert pair.b.records[-1]["drop_reason"] == DropReason.REVOKED_LIVE
+
+
+# -- what is encrypted -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sealed(make_host: MakeHost) -> Pair:
+    """An encrypted connection, while nothing is enforced."""
+    pair = hosts(make_host, ENCRYPTED, suites=True)
+    let_all(pair.a, pair.b)
+    assert pair.b.into(pair.proof_on_wire()).verdict is Verdict.ENCRYPT
+    return pair
+
+
+def test_a_forged_syn_does_not_make_an_encrypted_connection_plain(
+    sealed: Pair, make_host: MakeHost, foreign_root: RootAuthority
+) -> None:
+    (flow,) = sealed.b.core.live
+    stranger = make_host("a", ca=foreign_root)
+    stranger.workload("web", {"app": "web"})
+    shown = Pair(stranger, sealed.b, isn=66_666).syn_on_wire()
+    for forged in (bytes(sealed.packet(True, "S", 77_777, 0)), shown):
+        passed = sealed.b.into(forged)
+        assert passed.verdict is Verdict.ACCEPT, "for the stack, which challenges it"
+        assert list(sealed.b.core.live) == [flow]
+    answer = sealed.b.out(sealed.reply(b"secret"))
+    assert answer.verdict is Verdict.ENCRYPT
+    assert b"secret" not in (answer.packet or b"secret")
+    assert sealed.b.into(sealed.ack(b"forged")).verdict is Verdict.DROP
