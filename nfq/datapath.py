@@ -20,6 +20,7 @@ from nfq.packet import (
     PacketError,
     Segment,
     as_reset,
+    carries,
     parse,
     record_option,
     reply_reset,
@@ -106,11 +107,14 @@ def _unknown(core: Core, seg: Segment, now_us: int) -> Result:
     """Nobody here knows this connection. A peer whose enforcer does is told, so that its program need not wait in vain.
 
     It was half open when a worker before this one died, or found no place in the journal.
+    While observing it goes on, unless it is encrypted: neither in the clear, nor a record to a program.
     """
-    if core.observing:
+    option = record_option(seg)
+    record = option is not None and not is_proof(option)
+    if core.observing and not record and not (carries(seg) and core.ports.sealed(seg)):
         return core.turn_away(DropReason.UNKNOWN_FLOW)
     mine = worker_of(seg.key, core.config.workers) == core.config.worker  # else its own may know it
-    if seg.outbound or seg.flags & RST or not mine or not core.enforced(seg.source) or not record_option(seg):
+    if seg.outbound or seg.flags & RST or not mine or not core.enforced(seg.source) or option is None:
         return core.drop(DropReason.UNKNOWN_FLOW)
     require_checksum(seg)
     if core.refusal_limit.take(seg.source, now_us):

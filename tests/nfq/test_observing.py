@@ -387,3 +387,17 @@ def test_a_forged_syn_does_not_make_an_encrypted_connection_plain(
     assert answer.verdict is Verdict.ENCRYPT
     assert b"secret" not in (answer.packet or b"secret")
     assert sealed.b.into(sealed.ack(b"forged")).verdict is Verdict.DROP
+
+
+def test_an_encrypted_connection_that_a_worker_has_lost_does_not_go_on(sealed: Pair) -> None:
+    record = sealed.a.out(sealed.ack(b"secret")).packet
+    assert record is not None
+    (flow,) = sealed.b.core.live
+    sealed.b.core.forget(flow)
+    assert sealed.b.into(record).verdict is Verdict.DROP, "its program would read the record"
+    sealed.b.ports.sealed_keys.add(flow.key)  # so says the kernel
+    answer = sealed.reply(b"secret")
+    assert sealed.b.out(answer).verdict is Verdict.DROP
+    assert datapath.bulk(sealed.b.core, bytes(answer), True, False, NOW_US).verdict is Verdict.DROP
+    assert sealed.b.into(sealed.ack(b"forged")).verdict is Verdict.DROP
+    assert sealed.b.into(sealed.ack()).verdict is Verdict.ACCEPT
