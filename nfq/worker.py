@@ -218,7 +218,7 @@ class Worker:
             result = datapath.handle(self.core, packet.data, outbound, local, now_us(), device)
         except Exception as e:
             self._failed(e)
-            result = self.core.turn_away(DropReason.INTERNAL_ERROR)
+            result = datapath.broken(self.core, packet.data, outbound, DropReason.INTERNAL_ERROR)
         verdict = result.verdict
         if verdict is Verdict.DROP:
             packet.drop()

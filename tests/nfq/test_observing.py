@@ -401,3 +401,43 @@ def test_an_encrypted_connection_that_a_worker_has_lost_does_not_go_on(sealed: P
     assert datapath.bulk(sealed.b.core, bytes(answer), True, False, NOW_US).verdict is Verdict.DROP
     assert sealed.b.into(sealed.ack(b"forged")).verdict is Verdict.DROP
     assert sealed.b.into(sealed.ack()).verdict is Verdict.ACCEPT
+
+
+def test_what_cannot_be_read_passes_but_not_into_or_out_of_an_encrypted_connection(sealed: Pair) -> None:
+    """Linux takes what its options' lengths say no more of (tcp_parse_options)."""
+    stray = Pair(sealed.a, sealed.b, sport=sealed.sport + 1)
+    for pair, verdict in ((sealed, Verdict.DROP), (stray, Verdict.ACCEPT)):
+        segment = packet.parse(bytes(pair.ack(b"forged")), False)
+        forged = packet.rebuild(segment, packet._RECORD_PREFIX + bytes(4), segment.payload)
+        assert pair.b.into(forged).verdict is verdict
+        signed = [
+            (19, bytes(16)),
+            ("NOP", None),
+            ("NOP", None),
+        ]  # MD5 (RFC 2385): no room for a record's option
+        answer = pair.packet(False, "PA", pair.peer_isn + 1, pair.isn + 1, b"secret", options=signed)
+        assert pair.b.out(answer).verdict is verdict
+    nonsense = bytearray(bytes(sealed.ack(b"forged")))
+    nonsense[3] += 1
+    assert sealed.b.into(bytes(nonsense)).verdict is Verdict.DROP, "nobody can say whose it is"
+
+
+def test_a_defect_lets_nothing_out_of_an_encrypted_connection(sealed: Pair) -> None:
+    answer = bytes(sealed.reply(b"secret"))
+    broken = datapath.broken(sealed.b.core, answer, True, DropReason.INTERNAL_ERROR)
+    assert broken.verdict is Verdict.DROP
+    sealed.sport += 1
+    answer = bytes(sealed.reply(b"secret"))
+    assert datapath.broken(sealed.b.core, answer, True, DropReason.INTERNAL_ERROR).verdict is Verdict.ACCEPT
+
+
+def test_a_broken_datagram_passes_but_not_into_an_encrypted_flow(root: RootAuthority) -> None:
+    pair = make_udp_pair(root, app="vault")
+    pair.establish()
+    let_all(pair.a, pair.b)
+    assert next(iter(pair.b.core.udp.live)).suite
+    for verdict in (Verdict.DROP, Verdict.ACCEPT):
+        broken = bytearray(pair.datagram(b"forged"))
+        broken[25] -= 1  # a shorter UDP length: Linux trims the rest away
+        assert pair.b.into(bytes(broken)).verdict is verdict
+        pair.sport += 1
