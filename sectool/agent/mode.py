@@ -237,9 +237,15 @@ class Modes:
             self.watch()
 
     def choose(self, mode: Mode, by: str, reason: str) -> None:
-        """Enforce or observe from now on. Raises SectoolError, and then nothing has changed."""
+        """Enforce or observe from now on. Raises SectoolError, and then nothing has changed.
+
+        Enforcing waits for nothing: neither a full disk nor a full ring may keep denial away.
+        """
         before = self.mode
         chosen = replace(self.chosen, mode=mode, since_us=now_us(), by=by, reason=reason)
+        if mode is Mode.ENFORCE:
+            self._enforce(before, chosen)
+            return
         if before is not mode:
             self._on_record(Type.MODE_CHANGED, mode=str(mode), before=str(before), actor=by, reason=reason)
         save(self._state, chosen)
@@ -247,6 +253,22 @@ class Modes:
         self._daemon.health.clear("mode")
         log.warning("mode %s, by %s: %s", mode, by, reason or "no reason given")
         self._tell()
+
+    def _enforce(self, before: Mode, chosen: Chosen) -> None:
+        self.chosen, self._trouble = chosen, None
+        self._tell()
+        log.warning("mode %s, by %s: %s", chosen.mode, chosen.by, chosen.reason or "no reason given")
+        if before is not chosen.mode:
+            facts = {"mode": str(chosen.mode), "before": str(before), "actor": chosen.by}
+            self._daemon.events.emit(
+                Type.MODE_CHANGED, host=self._daemon.host.name, **facts, reason=chosen.reason
+            )
+        try:
+            save(self._state, chosen)
+        except SectoolError as error:
+            self._daemon.health.raise_("mode", f"{error.message}; enforcing, but only until the next start")
+        else:
+            self._daemon.health.clear("mode")
 
     def suspend(self, seconds: int, by: str, reason: str) -> Suspension:
         """Suspend denial. Raises UsageError while it is: nobody extends it without ending it, which is on record."""

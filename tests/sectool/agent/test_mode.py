@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import stat
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sectool.agent.mode import Chosen, Mode, Now, Suspension, load, parse, save
+from sectool.agent.daemon import Daemon
+from sectool.agent.health import Health
+from sectool.agent.mode import Chosen, Mode, Modes, Now, Suspension, load, parse, save
 from sectool.errors import SectoolError
+from sectool.events import Type
 from tests.sectool.agent.conftest import Host, until
 
 SECOND = 1_000_000
@@ -76,6 +82,62 @@ def test_a_file_that_cannot_be_read_is_an_error_with_a_remedy(tmp_path: Path, te
 def test_any_bytes_are_a_choice_or_a_value_error(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert parse(data).mode in Mode
+
+
+# -- without a daemon's other parts ----------------------------------------------------------------------------------
+
+
+class Parts:
+    """What a daemon's modes speak to: its workers, its ring, its health and its alerts, as lists."""
+
+    def __init__(self, state: Path, *, ring_full: bool = False) -> None:
+        self.paths = SimpleNamespace(state=state)
+        self.host = SimpleNamespace(name="h")
+        self.told: list[Mapping[str, object]] = []
+        self.emitted: list[tuple[Type, dict[str, object]]] = []
+        self.alarmed: list[str] = []
+        self.workers = [SimpleNamespace(send=self.told.append)]
+        self.health = Health(lambda *_: None)
+        self.alerts = SimpleNamespace(hold=lambda name, *_: self.alarmed.append(name), let_go=lambda _: None)
+        self.events = SimpleNamespace(emit=self._emit)
+        self._ring_full = ring_full
+
+    def _emit(self, kind: Type, **facts: object) -> bool:
+        self.emitted.append((kind, facts))
+        return not self._ring_full
+
+    def modes(self, chosen: Mode | None = None) -> Modes:
+        return Modes(cast(Daemon, self), chosen)
+
+
+def unwritable(state: Path) -> None:
+    """Nobody can write there what is to be written, root neither."""
+    (state / "mode.new").mkdir()
+
+
+def test_neither_a_full_disk_nor_a_full_ring_keeps_denial_away(tmp_path: Path) -> None:
+    save(tmp_path, Chosen(Mode.OBSERVE, 7, "alice", "first week"))
+    parts = Parts(tmp_path, ring_full=True)
+    modes = parts.modes()
+    unwritable(tmp_path)
+    modes.choose(Mode.ENFORCE, "bob", "enough")
+    assert modes.mode is Mode.ENFORCE
+    assert not modes.observing
+    assert parts.told[-1] == {"t": "mode", "observing": False, "for_us": None}
+    assert [kind for kind, _ in parts.emitted] == [Type.MODE_CHANGED]
+    assert "until the next start" in parts.health.problems["mode"]
+
+
+@pytest.mark.parametrize("ring_full", [False, True])
+def test_observing_begins_only_where_it_can_be_recorded_and_kept(tmp_path: Path, ring_full: bool) -> None:
+    parts = Parts(tmp_path, ring_full=ring_full)
+    modes = parts.modes()
+    if not ring_full:
+        unwritable(tmp_path)
+    with pytest.raises(SectoolError):
+        modes.choose(Mode.OBSERVE, "bob", "")
+    assert modes.mode is Mode.ENFORCE
+    assert not parts.told
 
 
 # -- with a daemon ---------------------------------------------------------------------------------------------------
