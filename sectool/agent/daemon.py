@@ -302,6 +302,7 @@ class Daemon:
             pid=os.getpid(),
             revision=active.revision if active else 0,
             hash=active.hash if active else "",
+            mode=str(self.modes.mode),  # it may have been chosen while no daemon ran
         )
         if active is None:
             denied = "would be denied" if self.modes.observing else "is denied"

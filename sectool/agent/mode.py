@@ -8,6 +8,7 @@ knows it, too, and ends the suspension by itself if nobody tells it to.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -80,6 +81,12 @@ class Suspension:
         if now.boot == self.boot:
             left = min(left, self.until_boot_us - now.boot_us)
         return max(0, left)
+
+    def carried_over(self, now: Now) -> Suspension:
+        """As it goes on in this boot, by whose clock it ends from now on as well."""
+        if now.boot == self.boot:
+            return self
+        return replace(self, boot=now.boot, until_boot_us=now.boot_us + self.left_us(now))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +177,10 @@ class Modes:
             self.chosen = load(self._state)
         except SectoolError as error:
             self.chosen, self._trouble = Chosen(), error
-        if chosen is not None and chosen is not self.chosen.mode:
+        self._carry_over()
+        self._before: Mode | None = None  # what a start changed, to be put on record
+        before = self.chosen.mode
+        if chosen is not None and chosen is not before:
             self.chosen = replace(
                 self.chosen,
                 mode=chosen,
@@ -178,6 +188,16 @@ class Modes:
                 by=Peer(0, os.getuid(), 0).name,
                 reason="sectool up",
             )
+            self._before = before
+            save(self._state, self.chosen)
+
+    def _carry_over(self) -> None:
+        """After a boot the calendar alone tells what is left; from here on setting it back wins nothing again."""
+        broken = self.chosen.suspension
+        if broken is None or (going_on := broken.carried_over(Now.read())) is broken:
+            return
+        self.chosen = replace(self.chosen, suspension=going_on)
+        with contextlib.suppress(SectoolError):  # it counts while this daemon runs, at least
             save(self._state, self.chosen)
 
     @property
@@ -227,6 +247,11 @@ class Modes:
         """The daemon is up: say how it is, and go on with what was begun before."""
         if self._trouble is not None:
             self._daemon.health.raise_("mode", f"{self._trouble.message}; enforcing")
+        if self._before is not None:
+            facts = {"mode": str(self.mode), "before": str(self._before), "actor": self.chosen.by}
+            self._daemon.events.emit(
+                Type.MODE_CHANGED, host=self._daemon.host.name, **facts, reason=self.chosen.reason
+            )
         if self.mode is Mode.OBSERVE:
             log.warning("observing: nothing is denied (`sectool mode enforce` begins)")
         broken = self.chosen.suspension

@@ -51,6 +51,24 @@ def test_the_earlier_of_both_clocks_ends_it(now: Now, left: int) -> None:
     assert BROKEN.left_us(now) == left * SECOND
 
 
+def test_after_a_boot_setting_the_calendar_back_wins_nothing_either() -> None:
+    begun = replace(later(100, boot="boot-2"), boot_us=7 * SECOND)
+    going_on = BROKEN.carried_over(begun)
+    assert going_on.left_us(begun) == 500 * SECOND
+    assert going_on.left_us(replace(begun, boot_us=507 * SECOND, utc_us=START.utc_us)) == 0
+    assert BROKEN.carried_over(START) is BROKEN
+
+
+def test_a_daemon_that_starts_after_a_boot_keeps_the_end_by_its_clock(tmp_path: Path) -> None:
+    now = Now.read()
+    save(tmp_path, Chosen(suspension=Suspension.begin("alice", "INC-1", 600, replace(now, boot="before"))))
+    modes = Parts(tmp_path).modes()
+    for kept in (modes.chosen.suspension, load(tmp_path).suspension):
+        assert kept is not None
+        assert kept.boot == now.boot
+        assert kept.until_boot_us <= Now.read().boot_us + 600 * SECOND
+
+
 def test_what_was_chosen_is_found_again_and_is_root_s_alone(tmp_path: Path) -> None:
     chosen = Chosen(Mode.OBSERVE, 7, "alice", "first week", BROKEN)
     save(tmp_path, chosen)
@@ -140,6 +158,16 @@ def test_observing_begins_only_where_it_can_be_recorded_and_kept(tmp_path: Path,
     assert not parts.told
 
 
+def test_a_start_that_changes_the_mode_is_on_record(tmp_path: Path) -> None:
+    first, second = Parts(tmp_path), Parts(tmp_path)
+    first.modes(Mode.OBSERVE).start()
+    second.modes(Mode.OBSERVE).start()
+    ((kind, facts),) = first.emitted
+    assert kind is Type.MODE_CHANGED
+    assert (facts["before"], facts["mode"]) == ("enforce", "observe")
+    assert not second.emitted, "it changes nothing"
+
+
 # -- with a daemon ---------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +255,8 @@ def test_a_file_that_cannot_be_read_enforces_and_says_so(host: Host) -> None:
 
 
 def test_without_a_daemon_it_is_the_mode_of_the_next_start(host: Host) -> None:
+    host.state.mkdir(exist_ok=True)
+    (host.state / "mode.json").write_text("{}")  # as its hint says
     host.ok("mode", "observe")
     assert load(host.state).mode is Mode.OBSERVE
     host.ok("mode", "enforce")
