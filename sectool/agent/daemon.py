@@ -20,6 +20,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -166,6 +167,7 @@ class Daemon:
         self.handover = handover
         self._given: list[Given] = []
         self._lock = NamespaceLock(paths.run)
+        self._placing = threading.Lock()
         self.stopped_by = ""
         self.stopping = asyncio.Event()
         self.workers: list[Worker] = []
@@ -284,9 +286,7 @@ class Daemon:
         await self.discovery.start()
         push.push_async_callback(self.discovery.close)
         self.namespaces = Namespaces(self)
-        self.rule_watch = RuleWatch(
-            self.health, rules.installed, lambda: rules.install(self.mode_rules, self.paths.run)
-        )
+        self.rule_watch = RuleWatch(self.health, rules.installed, self._put_rules)
         self.discovery.elsewhere = self.namespaces.consider
         push.push_async_callback(self.namespaces.close)
         self._install_rules()
@@ -412,7 +412,7 @@ class Daemon:
         return PolicyText(active.revision, active.hash, active.text) if active else PolicyText(0, "", "")
 
     def _install_rules(self) -> None:
-        rules.install(self.mode_rules, self.paths.run)
+        self._put_rules()
         self.rules_installed = True
         self._stack.callback(self._maybe_remove_rules)
 
@@ -423,12 +423,23 @@ class Daemon:
 
     async def follow_mode(self) -> None:
         """Have the kernel rules be as the mode wants them, here and inside. Raises SectoolError."""
-        await asyncio.to_thread(rules.install, self.mode_rules, self.paths.run)
+        await asyncio.to_thread(self._put_rules)
         await self.namespaces.follow_mode()
+
+    def _put_rules(self) -> None:
+        """Install the rules as the mode wants them when it is our turn. Raises SectoolError; for any thread.
+
+        One at a time: whoever began with an older mode must not end last. And never behind their removal: a thread
+        outlives the task that waits for it, and nobody would be there to judge what the rules queue.
+        """
+        with self._placing:
+            if not self.remove_rules:
+                rules.install(self.mode_rules, self.paths.run)
 
     def _maybe_remove_rules(self) -> None:
         if self.remove_rules:
-            rules.remove(self.paths.run)
+            with self._placing:
+                rules.remove(self.paths.run)
             self.rules_installed = False
 
     def _remove_traces(self) -> None:

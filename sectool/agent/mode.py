@@ -34,6 +34,7 @@ LONGEST_S: Final = 24 * 3600
 MAX_REASON: Final = 1000
 ALERT: Final = "glass broken"
 _FILE: Final = "mode.json"
+_RULES: Final = "rules of the mode"
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -397,9 +398,10 @@ async def mode_set(daemon: Daemon, request: Request) -> Reply:
         try:
             await daemon.follow_mode()
         except SectoolError as error:
-            daemon.health.raise_("kernel rules", f"they are not as mode {word} wants them: {error.message}")
+            # Not the name under which RuleWatch tells of missing rules: it would clear this at its next look.
+            daemon.health.raise_(_RULES, f"they are not as mode {word} wants them: {error.message}")
             raise
-        daemon.health.clear("kernel rules")
+        daemon.health.clear(_RULES)
     return Reply({"before": str(before), **daemon.modes.describe()})
 
 
