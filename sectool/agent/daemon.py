@@ -657,22 +657,43 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             self._announcer.alive()
-            try:
-                await self._every_second()
-            except Exception:  # one bad second must not end renewal for good
-                log.exception("the agent's regular work failed")
+            await self._every_second()
 
     async def _every_second(self) -> None:
+        for work in (
+            self.modes.watch,
+            self._renew,
+            lambda: self.revoked.watch(self, now_us()),
+            lambda: self.relations.refresh_due(self, now_us()),
+            self._look_at_packages,
+            self._check_workers,
+            self.programs.sweep,
+            self.namespaces.sweep,
+        ):
+            try:
+                work()
+            except (
+                Exception
+            ):  # what fails every second, as on a full disk, must not keep the rest from its turn
+                log.exception("a part of the agent's regular work failed")
+        try:
+            await self._look_after()
+        except Exception:
+            log.exception("a part of the agent's regular work failed")
+
+    def _renew(self) -> None:
         self.present_again(self.identities.renew_due(now_us(), self.discovery.inventory.wanted))
-        self.modes.watch()
-        self.revoked.watch(self, now_us())
-        self.relations.refresh_due(self, now_us())
+
+    def _look_at_packages(self) -> None:
         if self.vulns.packages_changed():
             self.workloads_changed()
+
+    def _check_workers(self) -> None:
         for worker in self.workers:
             worker.check(WORKER_SILENCE_S)
-        self.programs.sweep()
-        self.namespaces.sweep()
+
+    async def _look_after(self) -> None:
+        """Kernel rules, and what is told of problems."""
         if self.state == "enforcing" and self.rules_installed and not self.restarting:
             await self.rule_watch.check()
         if self.discovery.problem:
