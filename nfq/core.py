@@ -124,6 +124,9 @@ class Ports(Protocol):
     def proven(self, raw: bytes, now_us: int) -> None:
         """Somebody at this remote address has proven an identity: it is no stranger for a while. Best effort."""
 
+    def sealed(self, seg: Segment) -> bool:
+        """Whether the kernel remembers that the connection's segments are records; in doubt they are."""
+
     def inject(self, packet: bytes) -> None:
         """Send a crafted packet to a remote peer, past our own queue. Best effort."""
 

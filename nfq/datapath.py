@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from nfq import encrypted, icmp, initiator, loopback, observing, responder, udp
 from nfq.core import ACCEPT, CUT_MEMORY_US, RELEASE, Core, Result, Verdict
-from nfq.flow import Flow, State
+from nfq.flow import Flow, FlowTable, State
 from nfq.handshake import is_proof
 from nfq.ip import ICMP, ICMP6, TCP, UDP, header
 from nfq.packet import (
@@ -20,6 +20,7 @@ from nfq.packet import (
     PacketError,
     Segment,
     as_reset,
+    carries,
     parse,
     record_option,
     reply_reset,
@@ -47,7 +48,33 @@ def handle(
             core, data, outbound, local, now_us, device
         )
     except PacketError:
-        return core.turn_away(DropReason.PACKET_MALFORMED)
+        return broken(core, data, outbound, DropReason.PACKET_MALFORMED)
+
+
+def broken(core: Core, data: bytes | memoryview, outbound: bool, reason: DropReason) -> Result:
+    """What cannot be judged, because of what it is or of a defect here. While observing it passes.
+
+    Unless it is of a flow that may be encrypted: it would leave in the clear, or get past the records that a program
+    relies on. In doubt it is: a stack takes packets that we cannot read.
+    """
+    if not core.observing:
+        return core.drop(reason)
+    try:
+        head = header(bytes(data))
+    except PacketError:
+        return core.drop(reason)
+    here, there = (head.source, head.destination) if outbound else (head.destination, head.source)
+    ports = bytes(data[head.off : head.off + 4])
+    key = here + there + (ports if outbound else ports[2:] + ports[:2])
+    tables: tuple[FlowTable, ...] = ()
+    if head.protocol == TCP:
+        tables = (core.live, core.accepting, core.connecting)
+    elif head.protocol == UDP:
+        tables = (core.udp.live, core.udp.accepting, core.udp.connecting)
+    flows = (table.get(key) for table in tables)
+    if any(flow is not None and flow.suite for flow in flows):
+        return core.drop(reason)
+    return core.turn_away(reason)
 
 
 def _other(core: Core, data: bytes, outbound: bool, local: bool, now_us: int, device: int) -> Result:
@@ -106,11 +133,14 @@ def _unknown(core: Core, seg: Segment, now_us: int) -> Result:
     """Nobody here knows this connection. A peer whose enforcer does is told, so that its program need not wait in vain.
 
     It was half open when a worker before this one died, or found no place in the journal.
+    While observing it goes on, unless it is encrypted: neither in the clear, nor a record to a program.
     """
-    if core.observing:
+    option = record_option(seg)
+    record = option is not None and not is_proof(option)
+    if core.observing and not record and not (carries(seg) and core.ports.sealed(seg)):
         return core.turn_away(DropReason.UNKNOWN_FLOW)
     mine = worker_of(seg.key, core.config.workers) == core.config.worker  # else its own may know it
-    if seg.outbound or seg.flags & RST or not mine or not core.enforced(seg.source) or not record_option(seg):
+    if seg.outbound or seg.flags & RST or not mine or not core.enforced(seg.source) or option is None:
         return core.drop(DropReason.UNKNOWN_FLOW)
     require_checksum(seg)
     if core.refusal_limit.take(seg.source, now_us):

@@ -39,13 +39,25 @@ def note(core: Core, flow: Flow, reason: DropReason, now_us: int) -> None:
 
 
 def let_in(core: Core, seg: Segment, flow: Flow, reason: DropReason, now_us: int) -> Result:
-    """Let a TCP flow in by this segment of its own."""
+    """Let a TCP flow in by this segment of its own.
+
+    Not in the place of a live one whose ends are proven: a SYN from anywhere can claim its 5-tuple, and what was to
+    be encrypted would go on in the clear. The stack that has the connection answers such a SYN by itself.
+    """
+    live = core.live.get(seg.key)
+    if flow.point is Point.RESPONDER and live is not None and live is not flow and _proven(live):
+        core.recorder.count(reason)
+        return once(seg)
     note(core, flow, reason, now_us)
     if core.live.full:
         core.recorder.count(DropReason.TABLE_FULL)
         return once(seg)
     core.release(flow, now_us)
     return bare(seg)
+
+
+def _proven(live: Flow) -> bool:
+    return live.auth is not Auth.NONE and live.state in (State.AUTHORISED, State.PROVING)
 
 
 def once(seg: Segment) -> Result:

@@ -17,6 +17,7 @@ from nfq.datagram import Datagram
 from nfq.flow import Flow, Owner, reverse_key
 from nfq.icmpowner import IcmpOwners
 from nfq.journal import Journal
+from nfq.marks import Marks
 from nfq.packet import TCP, Segment, reply_reset
 from nfq.raw import RawSender
 from nfq.recorder import Counts
@@ -25,6 +26,7 @@ from nfq.shed import Shed
 from nfq.sockdiag import SockDiag, UnavailableError
 from nfq.udpdiag import DatagramDiag
 from nfq.udpowner import DatagramOwners
+from sectool.errors import SectoolError
 from sectool.events import ConnState, Point
 
 _PORTS = struct.Struct(">HH")
@@ -57,6 +59,8 @@ class KernelPorts:
         self.own = RawSender(group=os.getegid())
         self._journal = journal
         self._mask = mask
+        marks = Marks(mask)
+        self._records = (marks.encrypted, marks.small)
         self._asked: OrderedDict[Hashable, Attributed] = OrderedDict()
 
     def attribute(self, seg: Segment, *, listener: bool) -> Attribution | None:
@@ -125,6 +129,16 @@ class KernelPorts:
         """See nfq.core.Ports."""
         with contextlib.suppress(OSError):
             self.shed.known(raw, now_us)
+
+    def sealed(self, seg: Segment) -> bool:
+        """See nfq.core.Ports."""
+        source, destination = seg.source, seg.destination
+        where = FlowTuple(source, destination, seg.source_port, seg.destination_port)
+        try:
+            entry = self.conntrack.get(where)
+        except SectoolError:
+            return True
+        return entry is not None and entry.mark & self._mask in self._records
 
     def inject(self, packet: bytes) -> None:
         """See nfq.core.Ports."""

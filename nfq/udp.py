@@ -15,7 +15,6 @@ from nfq.core import ACCEPT, Core, Result, Verdict
 from nfq.datagram import Datagram, parse
 from nfq.flow import State
 from nfq.observing import over
-from nfq.packet import PacketError
 from nfq.recorder import Counts
 from nfq.udpcontrol import Control, Kind, is_candidate, read
 from nfq.udpcore import cut, finish, plain, reject, sealed_in, sealed_out, wait, watch
@@ -31,14 +30,11 @@ ENDS_AT_ONCE = 64  # flows of closed sockets accounted for between two looks at 
 def handle(
     core: Core, data: bytes | memoryview, outbound: bool, local: bool, now_us: int, device: int = 0
 ) -> Result:
-    """Judge one IP packet that carries UDP. As nfq.datapath.handle."""
-    try:
-        d = parse(data, outbound, device)
-        if local:
-            return udploopback.handle(core, d, now_us)
-        return (_outgoing if outbound else _incoming)(core, d, now_us)
-    except PacketError:
-        return core.turn_away(DropReason.PACKET_MALFORMED)
+    """Judge one IP packet that carries UDP. As nfq.datapath.handle. Raises PacketError."""
+    d = parse(data, outbound, device)
+    if local:
+        return udploopback.handle(core, d, now_us)
+    return (_outgoing if outbound else _incoming)(core, d, now_us)
 
 
 def _outgoing(core: Core, d: Datagram, now_us: int) -> Result:

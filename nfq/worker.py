@@ -76,7 +76,7 @@ class Worker:
         self.inbox = wire.Decoder()
         self.packets = 0
         self.restored = 0
-        self.observed_until: float | None = None  # monotonic seconds; None: until told
+        self.observed_until: float | None = None  # seconds as of `_since_boot`; None: until told
         self.early: list[wire.Frame] = []  # what came in one piece with the configuration
         self.core: Core
         self.running = True
@@ -218,7 +218,7 @@ class Worker:
             result = datapath.handle(self.core, packet.data, outbound, local, now_us(), device)
         except Exception as e:
             self._failed(e)
-            result = self.core.turn_away(DropReason.INTERNAL_ERROR)
+            result = datapath.broken(self.core, packet.data, outbound, DropReason.INTERNAL_ERROR)
         verdict = result.verdict
         if verdict is Verdict.DROP:
             packet.drop()
@@ -243,7 +243,7 @@ class Worker:
     def _observe(self, header: dict[str, Any]) -> None:
         """Stop denying, or begin again; what ends after `for_us` microseconds ends by itself."""
         on, for_us = bool(header.get("observing")), header.get("for_us")
-        self.observed_until = None if not on or for_us is None else time.monotonic() + int(for_us) / 1e6
+        self.observed_until = None if not on or for_us is None else _since_boot() + int(for_us) / 1e6
         cut = datapath.observe(self.core, on, now_us())
         if not on:
             cut += self._cut_revoked()[1]
@@ -460,7 +460,7 @@ class Worker:
         self._settled()
 
     def _tick(self, now: int) -> None:
-        if self.observed_until is not None and time.monotonic() >= self.observed_until:
+        if self.observed_until is not None and _since_boot() >= self.observed_until:
             self._observe({"observing": False})
         dropped = self.strangers.counters()["dropped"]
         turned_away, self.strangers_dropped = dropped - self.strangers_dropped, dropped
@@ -509,6 +509,7 @@ class Worker:
                 poll.register(bulk, select.EPOLLIN)
                 poll.register(strangers, select.EPOLLIN)
                 reading = True
+            next_tick, next_news = _soon(next_tick, now), _soon(next_news, now)
             due = min(next_tick, next_news)
             if ends:
                 due = min(due, ends[0][0])
@@ -575,6 +576,16 @@ class Worker:
         self.journal.close()
         self.names.close()
         self.ring.close()
+
+
+def _since_boot() -> float:
+    """Seconds since boot, those that the host slept included: a broken glass does not stay so for them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _soon(due_us: int, now_us: int) -> int:
+    """When what is done every second is next done, even if the calendar has been set back meanwhile."""
+    return min(due_us, now_us + TICK_US)
 
 
 def _config(header: dict[str, Any]) -> Config:

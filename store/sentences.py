@@ -149,8 +149,10 @@ def _workload(body: Mapping[str, Any]) -> str:
 
 def _enforcer_started(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
     number = int(body.get("revision") or 0)
-    policy = f" with policy revision {number}" if number else " without a policy: everything is denied"
-    return f"the enforcer on {body['host']} started{policy}", []
+    observes = body.get("mode") == "observe"
+    policy = f" with policy revision {number}" if number else " without a policy"
+    denied = " and observes: nothing is denied" if observes else "" if number else ": everything is denied"
+    return f"the enforcer on {body['host']} started{policy}{denied}", []
 
 
 def _enforcer_stopped(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:

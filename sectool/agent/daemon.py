@@ -20,6 +20,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -166,6 +167,7 @@ class Daemon:
         self.handover = handover
         self._given: list[Given] = []
         self._lock = NamespaceLock(paths.run)
+        self._placing = threading.Lock()
         self.stopped_by = ""
         self.stopping = asyncio.Event()
         self.workers: list[Worker] = []
@@ -284,9 +286,7 @@ class Daemon:
         await self.discovery.start()
         push.push_async_callback(self.discovery.close)
         self.namespaces = Namespaces(self)
-        self.rule_watch = RuleWatch(
-            self.health, rules.installed, lambda: rules.install(self.mode_rules, self.paths.run)
-        )
+        self.rule_watch = RuleWatch(self.health, rules.installed, self._put_rules)
         self.discovery.elsewhere = self.namespaces.consider
         push.push_async_callback(self.namespaces.close)
         self._install_rules()
@@ -302,6 +302,7 @@ class Daemon:
             pid=os.getpid(),
             revision=active.revision if active else 0,
             hash=active.hash if active else "",
+            mode=str(self.modes.mode),  # it may have been chosen while no daemon ran
         )
         if active is None:
             denied = "would be denied" if self.modes.observing else "is denied"
@@ -411,7 +412,7 @@ class Daemon:
         return PolicyText(active.revision, active.hash, active.text) if active else PolicyText(0, "", "")
 
     def _install_rules(self) -> None:
-        rules.install(self.mode_rules, self.paths.run)
+        self._put_rules()
         self.rules_installed = True
         self._stack.callback(self._maybe_remove_rules)
 
@@ -422,12 +423,23 @@ class Daemon:
 
     async def follow_mode(self) -> None:
         """Have the kernel rules be as the mode wants them, here and inside. Raises SectoolError."""
-        await asyncio.to_thread(rules.install, self.mode_rules, self.paths.run)
+        await asyncio.to_thread(self._put_rules)
         await self.namespaces.follow_mode()
+
+    def _put_rules(self) -> None:
+        """Install the rules as the mode wants them when it is our turn. Raises SectoolError; for any thread.
+
+        One at a time: whoever began with an older mode must not end last. And never behind their removal: a thread
+        outlives the task that waits for it, and nobody would be there to judge what the rules queue.
+        """
+        with self._placing:
+            if not self.remove_rules:
+                rules.install(self.mode_rules, self.paths.run)
 
     def _maybe_remove_rules(self) -> None:
         if self.remove_rules:
-            rules.remove(self.paths.run)
+            with self._placing:
+                rules.remove(self.paths.run)
             self.rules_installed = False
 
     def _remove_traces(self) -> None:
@@ -645,22 +657,43 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             self._announcer.alive()
-            try:
-                await self._every_second()
-            except Exception:  # one bad second must not end renewal for good
-                log.exception("the agent's regular work failed")
+            await self._every_second()
 
     async def _every_second(self) -> None:
+        for work in (
+            self.modes.watch,
+            self._renew,
+            lambda: self.revoked.watch(self, now_us()),
+            lambda: self.relations.refresh_due(self, now_us()),
+            self._look_at_packages,
+            self._check_workers,
+            self.programs.sweep,
+            self.namespaces.sweep,
+        ):
+            try:
+                work()
+            except (
+                Exception
+            ):  # what fails every second, as on a full disk, must not keep the rest from its turn
+                log.exception("a part of the agent's regular work failed")
+        try:
+            await self._look_after()
+        except Exception:
+            log.exception("a part of the agent's regular work failed")
+
+    def _renew(self) -> None:
         self.present_again(self.identities.renew_due(now_us(), self.discovery.inventory.wanted))
-        self.modes.watch()
-        self.revoked.watch(self, now_us())
-        self.relations.refresh_due(self, now_us())
+
+    def _look_at_packages(self) -> None:
         if self.vulns.packages_changed():
             self.workloads_changed()
+
+    def _check_workers(self) -> None:
         for worker in self.workers:
             worker.check(WORKER_SILENCE_S)
-        self.programs.sweep()
-        self.namespaces.sweep()
+
+    async def _look_after(self) -> None:
+        """Kernel rules, and what is told of problems."""
         if self.state == "enforcing" and self.rules_installed and not self.restarting:
             await self.rule_watch.check()
         if self.discovery.problem:

@@ -8,6 +8,7 @@ knows it, too, and ends the suspension by itself if nobody tells it to.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ LONGEST_S: Final = 24 * 3600
 MAX_REASON: Final = 1000
 ALERT: Final = "glass broken"
 _FILE: Final = "mode.json"
+_RULES: Final = "rules of the mode"
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -80,6 +82,12 @@ class Suspension:
         if now.boot == self.boot:
             left = min(left, self.until_boot_us - now.boot_us)
         return max(0, left)
+
+    def carried_over(self, now: Now) -> Suspension:
+        """As it goes on in this boot, by whose clock it ends from now on as well."""
+        if now.boot == self.boot:
+            return self
+        return replace(self, boot=now.boot, until_boot_us=now.boot_us + self.left_us(now))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +178,10 @@ class Modes:
             self.chosen = load(self._state)
         except SectoolError as error:
             self.chosen, self._trouble = Chosen(), error
-        if chosen is not None and chosen is not self.chosen.mode:
+        self._carry_over()
+        self._before: Mode | None = None  # what a start changed, to be put on record
+        before = self.chosen.mode
+        if chosen is not None and chosen is not before:
             self.chosen = replace(
                 self.chosen,
                 mode=chosen,
@@ -178,6 +189,16 @@ class Modes:
                 by=Peer(0, os.getuid(), 0).name,
                 reason="sectool up",
             )
+            self._before = before
+            save(self._state, self.chosen)
+
+    def _carry_over(self) -> None:
+        """After a boot the calendar alone tells what is left; from here on setting it back wins nothing again."""
+        broken = self.chosen.suspension
+        if broken is None or (going_on := broken.carried_over(Now.read())) is broken:
+            return
+        self.chosen = replace(self.chosen, suspension=going_on)
+        with contextlib.suppress(SectoolError):  # it counts while this daemon runs, at least
             save(self._state, self.chosen)
 
     @property
@@ -227,6 +248,11 @@ class Modes:
         """The daemon is up: say how it is, and go on with what was begun before."""
         if self._trouble is not None:
             self._daemon.health.raise_("mode", f"{self._trouble.message}; enforcing")
+        if self._before is not None:
+            facts = {"mode": str(self.mode), "before": str(self._before), "actor": self.chosen.by}
+            self._daemon.events.emit(
+                Type.MODE_CHANGED, host=self._daemon.host.name, **facts, reason=self.chosen.reason
+            )
         if self.mode is Mode.OBSERVE:
             log.warning("observing: nothing is denied (`sectool mode enforce` begins)")
         broken = self.chosen.suspension
@@ -237,9 +263,15 @@ class Modes:
             self.watch()
 
     def choose(self, mode: Mode, by: str, reason: str) -> None:
-        """Enforce or observe from now on. Raises SectoolError, and then nothing has changed."""
+        """Enforce or observe from now on. Raises SectoolError, and then nothing has changed.
+
+        Enforcing waits for nothing: neither a full disk nor a full ring may keep denial away.
+        """
         before = self.mode
         chosen = replace(self.chosen, mode=mode, since_us=now_us(), by=by, reason=reason)
+        if mode is Mode.ENFORCE:
+            self._enforce(before, chosen)
+            return
         if before is not mode:
             self._on_record(Type.MODE_CHANGED, mode=str(mode), before=str(before), actor=by, reason=reason)
         save(self._state, chosen)
@@ -247,6 +279,22 @@ class Modes:
         self._daemon.health.clear("mode")
         log.warning("mode %s, by %s: %s", mode, by, reason or "no reason given")
         self._tell()
+
+    def _enforce(self, before: Mode, chosen: Chosen) -> None:
+        self.chosen, self._trouble = chosen, None
+        self._tell()
+        log.warning("mode %s, by %s: %s", chosen.mode, chosen.by, chosen.reason or "no reason given")
+        if before is not chosen.mode:
+            facts = {"mode": str(chosen.mode), "before": str(before), "actor": chosen.by}
+            self._daemon.events.emit(
+                Type.MODE_CHANGED, host=self._daemon.host.name, **facts, reason=chosen.reason
+            )
+        try:
+            save(self._state, chosen)
+        except SectoolError as error:
+            self._daemon.health.raise_("mode", f"{error.message}; enforcing, but only until the next start")
+        else:
+            self._daemon.health.clear("mode")
 
     def suspend(self, seconds: int, by: str, reason: str) -> Suspension:
         """Suspend denial. Raises UsageError while it is: nobody extends it without ending it, which is on record."""
@@ -350,9 +398,10 @@ async def mode_set(daemon: Daemon, request: Request) -> Reply:
         try:
             await daemon.follow_mode()
         except SectoolError as error:
-            daemon.health.raise_("kernel rules", f"they are not as mode {word} wants them: {error.message}")
+            # Not the name under which RuleWatch tells of missing rules: it would clear this at its next look.
+            daemon.health.raise_(_RULES, f"they are not as mode {word} wants them: {error.message}")
             raise
-        daemon.health.clear("kernel rules")
+        daemon.health.clear(_RULES)
     return Reply({"before": str(before), **daemon.modes.describe()})
 
 

@@ -201,10 +201,20 @@ class Namespaces:
         return replace(self.daemon.mode_rules, workers=1)
 
     async def follow_mode(self) -> None:
-        """Have the kernel rules inside be as the mode wants them."""
+        """Have the kernel rules inside be as the mode wants them. Raises SectoolError once all have been tried."""
+        failed = []
         for space in list(self.spaces.values()):
-            if space.installed:
+            if not space.installed:
+                continue
+            try:
                 await asyncio.to_thread(_inside, space, partial(rules.install, self._rules(), space.folder))
+            except (SectoolError, OSError) as error:
+                if space.inode in self.spaces:  # else it has gone meanwhile, with its rules
+                    failed.append(
+                        f"{space.name}: {error.message if isinstance(error, SectoolError) else error}"
+                    )
+        if failed:
+            raise SectoolError("; ".join(failed), "choose the mode again")
 
     def _config(self, space: Space) -> dict[str, Any]:
         """The host's, but for where its files are and that it is alone."""

@@ -87,8 +87,9 @@ class Runtimes:
         """All that can be found out of a container; only `ref` when nobody knows it."""
         found = self._over_sockets(ref) or self._bundle(ref) or self._state(ref) or Container(ref)
         if ref.pod_uid:
-            found = self._pod(found)
-        return found
+            return self._pod(found)
+        # Labels and annotations of a container begin with those of its image, whose author may call it any pod's.
+        return replace(found, namespace="", pod="")
 
     def _pod(self, found: Container) -> Container:
         ref = found.ref

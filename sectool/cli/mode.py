@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from sectool.cli.context import session
 from sectool.cli.moments import show_time
 from sectool.cli.output import Format, emit_document
 from sectool.cli.text import duration, escape
-from sectool.errors import Exit, NoDaemonError, UsageError
+from sectool.errors import Exit, NoDaemonError, SectoolError, UsageError
 from sectool.policy.condition import SECOND, quantity
 
 app = typer.Typer(rich_markup_mode=None)
@@ -73,13 +74,16 @@ def _for_next_start(ctx: typer.Context, wanted: str, reason: str) -> dict[str, A
     """No daemon runs: root says how the next one begins."""
     from dataclasses import replace
 
-    from sectool.agent.mode import Mode, load, save
+    from sectool.agent.mode import Chosen, Mode, load, save
     from sectool.cli.context import require_root
     from sectool.events import now_us
 
     require_root("choosing the mode of the next start", "sectool mode, sectool status")
     at = session(ctx)
-    chosen = replace(load(at.paths.state), mode=Mode(wanted), since_us=now_us(), by="root", reason=reason)
+    before = Chosen()
+    with contextlib.suppress(SectoolError):  # what cannot be read enforces, and is written anew
+        before = load(at.paths.state)
+    chosen = replace(before, mode=Mode(wanted), since_us=now_us(), by="root", reason=reason)
     save(at.paths.state, chosen)
     at.say("no daemon is running: this is how the next one starts")
     return {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -319,9 +320,12 @@ async def call(
     _check_status(headers, socket)
 
 
+_STATUS = re.compile(r"[0-9]{1,4}")
+
+
 def _check_status(headers: Mapping[str, str], socket: Path) -> None:
     text = headers.get("grpc-status", "")
-    if headers.get(":status") != "200" or not text.isascii() or not text.isdigit():
+    if headers.get(":status") != "200" or not _STATUS.fullmatch(text):
         raise GrpcError(Status.UNKNOWN, f"the server at {socket} does not answer as gRPC does")
     if int(text) != Status.OK:
         raise GrpcError(int(text), unquote(headers.get("grpc-message", ""))[:500] or f"status {text}")

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pyroute2 import NFCTSocket
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 
 from nfq import rules
 from nfq.conntrack import ConntrackControl, DestroyListener, Ended, FlowTuple
+from nfq.journal import Journal
+from nfq.marks import Marks
+from nfq.packet import parse
+from nfq.ports import KernelPorts
 from tests.kernel.conftest import Enforcer, Namespace, Pair, allow, deny, wait_until
 
 pytestmark = pytest.mark.kernel
@@ -96,6 +104,32 @@ def test_marks_change_in_the_bits_asked_for(pair: Pair, control: ConntrackContro
         assert list(control.dump(proto=17)) == []
     assert control.get(flow.reversed()) is not None, "either direction names it"
     assert control.set_mark(flow.reversed(), 0, 0xFFFF_FFFF)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_kernel_remembers_which_connections_are_encrypted(
+    pair: Pair, control: ConntrackControl, family: str
+) -> None:
+    where, _, _ = connect(pair, family)
+    marks, v6 = Marks(), family == "v6"
+    ip = (IPv6 if v6 else IP)(
+        src=ipaddress.ip_address(where.dst).compressed, dst=ipaddress.ip_address(where.src).compressed
+    )
+    answer = parse(bytes(ip / TCP(sport=where.dport, dport=where.sport, flags="A")), True)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, pair.a.enter():
+        ports = KernelPorts(Journal(Path(folder, "flows")), marks.mask)
+    for mark, sealed in (
+        (0, False),
+        (marks.allowed, False),
+        (marks.encrypted, True),
+        (marks.small, True),
+    ):
+        assert control.set_mark(where, mark, marks.mask)
+        assert ports.sealed(answer) == sealed
+    assert control.delete(where)
+    assert not ports.sealed(answer)
+    ports.conntrack.close()
+    assert ports.sealed(answer), "nobody knows"
 
 
 def test_what_is_not_there_is_none(pair: Pair, control: ConntrackControl) -> None:

@@ -67,6 +67,7 @@ class MemoryPorts:
     cuts: list[Flow] = field(default_factory=list)
     journaled: list[Flow] = field(default_factory=list)
     known: set[bytes] = field(default_factory=set)
+    sealed_keys: set[bytes] = field(default_factory=set)
 
     def attribute(self, seg: Segment, *, listener: bool) -> Attribution | None:
         return self.listening.get(seg.destination_port) if listener else self.connecting
@@ -93,6 +94,9 @@ class MemoryPorts:
 
     def proven(self, raw: bytes, now_us: int) -> None:
         self.known.add(raw)
+
+    def sealed(self, seg: Segment) -> bool:
+        return seg.key in self.sealed_keys
 
     def inject(self, packet: bytes) -> None:
         self.injected.append(packet)

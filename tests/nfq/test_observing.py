@@ -358,3 +358,86 @@ def test_identities_that_are_revoked_meanwhile_are_cut_when_denial_begins(pair: 
     assert not pair.b.ports.cuts
     assert observe(pair.b.core, False, NOW_US) == 1
     assert pair.b.records[-1]["drop_reason"] == DropReason.REVOKED_LIVE
+
+
+# -- what is encrypted -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sealed(make_host: MakeHost) -> Pair:
+    """An encrypted connection, while nothing is enforced."""
+    pair = hosts(make_host, ENCRYPTED, suites=True)
+    let_all(pair.a, pair.b)
+    assert pair.b.into(pair.proof_on_wire()).verdict is Verdict.ENCRYPT
+    return pair
+
+
+def test_a_forged_syn_does_not_make_an_encrypted_connection_plain(
+    sealed: Pair, make_host: MakeHost, foreign_root: RootAuthority
+) -> None:
+    (flow,) = sealed.b.core.live
+    stranger = make_host("a", ca=foreign_root)
+    stranger.workload("web", {"app": "web"})
+    shown = Pair(stranger, sealed.b, isn=66_666).syn_on_wire()
+    for forged in (bytes(sealed.packet(True, "S", 77_777, 0)), shown):
+        passed = sealed.b.into(forged)
+        assert passed.verdict is Verdict.ACCEPT, "for the stack, which challenges it"
+        assert list(sealed.b.core.live) == [flow]
+    answer = sealed.b.out(sealed.reply(b"secret"))
+    assert answer.verdict is Verdict.ENCRYPT
+    assert b"secret" not in (answer.packet or b"secret")
+    assert sealed.b.into(sealed.ack(b"forged")).verdict is Verdict.DROP
+
+
+def test_an_encrypted_connection_that_a_worker_has_lost_does_not_go_on(sealed: Pair) -> None:
+    record = sealed.a.out(sealed.ack(b"secret")).packet
+    assert record is not None
+    (flow,) = sealed.b.core.live
+    sealed.b.core.forget(flow)
+    assert sealed.b.into(record).verdict is Verdict.DROP, "its program would read the record"
+    sealed.b.ports.sealed_keys.add(flow.key)  # so says the kernel
+    answer = sealed.reply(b"secret")
+    assert sealed.b.out(answer).verdict is Verdict.DROP
+    assert datapath.bulk(sealed.b.core, bytes(answer), True, False, NOW_US).verdict is Verdict.DROP
+    assert sealed.b.into(sealed.ack(b"forged")).verdict is Verdict.DROP
+    assert sealed.b.into(sealed.ack()).verdict is Verdict.ACCEPT
+
+
+def test_what_cannot_be_read_passes_but_not_into_or_out_of_an_encrypted_connection(sealed: Pair) -> None:
+    """Linux takes what its options' lengths say no more of (tcp_parse_options)."""
+    stray = Pair(sealed.a, sealed.b, sport=sealed.sport + 1)
+    for pair, verdict in ((sealed, Verdict.DROP), (stray, Verdict.ACCEPT)):
+        segment = packet.parse(bytes(pair.ack(b"forged")), False)
+        forged = packet.rebuild(segment, packet._RECORD_PREFIX + bytes(4), segment.payload)
+        assert pair.b.into(forged).verdict is verdict
+        signed = [
+            (19, bytes(16)),
+            ("NOP", None),
+            ("NOP", None),
+        ]  # MD5 (RFC 2385): no room for a record's option
+        answer = pair.packet(False, "PA", pair.peer_isn + 1, pair.isn + 1, b"secret", options=signed)
+        assert pair.b.out(answer).verdict is verdict
+    nonsense = bytearray(bytes(sealed.ack(b"forged")))
+    nonsense[3] += 1
+    assert sealed.b.into(bytes(nonsense)).verdict is Verdict.DROP, "nobody can say whose it is"
+
+
+def test_a_defect_lets_nothing_out_of_an_encrypted_connection(sealed: Pair) -> None:
+    answer = bytes(sealed.reply(b"secret"))
+    broken = datapath.broken(sealed.b.core, answer, True, DropReason.INTERNAL_ERROR)
+    assert broken.verdict is Verdict.DROP
+    sealed.sport += 1
+    answer = bytes(sealed.reply(b"secret"))
+    assert datapath.broken(sealed.b.core, answer, True, DropReason.INTERNAL_ERROR).verdict is Verdict.ACCEPT
+
+
+def test_a_broken_datagram_passes_but_not_into_an_encrypted_flow(root: RootAuthority) -> None:
+    pair = make_udp_pair(root, app="vault")
+    pair.establish()
+    let_all(pair.a, pair.b)
+    assert next(iter(pair.b.core.udp.live)).suite
+    for verdict in (Verdict.DROP, Verdict.ACCEPT):
+        broken = bytearray(pair.datagram(b"forged"))
+        broken[25] -= 1  # a shorter UDP length: Linux trims the rest away
+        assert pair.b.into(bytes(broken)).verdict is verdict
+        pair.sport += 1

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import stat
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sectool.agent.mode import Chosen, Mode, Now, Suspension, load, parse, save
+from sectool.agent.daemon import Daemon
+from sectool.agent.health import Health
+from sectool.agent.mode import Chosen, Mode, Modes, Now, Suspension, load, parse, save
 from sectool.errors import SectoolError
+from sectool.events import Type
 from tests.sectool.agent.conftest import Host, until
 
 SECOND = 1_000_000
@@ -43,6 +49,24 @@ def later(seconds: int, *, calendar: int | None = None, boot: str = "boot-1") ->
 )
 def test_the_earlier_of_both_clocks_ends_it(now: Now, left: int) -> None:
     assert BROKEN.left_us(now) == left * SECOND
+
+
+def test_after_a_boot_setting_the_calendar_back_wins_nothing_either() -> None:
+    begun = replace(later(100, boot="boot-2"), boot_us=7 * SECOND)
+    going_on = BROKEN.carried_over(begun)
+    assert going_on.left_us(begun) == 500 * SECOND
+    assert going_on.left_us(replace(begun, boot_us=507 * SECOND, utc_us=START.utc_us)) == 0
+    assert BROKEN.carried_over(START) is BROKEN
+
+
+def test_a_daemon_that_starts_after_a_boot_keeps_the_end_by_its_clock(tmp_path: Path) -> None:
+    now = Now.read()
+    save(tmp_path, Chosen(suspension=Suspension.begin("alice", "INC-1", 600, replace(now, boot="before"))))
+    modes = Parts(tmp_path).modes()
+    for kept in (modes.chosen.suspension, load(tmp_path).suspension):
+        assert kept is not None
+        assert kept.boot == now.boot
+        assert kept.until_boot_us <= Now.read().boot_us + 600 * SECOND
 
 
 def test_what_was_chosen_is_found_again_and_is_root_s_alone(tmp_path: Path) -> None:
@@ -76,6 +100,72 @@ def test_a_file_that_cannot_be_read_is_an_error_with_a_remedy(tmp_path: Path, te
 def test_any_bytes_are_a_choice_or_a_value_error(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert parse(data).mode in Mode
+
+
+# -- without a daemon's other parts ----------------------------------------------------------------------------------
+
+
+class Parts:
+    """What a daemon's modes speak to: its workers, its ring, its health and its alerts, as lists."""
+
+    def __init__(self, state: Path, *, ring_full: bool = False) -> None:
+        self.paths = SimpleNamespace(state=state)
+        self.host = SimpleNamespace(name="h")
+        self.told: list[Mapping[str, object]] = []
+        self.emitted: list[tuple[Type, dict[str, object]]] = []
+        self.alarmed: list[str] = []
+        self.workers = [SimpleNamespace(send=self.told.append)]
+        self.health = Health(lambda *_: None)
+        self.alerts = SimpleNamespace(hold=lambda name, *_: self.alarmed.append(name), let_go=lambda _: None)
+        self.events = SimpleNamespace(emit=self._emit)
+        self._ring_full = ring_full
+
+    def _emit(self, kind: Type, **facts: object) -> bool:
+        self.emitted.append((kind, facts))
+        return not self._ring_full
+
+    def modes(self, chosen: Mode | None = None) -> Modes:
+        return Modes(cast(Daemon, self), chosen)
+
+
+def unwritable(state: Path) -> None:
+    """Nobody can write there what is to be written, root neither."""
+    (state / "mode.new").mkdir()
+
+
+def test_neither_a_full_disk_nor_a_full_ring_keeps_denial_away(tmp_path: Path) -> None:
+    save(tmp_path, Chosen(Mode.OBSERVE, 7, "alice", "first week"))
+    parts = Parts(tmp_path, ring_full=True)
+    modes = parts.modes()
+    unwritable(tmp_path)
+    modes.choose(Mode.ENFORCE, "bob", "enough")
+    assert modes.mode is Mode.ENFORCE
+    assert not modes.observing
+    assert parts.told[-1] == {"t": "mode", "observing": False, "for_us": None}
+    assert [kind for kind, _ in parts.emitted] == [Type.MODE_CHANGED]
+    assert "until the next start" in parts.health.problems["mode"]
+
+
+@pytest.mark.parametrize("ring_full", [False, True])
+def test_observing_begins_only_where_it_can_be_recorded_and_kept(tmp_path: Path, ring_full: bool) -> None:
+    parts = Parts(tmp_path, ring_full=ring_full)
+    modes = parts.modes()
+    if not ring_full:
+        unwritable(tmp_path)
+    with pytest.raises(SectoolError):
+        modes.choose(Mode.OBSERVE, "bob", "")
+    assert modes.mode is Mode.ENFORCE
+    assert not parts.told
+
+
+def test_a_start_that_changes_the_mode_is_on_record(tmp_path: Path) -> None:
+    first, second = Parts(tmp_path), Parts(tmp_path)
+    first.modes(Mode.OBSERVE).start()
+    second.modes(Mode.OBSERVE).start()
+    ((kind, facts),) = first.emitted
+    assert kind is Type.MODE_CHANGED
+    assert (facts["before"], facts["mode"]) == ("enforce", "observe")
+    assert not second.emitted, "it changes nothing"
 
 
 # -- with a daemon ---------------------------------------------------------------------------------------------------
@@ -165,6 +255,8 @@ def test_a_file_that_cannot_be_read_enforces_and_says_so(host: Host) -> None:
 
 
 def test_without_a_daemon_it_is_the_mode_of_the_next_start(host: Host) -> None:
+    host.state.mkdir(exist_ok=True)
+    (host.state / "mode.json").write_text("{}")  # as its hint says
     host.ok("mode", "observe")
     assert load(host.state).mode is Mode.OBSERVE
     host.ok("mode", "enforce")

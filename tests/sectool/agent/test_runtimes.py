@@ -203,10 +203,19 @@ def test_a_container_of_cri_o(tmp_path: Path) -> None:
     }
     write(tmp_path / "overlay" / ID / "userdata" / "config.json", {"annotations": notes})
     found = Runtimes(places(tmp_path, storage=(("cri-o", tmp_path / "overlay"),))).read(
-        ContainerRef("cri-o", ID)
+        ContainerRef("cri-o", ID, POD)
     )
     assert (found.name, found.image, found.digest) == ("db", "postgres:16", DIGEST)
     assert (found.namespace, found.pod) == ("shop", "db-0")
+
+
+def test_an_image_that_calls_itself_a_pod_is_none(tmp_path: Path) -> None:
+    notes = {"io.kubernetes.pod.namespace": "prod", "io.kubernetes.cri.sandbox-name": "db-0", "team": "x"}
+    write(tmp_path / "task" / "default" / ID / "config.json", {"annotations": notes})
+    runtimes = Runtimes(places(tmp_path, bundles=(("containerd", tmp_path / "task"),)))
+    facts = dict(runtimes.read(ContainerRef("containerd", ID)).facts())
+    assert facts["container.label.team"] == "x"
+    assert not [key for key in facts if key.startswith("k8s.")]
 
 
 def test_a_cgroup_whose_path_says_nothing_is_known_by_the_state_of_its_runtime(tmp_path: Path) -> None:
