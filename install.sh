@@ -14,7 +14,7 @@ readonly ZSH_WORDS=/usr/local/share/zsh/site-functions/_sectool
 readonly FISH_WORDS=/usr/local/share/fish/vendor_completions.d/sectool.fish
 readonly NEEDED=(iptables python3 python3-venv libnetfilter-queue1)
 readonly TO_BUILD=(gcc libc6-dev python3-dev libnetfilter-queue-dev)  # only while installing
-readonly MANIFEST=$ROOT/installed PACKAGES=$ROOT/packages
+readonly MANIFEST=$ROOT/installed PACKAGES=$ROOT/packages ZONE=(/etc/localtime /etc/timezone)
 
 usage() {
   cat <<'HELP'
@@ -92,6 +92,29 @@ bring() {
   mapfile -t NEW < <(comm -13 <(printf '%s\n' "$before") <(all_packages))
 }
 
+# The host's time zone: tzdata, which Python brings on Ubuntu, writes it anew when installed and takes it along when purged.
+keep_zone() {
+  local file
+  mkdir -p "$1"
+  for file in "${ZONE[@]}"; do
+    if [ -e "$file" ] || [ -L "$file" ]; then cp -a "$file" "$1/"; fi
+  done
+}
+
+# As it was before tzdata came, unless somebody has chosen another one since.
+restore_zone() {
+  local file name from
+  for file in "${ZONE[@]}"; do
+    name=$(basename "$file")
+    from=$1/before/$name
+    diff -q --no-dereference "$1/after/$name" "$1/now/$name" >/dev/null 2>&1 || from=$1/now/$name
+    if [ -n "$(missing tzdata)" ] && { [ -e "$from" ] || [ -L "$from" ]; }; then
+      rm -f "$file"
+      cp -a "$from" "$file"
+    fi
+  done
+}
+
 # --- installing ------------------------------------------------------------------------------------------
 
 record() { printf '%s\n' "$@" >>"$MANIFEST.new"; }
@@ -124,7 +147,9 @@ install_all() {
   mapfile -t needed < <(missing "${NEEDED[@]}")
   if [ "${#needed[@]}" -gt 0 ]; then
     say "system packages: ${needed[*]}"
+    [ -z "$(missing tzdata)" ] || keep_zone "$ROOT/zone/before"
     bring "${needed[@]}"
+    if [ -d "$ROOT/zone" ] && [ ! -d "$ROOT/zone/after" ]; then keep_zone "$ROOT/zone/after"; fi
     printf '%s\n' "${NEW[@]}" >>"$PACKAGES"
   fi
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "python3 is older than 3.11 here"
@@ -243,7 +268,9 @@ uninstall() {
     if [ "${#packages[@]}" -gt 0 ]; then
       apt-mark -q auto "${packages[@]}" >/dev/null
       say "system packages that came with it and nothing needs: removed"
+      [ ! -d "$ROOT/zone" ] || keep_zone "$ROOT/zone/now"
       quietly "apt-get could not remove what came with it" apt autoremove --purge -o APT::AutoRemove::RecommendsImportant=false
+      [ ! -d "$ROOT/zone" ] || restore_zone "$ROOT/zone"
     fi
   fi
   rm -rf "$ROOT"

@@ -1,11 +1,12 @@
 """Install, enforce a first connection, uninstall: on a system made from nothing, compared before and after.
 
-    python -m labs.cleanhost bookworm|trixie [--from tree|sdist|wheel|deb] [--keep]
+    python -m labs.cleanhost bookworm|trixie|noble [--from tree|sdist|wheel|deb] [--keep]
 
-debootstrap makes the smallest Debian there is, in a folder; install.sh runs in it by chroot (or apt-get, with a package
-that was built in another such folder and looked at by lintian). Two network namespaces are two hosts of a trust domain
-that both run the installed program. Then it is uninstalled, and every file, package, kernel rule and cgroup is compared
-with what was there before. Needs root and Debian's package mirror.
+debootstrap makes the smallest Debian (or Ubuntu) there is, in a folder; install.sh runs in it by chroot (or apt-get,
+with a package that was built in another such folder and looked at by lintian). Two network namespaces are two hosts of
+a trust domain that both run the installed program. Then it is uninstalled, and every file, package, kernel rule and
+cgroup is compared with what was there before. Needs root, the system's package mirror, and the keys its packages are
+signed with: debian-archive-keyring or ubuntu-keyring, which Debian has from 13 on.
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ from pathlib import Path
 from labs import place
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
-MIRROR = "http://deb.debian.org/debian"
+DEBIAN = ("http://deb.debian.org/debian", "main", "/usr/share/keyrings/debian-archive-keyring.gpg")
+UBUNTU = (
+    "http://archive.ubuntu.com/ubuntu",
+    "main,universe",
+    "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
+)
+SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13", "noble": "Ubuntu 24.04"}
+MIRRORS = {"bookworm": DEBIAN, "trixie": DEBIAN, "noble": UBUNTU}
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 SHOWN = 40  # differences told; their number is told in any case
 CACHE = ROOT / ".dev" / "roots"
@@ -88,10 +95,22 @@ def base(suite: str) -> Path:
     """An archive of the system as debootstrap makes it; kept for the next time."""
     archive = CACHE / f"{suite}.tar"
     if not archive.exists():
+        mirror, components, keyring = MIRRORS[suite]
+        if not Path(keyring).is_file():
+            package = "ubuntu-keyring" if suite == "noble" else "debian-archive-keyring"
+            raise FailedError(f"there is no {keyring} to check packages with: apt-get install {package}")
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             say(f"debootstrap {suite}")
-            run("debootstrap", "--variant=minbase", suite, f"{folder}/root", MIRROR)
+            how = (
+                "--variant=minbase",
+                f"--components={components}",
+                f"--keyring={keyring}",
+                "--force-check-gpg",
+            )
+            # How Ubuntu is made; the releases that came after a debootstrap have no script of their own name in it.
+            script = ("/usr/share/debootstrap/scripts/gutsy",) if suite == "noble" else ()
+            run("debootstrap", *how, suite, f"{folder}/root", mirror, *script)
             run("tar", "-C", f"{folder}/root", "-cf", f"{folder}/new.tar", "--numeric-owner", ".")
             Path(f"{folder}/new.tar").replace(archive)
     return archive

@@ -72,7 +72,7 @@ class Place:
 def _groups(lab: str) -> list[Path]:
     """The lab's cgroup folders, deepest first."""
     top = cgroup_of(lab)
-    return sorted((p for p in [top, *top.rglob("*")] if p.is_dir()), reverse=True) if top.is_dir() else []
+    return sorted((Path(folder) for folder, _, _ in os.walk(top)), reverse=True)
 
 
 def processes(lab: str) -> set[int]:

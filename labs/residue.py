@@ -7,6 +7,7 @@ own rules, interfaces and routes must be exactly what they were.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ def take(lab: str) -> Snapshot:
             things.add(f"mount: {where}")
     things.update(f"namespace: {name.name}" for name in netns.existing(lab))
     mount = place.cgroup_mount()
-    folders = (folder for folder in mount.rglob("*") if folder.is_dir())
+    # os.walk, for others' groups vanish while this looks: it passes over them, where rglob raises.
+    folders = (Path(folder) for folder, _, _ in os.walk(mount))
     things.update(f"cgroup: {folder}" for folder in folders if lab in folder.relative_to(mount).parts)
     things.update(f"process: {pid} {_command(pid)}" for pid in place.processes(lab))
     things.update(f"folder: {folder}" for folder in DEFAULT_FOLDERS if Path(folder).exists())

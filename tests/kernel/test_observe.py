@@ -73,19 +73,6 @@ def curl(daemon: Daemon, user: int, seconds: int = 10) -> bool:
         )
 
 
-def status(daemon: Daemon) -> dict[str, Any]:
-    """`sectool status`, which exits 1 while nothing is denied."""
-    environment = {
-        **os.environ,
-        "SECTOOL_STATE": str(daemon.folder / "state"),
-        "SECTOOL_RUN": str(daemon.run),
-    }
-    found: dict[str, Any] = json.loads(
-        sectool(["status", "-o", "json"], environment, netns=daemon.space.path).out
-    )
-    return found
-
-
 def flows(daemon: Daemon, verdict: str) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = json.loads(daemon.sectool("flows", "--verdict", verdict, "-o", "json"))[
         "items"
@@ -122,7 +109,7 @@ def test_from_observe_to_enforce_and_through_a_broken_glass(daemons: tuple[Daemo
     assert curl(a, BATCH)
     os.kill(int((b.run / "agent.pid").read_text()), signal.SIGKILL)
     b.sectool("up", "--background")
-    assert status(b)["break_glass"]["reason"] == "INC-4711", "it outlives the daemon"
+    assert b.status()["break_glass"]["reason"] == "INC-4711", "it outlives the daemon"
     assert curl(a, BATCH)
     for daemon in daemons:
         daemon.sectool("break-glass", "--end", "--reason", "found")

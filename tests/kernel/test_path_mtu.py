@@ -63,6 +63,9 @@ def _configure(space: Namespace, *lines: str) -> None:
 def _wire(router: Namespace, space: Namespace, number: int) -> None:
     """A host and its router; `number` is the host's, and of the network between them."""
     router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    # Link-local addresses too are there at once: a router asks for its neighbours with them.
+    router.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.mid.accept_dad=0")
+    space.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
     router.run("ip", "link", "add", "leg", "type", "veth", "peer", "name", "eth0", "netns", space.name)
     # The usual default loses its pace with the packets of a whole window; that is not what is looked at here.
     space.run("sysctl", "-qw", "net.ipv4.tcp_congestion_control=reno")
