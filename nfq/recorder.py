@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from hashlib import sha1
 from typing import NamedTuple, Protocol
 
 from nfq.flow import Flow, State
@@ -21,8 +20,8 @@ from sectool.events import (
     Phase,
     Point,
     Type,
-    uuid7,
 )
+from sectool.flowids import community_id, new_event_id
 from sectool.identity.verify import PeerIdentity
 from sectool.labels import LabelSet
 
@@ -73,30 +72,6 @@ class _Burst(NamedTuple):
 _NO_COUNTS = Counts()
 
 
-# Types of ICMP messages that ask and answer each other; the others go one way.
-_COUNTERPARTS = {
-    1: {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17, 9: 10, 10: 9},
-    58: {128: 129, 129: 128, 133: 134, 134: 133, 135: 136, 136: 135, 130: 131, 131: 130, 144: 145, 145: 144},
-}
-
-
-def community_id(source: bytes, destination: bytes, sport: int, dport: int, proto: int = 6) -> bytes:
-    """SHA-1 part (20 bytes) of the community id v1 with seed 0, the same seen from either end.
-
-    For ICMP `sport` is the type and `dport` the code, as in flow records.
-    """
-    one_way = False
-    if proto in _COUNTERPARTS:
-        answer = _COUNTERPARTS[proto].get(sport)
-        one_way, dport = answer is None, dport if answer is None else answer
-    a = source + sport.to_bytes(2, "big")
-    b = destination + dport.to_bytes(2, "big")
-    n = len(source)
-    low, high = (a, b) if one_way or a <= b else (b, a)
-    data = b"\0\0" + low[:n] + high[:n] + bytes((proto, 0)) + low[n:] + high[n:]
-    return sha1(data, usedforsecurity=False).digest()
-
-
 _NAMES = {action: action.name.lower() for action in Action}  # an enum's own name costs two calls
 
 
@@ -132,7 +107,7 @@ class Recorder:
         if self.later:
             self.catch_up()
         if not flow.event_id:
-            flow.event_id = uuid7(flow.start_us)
+            flow.event_id = new_event_id(flow.start_us)
         point = flow.point
         outward = point is not Point.RESPONDER
         local, remote = flow.local_address, flow.remote_address
@@ -237,7 +212,7 @@ class Recorder:
         if not later or len(self.later) >= _LATER_MOST:
             self.flow(flow, Phase.VERDICT, action, now_us)
             return
-        flow.event_id = flow.event_id or uuid7(flow.start_us)
+        flow.event_id = flow.event_id or new_event_id(flow.start_us)
         flow.recorded = True
         self.later.append((flow, action, now_us))
 

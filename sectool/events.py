@@ -8,7 +8,6 @@ same ring as JSON blobs (see `Blob`), ahead of the first record that needs them.
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from enum import IntEnum, StrEnum
@@ -273,10 +272,3 @@ assert SLOT_SIZE % 8 == 0
 def now_us() -> int:
     """UTC wall clock in microseconds."""
     return time.time_ns() // 1000
-
-
-def uuid7(ts_us: int) -> bytes:
-    """16 bytes of a UUIDv7 (RFC 9562, 5.7) for the given UTC microseconds; sub-millisecond order kept in rand_a."""
-    ms, us = divmod(ts_us, 1000)
-    rand = int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF
-    return struct.pack(">QQ", (ms << 16) | 0x7000 | (us * 4096 // 1000), 0x8000_0000_0000_0000 | rand)

@@ -180,7 +180,7 @@ def _write_events(reader: Reader, events: Path, since: int, until: int) -> dict[
                     connection.execute(f"INSERT INTO {table} SELECT {casts} FROM page")
                     connection.unregister("page")
                 if table == "meta":
-                    meta = f"{SEGMENT_VERSION}, make_timestamp({since:d}), 0"
+                    meta = f"{SEGMENT_VERSION}, make_timestamp({since:d}), 0, 0"
                     connection.execute(f"INSERT INTO meta SELECT {meta}")
                 (counts[table],) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0]
                 order = "seq" if table in ("flow_records", "events") else "1"

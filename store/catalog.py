@@ -18,7 +18,7 @@ from store.compaction import attach_ddl
 from store.controlviews import ControlMirror, control_ddl
 from store.index import ALIAS as INDEX_ALIAS
 from store.index import Index, index_file, make
-from store.segment import NOT_NOW, Damage, compact, damaged_by, one
+from store.segment import NOT_NOW, OTHER_VERSION, Damage, compact, damaged_by, one
 
 MEMORY = "1GB"
 SPILL = "2GB"
@@ -184,14 +184,21 @@ class Catalog:
     def _check(self, cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
         row = one(cursor, f"SELECT max(version) FROM {alias}.meta")  # noqa: S608
         if row[0] != schema.SEGMENT_VERSION:
-            raise duckdb.InvalidInputException(f"segment of version {row[0]}, not {schema.SEGMENT_VERSION}")
+            raise duckdb.InvalidInputException(f"{OTHER_VERSION} {row[0]}, not {schema.SEGMENT_VERSION}")
         for table, columns in schema.SEGMENT_TABLES.items():
             names = ", ".join(f'"{name}"' for name, _ in columns)
             cursor.execute(f"SELECT {names} FROM {alias}.{table} LIMIT 0").fetchall()  # noqa: S608
 
     def _learn(self, cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
-        for table in schema.DICTIONARIES:
-            cursor.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM {alias}.{table}")  # noqa: S608
+        for table, columns in schema.DICTIONARIES.items():
+            names = [f'"{name}"' for name, _ in columns[1:]]
+            # An entry can be there twice: first by its stable id alone, then whole. Nothing makes a whole one less.
+            parts = ", ".join(f"any_value({name}) AS {name}" for name in names)
+            better = ", ".join(f"{name} = coalesce(excluded.{name}, {table}.{name})" for name in names)
+            cursor.execute(
+                f"INSERT INTO {table} SELECT id, {parts} FROM {alias}.{table} GROUP BY id"  # noqa: S608
+                f" ON CONFLICT (id) DO UPDATE SET {better}"
+            )
 
     def remake_views(self) -> None:
         """Put what is attached end to end. Running queries keep what they have."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sectool.events import FIELDS, now_us
-from store.schema import DICTIONARIES, RECORD_COLUMNS
+from store.schema import DICTIONARIES, RECORD_COLUMNS, REFERENCES
 
 MAX_US = 253_402_300_799_000_000  # the last second of the year 9999
+Numbering = Callable[[str, int], int]  # table and stable id, to the store's id
+
 _MAX_ID = (1 << 63) - 1
 _COUNTERS = ("source_bytes", "source_packets", "destination_bytes", "destination_packets")
 _MAX_COUNT = np.uint64(
@@ -33,11 +35,14 @@ _ARROW = {
 }
 
 
-def records_table(records: NDArray[np.void], first_seq: int) -> pa.Table:
-    """Flow records, numbered from `first_seq`, as the columns of flow_records."""
+def records_table(records: NDArray[np.void], first_seq: int, number: Numbering) -> pa.Table:
+    """Flow records, numbered from `first_seq`, as the columns of flow_records.
+
+    `number` gives the store's ids for stable ids of a dictionary.
+    """
     count = len(records)
     arrays: list[pa.Array] = [pa.array(np.arange(first_seq, first_seq + count, dtype=np.int64))]
-    for name, code in FIELDS:
+    for name, _ in FIELDS:
         if name in ("kind", "_pad"):
             continue
         column = np.ascontiguousarray(records[name])
@@ -47,14 +52,17 @@ def records_table(records: NDArray[np.void], first_seq: int) -> pa.Table:
             halves = column.view(">u8").reshape(count, 2).astype("<u8")
             arrays.append(pa.array(np.ascontiguousarray(halves[:, 0])))
             arrays.append(pa.array(np.ascontiguousarray(halves[:, 1])))
-        elif name == "event_id":
-            arrays.append(pa.ExtensionArray.from_storage(pa.uuid(), _binary(column, 16)))
+        elif name == "event_id":  # the first half follows from when the flow began
+            halves = column.view(">u8").reshape(count, 2)
+            arrays.append(pa.array(halves[:, 1].astype("<u8")))
+        elif name == "community":
+            arrays.append(pa.array(column.view(">u2").reshape(count, 10)[:, 0].astype("<u2")))
+        elif name in REFERENCES:
+            arrays.append(_numbered(column, REFERENCES[name], number))
         elif name == "history":
             arrays.append(_letters(column))
         elif name in _COUNTERS:
             arrays.append(pa.array(np.minimum(column, _MAX_COUNT)))
-        elif code.endswith("s"):
-            arrays.append(_binary(column, int(code[:-1])))
         else:
             arrays.append(pa.array(column))
     return pa.table(arrays, names=[name for name, _ in RECORD_COLUMNS])
@@ -66,8 +74,12 @@ def _times(column: NDArray[np.void], *, none_is_zero: bool) -> pa.Array:
     return pa.array(clipped, mask=missing).cast(pa.timestamp("us"))
 
 
-def _binary(column: NDArray[np.void], width: int) -> pa.Array:
-    return pa.Array.from_buffers(pa.binary(width), len(column), [None, pa.py_buffer(column)])
+def _numbered(column: NDArray[np.void], table: str, number: Numbering) -> pa.Array:
+    """The store's ids for a column of stable ids: few different values in a batch, so each is looked up once."""
+    encoded = pa.array(column.view(np.int64)).dictionary_encode()
+    keys = encoded.dictionary.to_pylist()
+    ids = pa.array([number(table, key) if key else 0 for key in keys], pa.uint32())
+    return ids.take(encoded.indices)
 
 
 def _letters(column: NDArray[np.void]) -> pa.Array:
@@ -102,18 +114,23 @@ def clean(text: str) -> str:
 
 
 def dictionary_row(blob: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Dictionary table and row of a blob; None for events, and for entries that fit no table (kept as events)."""
+    """Dictionary table and row of a blob; None for events, and for entries that fit no table (kept as events).
+
+    What the row refers to, and itself, are stable ids: `id` is left to who gives them out.
+    """
     table = _DICTIONARY_OF.get(str(blob.get("type")))
     if table is None:
         return None
     row: dict[str, Any] = {}
-    for name, kind in DICTIONARIES[table]:
-        value = _labels_text(blob) if (table, name) == ("labels", "text") else blob.get(name)
+    for name, kind in DICTIONARIES[table][1:]:
+        value = blob.get("id" if name == "key" else name)
+        if (table, name) == ("labels", "text"):
+            value = _labels_text(blob)
         try:
             row[name] = None if value is None else _fit(value, kind)
         except (TypeError, ValueError):
             return None
-    return (table, row) if row["id"] else None
+    return (table, row) if row["key"] else None
 
 
 def _labels_text(blob: dict[str, Any]) -> str:
@@ -143,4 +160,4 @@ def _fit(value: Any, kind: str) -> Any:
 def dictionary_table(table: str, rows: list[dict[str, Any]]) -> pa.Table:
     """Rows of one dictionary as Arrow."""
     columns = DICTIONARIES[table]
-    return pa.table({name: pa.array([row[name] for row in rows], _ARROW[kind]) for name, kind in columns})
+    return pa.table({name: pa.array([row.get(name) for row in rows], _ARROW[kind]) for name, kind in columns})

@@ -27,6 +27,7 @@ from sectool.errors import UsageError
 from sectool.filters import FLAGS as FILTER_FLAGS
 from sectool.filters import Field, Filter, FilterError, Side, build, flag_name
 from store.filtersql import Condition, compile_filter
+from store.flowidsql import COMMUNITY_COLUMNS, community_of, low_half
 from store.narrowing import narrow, widen
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 MAX_TEXT = 2048
 _COMMUNITY = re.compile(r"1:[A-Za-z0-9+/]{27}=")
 _ALL = Filter()
+_OF_COMMUNITY = f"community = ? AND community_text({COMMUNITY_COLUMNS}) = ?"
 
 
 class Sort(StrEnum):
@@ -55,13 +57,13 @@ class Entity:
     sort: Sort
     text: str
     filter: Filter = _ALL
-    community: bytes = b""
+    community: str = ""
     begun: int | None = None
 
     def condition(self, cursor: duckdb.DuckDBPyConnection) -> Condition:
         """Which flow_records speak of it."""
         if self.sort is Sort.FLOW:
-            return "community = ?::BLOB", [self.community]
+            return _OF_COMMUNITY, [_prefix(self.community), self.community]
         if self.sort is Sort.POLICY:
             ids = [
                 row[0]
@@ -90,14 +92,14 @@ def find_entity(catalog: Catalog, cursor: duckdb.DuckDBPyConnection, text: str) 
     if text.startswith("spiffe://"):
         return Entity(Sort.IDENTITY, text, _filter(Field.IDENTITY, text))
     if _COMMUNITY.fullmatch(text):
-        return _flow(catalog, cursor, text, "community = ?::BLOB", _community(text), None)
+        return _flow(catalog, cursor, text, _OF_COMMUNITY, [_prefix(text), text], None)
     try:
         number = uuid.UUID(text) if len(text) == 36 else None
     except ValueError:
         number = None
     if number is not None:
         return _flow(
-            catalog, cursor, str(number), "event_id = ?::UUID", str(number), (number.int >> 80) * 1000
+            catalog, cursor, str(number), "event_id = ?", [low_half(number)], (number.int >> 80) * 1000
         )
     try:
         network = ipaddress.ip_network(text, strict=False)
@@ -139,9 +141,10 @@ def _filter(field: Field, text: str) -> Filter:
         raise UsageError(error.message, error.hint) from None
 
 
-def _community(text: str) -> bytes:
+def _prefix(text: str) -> int:
+    """What records keep of a community id: few rows have it, and of those the whole is worked out."""
     try:
-        return base64.b64decode(text[2:], validate=True)
+        return int.from_bytes(base64.b64decode(text[2:], validate=True)[:2], "big")
     except binascii.Error:
         raise UsageError(f"{text!r} is no community id") from None
 
@@ -151,7 +154,7 @@ def _flow(
     cursor: duckdb.DuckDBPyConnection,
     text: str,
     test: str,
-    value: object,
+    values: list[object],
     begun: int | None,
 ) -> Entity:
     """A flow's community id and begin; the id holds the millisecond, so that few segments are looked at."""
@@ -163,8 +166,9 @@ def _flow(
         else f" AND event_start BETWEEN make_timestamp({since}) AND make_timestamp({until})"
     )
     rows = cursor.execute(
-        f"SELECT community, epoch_us(event_start) FROM flow_records WHERE {test}{near} ORDER BY seq DESC LIMIT 1",
-        [value],
+        f"SELECT {community_of('r')}, epoch_us(event_start) FROM flow_records r WHERE {test}{near}"
+        " ORDER BY seq DESC LIMIT 1",
+        values,
     ).fetchall()
     widen(cursor)
     if not rows:
@@ -172,4 +176,4 @@ def _flow(
             f"no flow {text} is on record",
             "it may be older than what is kept; `sectool flows -o wide` lists what there is",
         )
-    return Entity(Sort.FLOW, text, community=bytes(rows[0][0]), begun=int(rows[0][1]))
+    return Entity(Sort.FLOW, text, community=str(rows[0][0]), begun=int(rows[0][1]))

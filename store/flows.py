@@ -19,6 +19,7 @@ from sectool.events import Phase
 from sectool.filters import Filter
 from store.catalog import Catalog
 from store.filtersql import Condition, compile_filter
+from store.flowidsql import community_of
 from store.narrowing import narrow, narrow_at, narrow_rows, windows
 from store.query import DEFAULT_TIMEOUT_MS, MAX_ROWS, Result, small, time_limit
 from store.schema import OPEN_IDS, flows_sql
@@ -29,8 +30,11 @@ from store.wording import Names, new_flows
 DEFAULT_COUNT = 1000
 _FLOWS = flows_sql("picked_records")
 _ADDRESSES = "source_ip_hi, source_ip_lo, destination_ip_hi, destination_ip_lo"
+_NAMED = (
+    f"* REPLACE (event_uuid(event_start, event_id)::VARCHAR AS event_id), {community_of('r')} AS community_id"
+)
 _PICKED = (
-    "event_start TIMESTAMP, event_id UUID, source_ip_hi UBIGINT, source_ip_lo UBIGINT, destination_ip_hi UBIGINT,"
+    "event_start TIMESTAMP, event_id UBIGINT, source_ip_hi UBIGINT, source_ip_lo UBIGINT, destination_ip_hi UBIGINT,"
     " destination_ip_lo UBIGINT"
 )
 _KNOWN = f"(r.ts <= make_timestamp(?) OR r.phase = {Phase.VERDICT:d})"  # by a moment: verdicts precede what they tell
@@ -193,7 +197,7 @@ class Tail:
             if self._schema is None:
                 self._schema = small(cursor, "SELECT * FROM flows LIMIT 0").schema
             cursor.execute(
-                f"SELECT * REPLACE (event_id::VARCHAR AS event_id) FROM {source} WHERE seq >= ? AND seq < ?"
+                f"SELECT {_NAMED} FROM {source} r WHERE seq >= ? AND seq < ?"
                 f" AND phase = {Phase.VERDICT:d} AND ({condition}) ORDER BY seq LIMIT {limit}",
                 [self.next_seq, end, *values],
             )
@@ -208,7 +212,7 @@ def no_new_flows(catalog: Catalog) -> pa.Table:
     """What a follower gets when there is nothing: an empty table with the columns of flows."""
     with catalog.reading() as cursor:
         schema = small(cursor, "SELECT * FROM flows LIMIT 0").schema
-        nothing = small(cursor, "SELECT * REPLACE (event_id::VARCHAR AS event_id) FROM flow_records LIMIT 0")
+        nothing = small(cursor, f"SELECT {_NAMED} FROM flow_records r LIMIT 0")
         return new_flows(cursor, nothing, Names(), schema)
 
 

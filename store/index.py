@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 INDEX = "index.duckdb"
 ALIAS = "idx"
-VERSION = 1
+VERSION = 2
 STRETCH = 1 << 19  # sequence numbers: rows, and the few events between them
 TALK_KEY = (
     "source_labels, destination_labels, source_ip_hi, source_ip_lo, destination_ip_hi, destination_ip_lo,"
@@ -53,7 +53,7 @@ _DDL = (
     " first_begin TIMESTAMP, last_begin TIMESTAMP, first_later TIMESTAMP, last_later TIMESTAMP)",
     f"CREATE TABLE {{a}}.crossing (n INTEGER, gone INTEGER, closed TIMESTAMP, {_RECORD_DDL})",
     f"CREATE TABLE {{a}}.late (n INTEGER, {_RECORD_DDL})",
-    "CREATE TABLE {a}.talks (n INTEGER, source_labels BIGINT, destination_labels BIGINT, source_ip_hi UBIGINT,"
+    "CREATE TABLE {a}.talks (n INTEGER, source_labels UINTEGER, destination_labels UINTEGER, source_ip_hi UBIGINT,"
     " source_ip_lo UBIGINT, destination_ip_hi UBIGINT, destination_ip_lo UBIGINT, transport UTINYINT,"
     " service UINTEGER, begun UINTEGER, ended UINTEGER, allowed UBIGINT, denied UBIGINT,"
     " encrypted UBIGINT, bytes HUGEINT, seqs UINTEGER[])",

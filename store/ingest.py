@@ -22,6 +22,7 @@ from sectool.events import Type, now_us
 from sectool.ring import RingReader
 from store.catalog import Catalog
 from store.columns import dictionary_row, dictionary_table, events_table, records_table
+from store.numbers import Given, Numbers
 from store.schema import DICTIONARIES, RECORD_COLUMNS, SEGMENT_VERSION, segment_ddl
 from store.segment import next_name
 
@@ -64,15 +65,16 @@ class Ingest:
     counters: Counters = field(default_factory=Counters)
     live: Live = field(init=False)
     _cursor: duckdb.DuckDBPyConnection = field(init=False)
-    _known: dict[str, set[int]] = field(init=False)
+    _ids: Numbers = field(init=False)
     _number: int = 0
 
     def __post_init__(self) -> None:
         self._cursor = self.catalog.cursor()
-        self._known = {
-            table: {row[0] for row in self._cursor.execute(f"SELECT id FROM {table}").fetchall()}  # noqa: S608
-            for table in DICTIONARIES
-        }
+        self._ids = Numbers(self._cursor, self.catalog)
+
+    def leave_room(self) -> None:
+        """Give out no id that a segment which cannot be seen may have given out."""
+        self._ids.skip()
 
     def begin_segment(self, now: int) -> Live:
         """Make a segment and write to it from now on. Dictionary entries still in use go along."""
@@ -96,8 +98,8 @@ class Ingest:
             for statement in segment_ddl(alias):
                 self._cursor.execute(statement)
             self._cursor.execute(
-                f"INSERT INTO {alias}.meta VALUES (?, make_timestamp(?), ?)",  # noqa: S608
-                [SEGMENT_VERSION, now, self.next_seq],
+                f"INSERT INTO {alias}.meta VALUES (?, make_timestamp(?), ?, ?)",  # noqa: S608
+                [SEGMENT_VERSION, now, self.next_seq, self._ids.next],
             )
             for table in DICTIONARIES:
                 # An identity that has expired can be on no new flow; the segment it came in still has it.
@@ -157,7 +159,13 @@ class Ingest:
         self, blobs: list[dict[str, Any]], records: Any, position: tuple[int, int, int] | None
     ) -> tuple[int, int]:
         """One transaction: dictionary entries, events, records, ring position. Counts of records and events."""
-        entries, events = self._sort(blobs)
+        with self._ids.giving() as given:
+            return self._write(given, blobs, records, position)
+
+    def _write(
+        self, given: Given, blobs: list[dict[str, Any]], records: Any, position: tuple[int, int, int] | None
+    ) -> tuple[int, int]:
+        events = self._sort(given, blobs)
         tables: list[tuple[str, str, pa.Table]] = []
         seq = self.next_seq
         if events:
@@ -165,11 +173,11 @@ class Ingest:
             seq += len(events)
         count = 0 if records is None else len(records)
         if count:
-            tables.append(("flow_records", _RECORD_NAMES, records_table(records, seq)))
+            tables.append(("flow_records", _RECORD_NAMES, records_table(records, seq, given.number)))
             seq += count
-        additions = [(name, dictionary_table(name, rows)) for name, rows in entries.items()]
+        additions = [(name, dictionary_table(name, list(rows.values()))) for name, rows in given.rows.items()]
         for name, table in additions:  # names are known before the first row that needs them can be seen
-            self._insert(name, "*", table, " OR IGNORE")
+            self._insert(name, "*", table, " OR REPLACE")
         cursor = self._cursor
         cursor.execute("BEGIN")
         try:
@@ -184,26 +192,21 @@ class Ingest:
             self.counters.failures += 1
             self._rollback()
             raise
-        for name, rows in entries.items():
-            self._known[name].update(row["id"] for row in rows)
         self.live.rows += seq - self.next_seq
         self.live.unsaved += seq - self.next_seq
         self.next_seq = seq
         return count, len(events)
 
-    def _sort(
-        self, blobs: list[dict[str, Any]]
-    ) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-        """Dictionary entries not known yet, by table, and the events among `blobs`."""
-        entries: dict[str, dict[int, dict[str, Any]]] = {}
+    def _sort(self, given: Given, blobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Enter dictionary entries not known yet; the events among `blobs`."""
         events = []
         for blob in blobs:
             entry = dictionary_row(blob)
             if entry is None:
                 events.append(blob)
-            elif entry[1]["id"] not in self._known[entry[0]]:
-                entries.setdefault(entry[0], {})[entry[1]["id"]] = entry[1]
-        return {name: list(rows.values()) for name, rows in entries.items()}, events
+            else:
+                given.enter(*entry)
+        return events
 
     def _insert(self, target: str, columns: str, table: pa.Table, how: str = "") -> None:
         self._cursor.register("batch", table)

@@ -123,7 +123,7 @@ class _Scope:
             " transport, CASE WHEN transport IN (1, 58) THEN source_port * 256 + destination_port ELSE destination_port"
             " END AS service, drop_reason, peer_reason, rule AS rule_id, sum(flow_count)::BIGINT AS n,"
             " epoch_us(min(event_start)) AS first, epoch_us(max(event_start)) AS last,"
-            " arg_max(event_id, seq)::VARCHAR AS event_id FROM subject"
+            " event_uuid(arg_max(event_start, seq), arg_max(event_id, seq))::VARCHAR AS event_id FROM subject"
             f" WHERE action NOT IN {_PASSED} GROUP BY ALL ORDER BY n DESC LIMIT {MAX_ROWS}) d"
             " LEFT JOIN labels a ON a.id = d.source_labels LEFT JOIN labels b ON b.id = d.destination_labels"
             " LEFT JOIN rules r ON r.id = d.rule_id ORDER BY n DESC",

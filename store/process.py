@@ -142,6 +142,8 @@ class Store:
         if not self._room():
             return False
         ingest = Ingest(self.catalog, self._next_seq, self._positions(), self.counters)
+        if self.shelf.incomplete:
+            ingest.leave_room()
         try:
             ingest.begin_segment(now_us())
         except (duckdb.Error, OSError) as error:

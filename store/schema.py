@@ -30,14 +30,29 @@ from sectool.events import (
     Phase,
     Point,
 )
+from store import flowidsql
 
-SEGMENT_VERSION = 1
+SEGMENT_VERSION = 2
 
 _SQL = {"B": "UTINYINT", "H": "USMALLINT", "I": "UINTEGER", "q": "BIGINT", "Q": "UBIGINT"}
 _RENAMED = {"start": "event_start", "end": "event_end"}
 _TIMES = ("ts", "start", "end")
 _ADDRESSES = ("source_ip", "destination_ip")
 _UNSTORED = ("kind", "_pad")
+
+# Columns that hold ids of a dictionary. On the ring they are 64-bit stable ids, the same on every host; the store gives
+# each its own small number, for eight random bytes cannot be compressed and one record has nine of them.
+REFERENCES: dict[str, str] = {
+    "source_identity": "identities",
+    "destination_identity": "identities",
+    "source_labels": "labels",
+    "destination_labels": "labels",
+    "source_workload": "workloads",
+    "destination_workload": "workloads",
+    "rule": "rules",
+    "peer_rule": "rules",
+    "pending_rule": "rules",
+}
 
 
 def _columns(name: str, code: str) -> list[tuple[str, str]]:
@@ -47,7 +62,9 @@ def _columns(name: str, code: str) -> list[tuple[str, str]]:
         return [(_RENAMED.get(name, name), "TIMESTAMP")]
     if name in _ADDRESSES:  # two integers: half the size of text, and a network is a range of them
         return [(f"{name}_hi", "UBIGINT"), (f"{name}_lo", "UBIGINT")]
-    special = {"event_id": "UUID", "community": "BLOB", "history": "VARCHAR"}
+    if name in REFERENCES:
+        return [(name, "UINTEGER")]
+    special = {"event_id": "UBIGINT", "community": "USMALLINT", "history": "VARCHAR"}
     return [(name, special.get(name) or _SQL[code])]
 
 
@@ -56,9 +73,12 @@ RECORD_COLUMNS: tuple[tuple[str, str], ...] = (
     *(column for name, code in FIELDS for column in _columns(name, code)),
 )
 
+# `id` is what records of this store say, `key` the stable id. An entry of which only these two are known is not on
+# record yet (a record that names it came first), or its telling was lost.
 DICTIONARIES: dict[str, tuple[tuple[str, str], ...]] = {
     "identities": (
         ("id", "BIGINT"),
+        ("key", "BIGINT"),
         ("spiffe_id", "VARCHAR"),
         ("trust_domain", "VARCHAR"),
         ("labels_id", "BIGINT"),
@@ -68,9 +88,10 @@ DICTIONARIES: dict[str, tuple[tuple[str, str], ...]] = {
         ("not_after", "TIMESTAMP"),
         ("issuer", "VARCHAR"),
     ),
-    "labels": (("id", "BIGINT"), ("text", "VARCHAR"), ("labels", "MAP(VARCHAR, VARCHAR)")),
+    "labels": (("id", "BIGINT"), ("key", "BIGINT"), ("text", "VARCHAR"), ("labels", "MAP(VARCHAR, VARCHAR)")),
     "workloads": (
         ("id", "BIGINT"),
+        ("key", "BIGINT"),
         ("name", "VARCHAR"),
         ("labels_id", "BIGINT"),
         ("uid", "BIGINT"),
@@ -82,6 +103,7 @@ DICTIONARIES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "rules": (
         ("id", "BIGINT"),
+        ("key", "BIGINT"),
         ("policy", "VARCHAR"),
         ("kind", "VARCHAR"),
         ("owner", "VARCHAR"),
@@ -93,7 +115,13 @@ DICTIONARIES: dict[str, tuple[tuple[str, str], ...]] = {
 
 EVENT_COLUMNS = (("seq", "BIGINT"), ("ts", "TIMESTAMP"), ("type", "VARCHAR"), ("body", "VARCHAR"))
 POSITION_COLUMNS = (("ring", "BIGINT"), ("next", "BIGINT"), ("lost", "BIGINT"))
-META_COLUMNS = (("version", "INTEGER"), ("created", "TIMESTAMP"), ("first_seq", "BIGINT"))
+# `first_id`: all ids of dictionary entries below it were given out when the segment began.
+META_COLUMNS = (
+    ("version", "INTEGER"),
+    ("created", "TIMESTAMP"),
+    ("first_seq", "BIGINT"),
+    ("first_id", "BIGINT"),
+)
 
 SEGMENT_TABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "meta": META_COLUMNS,
@@ -151,6 +179,7 @@ def _compress(text: str) -> str:
 
 
 _MACROS = [
+    *flowidsql.MACROS,
     f"CREATE MACRO ip6_half(x) AS {_HALF}",
     # The lambda names the text once: a macro would copy it into each of the cases, and planning would take long.
     f"CREATE MACRO ip6_short(whole) AS list_transform([whole], lambda t: {_compress('t')})[1]",
@@ -204,12 +233,12 @@ WITH base AS NOT MATERIALIZED (
 
 _FLOW_COLUMNS = f"""
 SELECT
-    b.seq, b.event_id::VARCHAR AS event_id, b.event_start,
+    b.seq, event_uuid(b.event_start, b.event_id)::VARCHAR AS event_id, b.event_start,
     coalesce(l.event_end, b.event_end) AS event_end,
     epoch_us(coalesce(l.event_end, l.ts, b.event_end, b.ts)) - epoch_us(b.event_start) AS duration_us,
     coalesce(l.event_end, b.event_end) IS NULL AND b.action IN ({Action.ALLOW:d}, {Action.AUDIT:d}) AS open,
     {_word(Point, "b.point")} AS observation_point,
-    '1:' || to_base64(b.community) AS community_id,
+    {flowidsql.community_of("b")} AS community_id,
     ['outbound', 'inbound', 'internal'][b.direction::INTEGER] AS direction,
     CASE b.transport WHEN 6 THEN 'tcp' WHEN 17 THEN 'udp' WHEN 1 THEN 'icmp' WHEN 58 THEN 'icmpv6'
         ELSE b.transport::VARCHAR END AS transport,
@@ -243,10 +272,10 @@ SELECT
     b.flow_count, b.missed,
     b.flags & {FLAG_ADOPTED} <> 0 AS adopted, b.flags & {FLAG_COALESCED} <> 0 AS coalesced,
     b.flags & {FLAG_RESTORED} <> 0 AS restored, b.flags & {FLAG_OBSERVED} <> 0 AS observed,
-    b.source_identity AS source_identity_id, b.destination_identity AS destination_identity_id,
-    b.source_labels AS source_labels_id, b.destination_labels AS destination_labels_id,
-    b.source_workload AS source_workload_id, b.destination_workload AS destination_workload_id,
-    b.rule AS rule_id, b.peer_rule AS peer_rule_id, b.pending_rule AS pending_rule_id
+    coalesce(si.key, 0) AS source_identity_id, coalesce(di.key, 0) AS destination_identity_id,
+    coalesce(sl.key, 0) AS source_labels_id, coalesce(dl.key, 0) AS destination_labels_id,
+    coalesce(sw.key, 0) AS source_workload_id, coalesce(dw.key, 0) AS destination_workload_id,
+    coalesce(r.key, 0) AS rule_id, coalesce(pr.key, 0) AS peer_rule_id, coalesce(wr.key, 0) AS pending_rule_id
 FROM base b
 LEFT JOIN later l ON l.event_start = b.event_start AND l.event_id = b.event_id
 LEFT JOIN identities si ON si.id = b.source_identity

@@ -29,6 +29,7 @@ from sectool.events import now_us
 CHAIN = "chain.jsonl"
 GENESIS = "0" * 64
 NOT_NOW = "cannot be opened now"  # what of a Damage that is none: the file may be sound
+OTHER_VERSION = "written by another release: segment of version"
 NATIVE, COMPACT = ".duckdb", ".parquet"
 _NAME = re.compile(r"flows-[0-9]{8}T[0-9]{6}Z-[0-9]+\.(duckdb|parquet)")
 # An open that fails for one of these says nothing about the file's content.
@@ -39,6 +40,7 @@ _NOT_ITS_FAULT = (
     "too many open files",
     "cannot allocate",
     "read-only file",
+    OTHER_VERSION.lower(),
 )
 
 

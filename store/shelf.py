@@ -28,6 +28,12 @@ class Shelf:
         self._suspicion = run / ".store.suspect"
         self.unopened: set[str] = set()  # sound, perhaps, but not to be opened when it was tried
         self._tried = 0.0
+        self._damaged = False
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether rows that were here cannot be seen: what they have given out (numbers, ids) is not known."""
+        return bool(self.unopened) or self._damaged
 
     def open_all(self, catalog: Catalog) -> list[Damage]:
         """Mend the chain, seal what a dead store left, attach everything; what was damaged."""
@@ -46,6 +52,7 @@ class Shelf:
                 marker.unlink(missing_ok=True)
         catalog.remake_views()
         self._tried = time.monotonic()
+        self._damaged = self._damaged or bool(found)
         return found
 
     def open_index(self, catalog: Catalog, newest_seq: int) -> None:
@@ -93,6 +100,7 @@ class Shelf:
                 self.unopened.discard(name)
         catalog.remake_views()
         self._tried = time.monotonic()
+        self._damaged = self._damaged or bool(found)
         return found
 
     def _open(self, catalog: Catalog, path: Path, *, sealed: bool) -> list[Damage]:

@@ -9,6 +9,7 @@ store process still writes is asked of it, with the same statement.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,6 +23,7 @@ from sectool.errors import NoDaemonError, SectoolError, StoreError
 from sectool.events import FLAG_ADOPTED, FLAG_COALESCED, Phase
 from sectool.labels import LabelError, LabelSet
 from sectool.policy.places import FOUR_FIRST, FOUR_LAST, Places
+from store.flowidsql import low_half
 from store.query import MAX_ROWS, MAX_SQL, MAX_TIMEOUT_MS, small, time_limit
 from store.reader import LiveReader, LocalReader
 from store.schema import DICTIONARIES
@@ -170,7 +172,7 @@ def statement(places: Places, cuts: Sequence[int], *, by_workload: bool, where: 
     return (
         f"SELECT {columns}, count(*)::BIGINT AS records, sum(flow_count)::BIGINT AS flows,"
         " epoch_us(min(event_start)) AS first, epoch_us(max(event_start)) AS last,"
-        " arg_min(event_id, event_start)::VARCHAR AS example"
+        " event_uuid(min(event_start), arg_min(event_id, event_start))::VARCHAR AS example"
         f" FROM flow_records WHERE phase = {Phase.VERDICT:d}{where} GROUP BY ALL"
     )
 
@@ -312,10 +314,10 @@ class History:
         out: dict[str, tuple[str, str]] = {}
         for at in range(0, len(wanted), 200):
             chunk = wanted[at : at + 200]
-            ids = ", ".join(f"'{event}'::UUID" for _, event in chunk)
+            ids = ", ".join(str(low_half(uuid.UUID(event))) for _, event in chunk)
             starts = ", ".join(f"make_timestamp({start})" for start, _ in chunk)
             sql = (
-                "SELECT event_id::VARCHAR, ip_text(source_ip_hi, source_ip_lo),"
+                "SELECT event_uuid(event_start, event_id)::VARCHAR, ip_text(source_ip_hi, source_ip_lo),"
                 " ip_text(destination_ip_hi, destination_ip_lo) FROM flow_records"
                 f" WHERE phase = {Phase.VERDICT:d} AND event_start IN ({starts}) AND event_id IN ({ids})"
             )

@@ -116,10 +116,10 @@ def _window(
     if since is None and entity is not None and entity.begun is not None:
         since = max(0, entity.begun - MINUTE)
         if until is None:
+            condition = entity.condition(cursor)
             row = cursor.execute(
-                "SELECT epoch_us(max(ts)) FROM flow_records WHERE community = ?::BLOB"
-                " AND event_start >= make_timestamp(?)",
-                [entity.community, since],
+                f"SELECT epoch_us(max(ts)) FROM flow_records WHERE {condition[0]} AND event_start >= make_timestamp(?)",
+                [*condition[1], since],
             ).fetchall()[0]
             until = int(row[0] or entity.begun) + MINUTE
     if until is None:
@@ -164,8 +164,8 @@ WITH chosen AS (
         AND ({condition})
 ), slices AS (
     SELECT {_GROUP}, phase, epoch_us(moment) // {width} AS slice, sum(flow_count)::BIGINT AS n,
-        epoch_us(min(moment)) AS first, epoch_us(max(moment)) AS last, arg_min(event_id, seq)::VARCHAR AS event_id,
-        min(policy_revision) AS revision, arg_min(community, seq) AS community,
+        epoch_us(min(moment)) AS first, epoch_us(max(moment)) AS last, arg_min(event_id, seq) AS event_id,
+        arg_min(event_start, seq) AS begun, min(policy_revision) AS revision,
         sum(source_bytes + destination_bytes)::BIGINT AS bytes,
         any_value(source_ip_hi) AS sh, any_value(source_ip_lo) AS sl,
         any_value(destination_ip_hi) AS dh, any_value(destination_ip_lo) AS dl, any_value(pid) AS pid
@@ -175,7 +175,7 @@ WITH chosen AS (
         SELECT *, CASE WHEN slice - lag(slice) OVER (PARTITION BY {_GROUP}, phase ORDER BY slice) <= 2 THEN 0 ELSE 1 END
             AS gap FROM slices))
 SELECT {_GROUP}, phase, island, sum(n)::BIGINT AS n, min(first) AS first, max(last) AS last,
-    arg_min(event_id, first) AS event_id, arg_min(community, first) AS community, min(revision) AS revision,
+    event_uuid(arg_min(begun, first), arg_min(event_id, first))::VARCHAR AS event_id, min(revision) AS revision,
     sum(bytes)::BIGINT AS bytes, any_value(sh) AS sh, any_value(sl) AS sl, any_value(dh) AS dh, any_value(dl) AS dl,
     any_value(pid) AS pid
 FROM islands GROUP BY {_GROUP}, phase, island
@@ -312,19 +312,20 @@ def _body(text: str) -> dict[str, Any]:
 
 
 def _ids(cursor: duckdb.DuckDBPyConnection, entity: Entity | None) -> tuple[set[str], set[int]]:
-    """SPIFFE ids and workload numbers that the entity's flows carry."""
+    """SPIFFE ids and workloads (stable ids, as events say them) that the entity's flows carry."""
     if entity is None or entity.sort in (Sort.POLICY, Sort.ADDRESS):
         return set(), set()
     condition, values = entity.condition(cursor)
     both = "SELECT {0}_identity AS i, {0}_workload AS w FROM flow_records WHERE ({1})"
     if entity.sort is Sort.WORKLOAD:
-        rows = cursor.execute("SELECT id FROM workloads WHERE name GLOB ?", [entity.text]).fetchall()
+        rows = cursor.execute("SELECT key FROM workloads WHERE name GLOB ?", [entity.text]).fetchall()
         return set(), {int(row[0]) for row in rows}
     if entity.sort is Sort.IDENTITY:
         return {entity.text}, set()
     rows = cursor.execute(
-        f"SELECT DISTINCT s.spiffe_id, f.w FROM ({both.format('source', condition)} UNION ALL"
-        f" {both.format('destination', condition)}) f LEFT JOIN identities s ON s.id = f.i LIMIT 1000",
+        f"SELECT DISTINCT s.spiffe_id, w.key FROM ({both.format('source', condition)} UNION ALL"
+        f" {both.format('destination', condition)}) f LEFT JOIN identities s ON s.id = f.i"
+        " LEFT JOIN workloads w ON w.id = f.w LIMIT 1000",
         [*values, *values],
     ).fetchall()
     return {row[0] for row in rows if row[0]}, {int(row[1]) for row in rows if row[1]}

@@ -6,9 +6,8 @@ second beside ingest. A test holds the two to the same rows.
 
 from __future__ import annotations
 
-import base64
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -54,31 +53,37 @@ _TRANSPORTS = pa.array([_TRANSPORT.get(n, str(n)) for n in range(256)])
 
 
 class Names:
-    """Dictionary entries by id, asked for once each: they never change."""
+    """Dictionary entries by id, asked for once each: a whole one never changes. The first column asked for tells it."""
 
     def __init__(self) -> None:
         self._known: dict[str, dict[int, tuple[Any, ...]]] = {}
 
     def of(
-        self, cursor: duckdb.DuckDBPyConnection, table: str, columns: str, ids: pa.Array
+        self, cursor: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str], ids: pa.Array
     ) -> list[pa.Array]:
-        """One array per column: the entries' fields in the order of `ids`, NULL for unknown ids."""
+        """One array per column: the entries' fields in the order of `ids`, NULL for unknown ones; of `key`, 0."""
         known = self._known.setdefault(table, {})
-        numbers = ids.to_pylist()
-        if not numbers:
-            return [pa.array([], pa.string()) for _ in columns.split(",")]
-        missing = [number for number in set(numbers) if number and number not in known]
+        different = ids.dictionary_encode()
+        numbers = different.dictionary.to_pylist()
+        found: dict[int, tuple[Any, ...]] = {}
+        missing = [number for number in numbers if number and number not in known]
         if missing:
-            rows = cursor.execute(
-                f"SELECT id, {columns} FROM {table} WHERE id IN (SELECT unnest(?::BIGINT[]))",  # noqa: S608
+            listed = ", ".join(columns)
+            told = cursor.execute(
+                f"SELECT id, {listed} FROM {table} WHERE id IN (SELECT unnest(?::BIGINT[]))",  # noqa: S608
                 [missing],
             ).fetchall()
             if len(known) > 100_000:
                 known.clear()
-            known.update({row[0]: row[1:] for row in rows})
-        nothing: tuple[Any, ...] = (None,) * len(columns.split(","))
-        found = [known.get(number, nothing) for number in numbers]
-        return [pa.array(column, pa.string()) for column in zip(*found, strict=True)]
+            found = {row[0]: row[1:] for row in told}
+            known.update({number: row for number, row in found.items() if row[0] is not None})
+        nothing = tuple(0 if name == "key" else None for name in columns)
+        rows = [known.get(number) or found.get(number, nothing) for number in numbers]
+        out = []
+        for place, name in enumerate(columns):
+            kind = pa.int64() if name == "key" else pa.string()
+            out.append(pa.array([row[place] for row in rows], kind).take(different.indices))
+        return out
 
 
 def word(kind: type[IntEnum], codes: pa.Array) -> pa.Array:
@@ -114,7 +119,10 @@ def new_flows(
     flags = np.asarray(raw("flags"))
     start, ts = (raw(name).cast(pa.int64()) for name in ("event_start", "ts"))
     allowed = pc.is_in(raw("action"), pa.array([Action.ALLOW.value, Action.AUDIT.value], pa.uint8()))
-    rule, policy, owner = names.of(cursor, "rules", "text, policy, owner", raw("rule"))
+    rules = {
+        name: names.of(cursor, "rules", ("text", "policy", "owner", "key"), raw(name))
+        for name in ("rule", "peer_rule", "pending_rule")
+    }
     columns: dict[str, Any] = {
         "seq": raw("seq"),
         "event_id": raw("event_id"),
@@ -123,22 +131,19 @@ def new_flows(
         "duration_us": pc.subtract(pc.coalesce(raw("event_end").cast(pa.int64()), ts), start),
         "open": pc.and_(pc.is_null(raw("event_end")), allowed),
         "observation_point": word(Point, raw("point")),
-        "community_id": pa.array(
-            ["1:" + base64.b64encode(c).decode() for c in raw("community").to_pylist()], pa.string()
-        ),
+        "community_id": raw("community_id"),
         "direction": _DIRECTIONS.take(raw("direction")),
         "transport": _TRANSPORTS.take(raw("transport")),
         "action": word(Action, raw("action")),
         "drop_reason": word(DropReason, raw("drop_reason")),
         "peer_reason": word(DropReason, raw("peer_reason")),
         "decider": word(Decider, raw("decider")),
-        "rule": rule,
-        "policy": policy,
-        "owner": owner,
-        "peer_rule": names.of(cursor, "rules", "text, policy, owner", raw("peer_rule"))[0],
+        "policy": rules["rule"][1],
+        "owner": rules["rule"][2],
+        **{name: columns[0] for name, columns in rules.items()},
+        **{f"{name}_id": columns[3] for name, columns in rules.items()},
         "default_deny": pa.array(flags & FLAG_DEFAULT_DENY != 0),
         "pending_action": word(Action, raw("pending_action")),
-        "pending_rule": names.of(cursor, "rules", "text, policy, owner", raw("pending_rule"))[0],
         "policy_revision": _unless(raw("policy_revision"), 0),
         "policy_hash": pa.array(
             [f"{n & (1 << 64) - 1:x}" if n else None for n in raw("policy_hash").to_pylist()], pa.string()
@@ -161,10 +166,17 @@ def new_flows(
     }
     for end in ("source", "destination"):
         columns[f"{end}_ip"] = address_text(raw(f"{end}_ip_hi"), raw(f"{end}_ip_lo"))
-        (columns[f"{end}_identity"],) = names.of(cursor, "identities", "spiffe_id", raw(f"{end}_identity"))
-        (columns[f"{end}_labels"],) = names.of(cursor, "labels", "text", raw(f"{end}_labels"))
-        (columns[f"{end}_workload"],) = names.of(cursor, "workloads", "name", raw(f"{end}_workload"))
-    for field in schema:
-        if field.name not in columns:
-            columns[field.name] = raw(field.name.removesuffix("_id"))
+    for dictionary, name, ids in (
+        ("identities", "spiffe_id", "identity"),
+        ("labels", "text", "labels"),
+        ("workloads", "name", "workload"),
+    ):
+        for end in ("source", "destination"):
+            column = f"{end}_{ids}"
+            columns[column], columns[f"{column}_id"] = names.of(
+                cursor, dictionary, (name, "key"), raw(column)
+            )
+    for column in schema.names:
+        if column not in columns:
+            columns[column] = raw(column)
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sectool.events import FLOW_DTYPE, Action, ConnState, Kind, Phase, Point
 from sectool.labels import LabelSet, stable_id
 from store.columns import dictionary_row, dictionary_table, records_table
-from store.schema import segment_ddl
+from store.schema import SEGMENT_VERSION, segment_ddl
 from store.segment import segment_name
 
 T0 = 1_772_330_584_000_000  # 2026-03-01T02:03:04Z
@@ -73,12 +73,19 @@ def write_history(
     try:
         for statement in segment_ddl(path.stem.replace("-", "_")):
             connection.execute(statement.replace(path.stem.replace("-", "_") + ".", ""))
-        connection.execute("INSERT INTO meta VALUES (1, make_timestamp(?), 1)", [T0])
+        connection.execute("INSERT INTO meta VALUES (?, make_timestamp(?), 1, 0)", [SEGMENT_VERSION, T0])
         rows: dict[str, list[dict[str, Any]]] = {}
+        ids: dict[tuple[str, int], int] = {}
+
+        def numbered(table: str, key: int) -> int:
+            """Small ids, of which no other segment of the folder has any."""
+            return ids.setdefault((table, key), number * 1_000_000 + len(ids))
+
         for blob in _entries(talks):
             named = dictionary_row(blob)
             assert named is not None
-            rows.setdefault(named[0], []).append(named[1])
+            table, row = named
+            rows.setdefault(table, []).append({"id": numbered(table, row["key"]), **row})
         for table, entries in rows.items():
             _insert(connection, table, dictionary_table(table, entries))
         weights = np.array([talk.weight for talk in talks])
@@ -94,7 +101,7 @@ def write_history(
                 ended["phase"], ended["end"] = Phase.END, ended["start"] + 5_000_000
                 ended["conn_state"] = ConnState.SF
                 records = np.concatenate([records, ended])
-            _insert(connection, "flow_records", records_table(records, seq))
+            _insert(connection, "flow_records", records_table(records, seq, numbered))
             seq += len(records)
         connection.execute("CHECKPOINT")
     finally:

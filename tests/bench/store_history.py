@@ -96,6 +96,7 @@ class Fleet:
         self.service = rng.choice(np.array(SERVICES), PAIRS)
         self.denied = rng.random(PAIRS) < 0.08
         self.rule = rng.integers(0, count, PAIRS)
+        self.flows = 0  # begun so far
 
 
 def _hosts(rng: np.random.Generator, count: int, of: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -128,10 +129,10 @@ def begun(fleet: Fleet, rng: np.random.Generator, since: int, width: int, count:
     out["destination_port"] = fleet.service[pair]
     out["source_ip"] = _addresses(fleet.source_host[pair])
     out["destination_ip"] = _addresses(fleet.destination_host[pair])
-    ids = rng.integers(0, 256, (count, 16), np.uint8)
-    ids[:, :6] = (starts // 1000).astype(">u8").view(np.uint8).reshape(count, 8)[:, 2:]
-    ids[:, 6] = 0x70 | ids[:, 6] & 15
-    ids[:, 8] = 0x80 | ids[:, 8] & 63
+    ids = np.zeros((count, 2), ">u8")  # as sectool.flowids makes them
+    ids[:, 0] = (starts // 1000) << 16 | 0x7000 | (starts % 1000) * 4096 // 1000
+    ids[:, 1] = 1 << 63 | 0x1234_5678 << 32 | fleet.flows + np.arange(count)
+    fleet.flows += count
     out["event_id"] = ids.view("V16")[:, 0]
     out["community"] = rng.integers(0, 256, (count, 20), np.uint8).view("V20")[:, 0]
     out["history"] = np.frombuffer(b"S".ljust(12, b"\0"), "V12")[0]

@@ -30,7 +30,6 @@ from nfq.core import Attribution, Config, Result, Verdict
 from nfq.exchanges import IDLE_US
 from nfq.flow import Owner, State
 from nfq.packet import parse
-from nfq.recorder import community_id
 from nfq.suites import ALL
 from nfq.udpflow import UdpFlow
 from sectool.clock import SECOND, iso
@@ -73,6 +72,7 @@ def host(make_host: MakeHost) -> Host:
     return host
 
 
+from sectool.flowids import community_id  # noqa: E402
 from sectool.labels import LabelSet  # noqa: E402
 
 LABELS = LabelSet({"env": "prod", "app": "kernel"})

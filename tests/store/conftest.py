@@ -19,7 +19,8 @@ import pytest
 
 from sectool.api.client import Client
 from sectool.errors import SectoolError
-from sectool.events import FIELDS, FLOW_STRUCT, INDEX, Action, ConnState, Kind, Phase, uuid7
+from sectool.events import FIELDS, FLOW_STRUCT, INDEX, Action, ConnState, Kind, Phase
+from sectool.flowids import community_id, new_event_id
 from sectool.labels import LabelSet, stable_id
 from sectool.ring import RingWriter
 from store.process import Limits, Store
@@ -86,12 +87,11 @@ class StoreLab:
             "destination_ip": "10.0.0.2",
             "ip_version": 4,
             "flow_count": 1,
-            "event_id": uuid7(start)[:8] + flow.to_bytes(8, "big"),
+            "event_id": new_event_id(start)[:8] + flow.to_bytes(8, "big"),
             "conn_state": ConnState.S1,
             "auth_method": 1,
             "auth_result": 2,
             "encryption": 1,
-            "community": b"c" * 20,
             "history": b"Sh",
             **fields,
         }
@@ -99,6 +99,10 @@ class StoreLab:
             address = ipaddress.ip_address(given[name])
             mapped = b"" if address.version == 6 else bytes(10) + b"\xff\xff"
             given[name] = mapped + address.packed
+        wide = given["ip_version"] == 6
+        ends = [given[name][0 if wide else -4 :] for name in ("source_ip", "destination_ip")]
+        sport, dport = given["source_port"], given["destination_port"]
+        given["community"] = community_id(ends[0], ends[1], sport, dport, given["transport"])
         values: list[Any] = [b"" if code.endswith("s") else 0 for _, code in FIELDS]
         for name, value in given.items():
             values[INDEX[name]] = value
@@ -106,7 +110,7 @@ class StoreLab:
 
     def event_id(self, start: int, flow: int) -> bytes:
         """The id that `record` gives the flow."""
-        return uuid7(start)[:8] + flow.to_bytes(8, "big")
+        return new_event_id(start)[:8] + flow.to_bytes(8, "big")
 
     def labels(self, text: str, ring: str = "worker-0") -> int:
         """Put a label set into the dictionary; its id."""

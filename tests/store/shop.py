@@ -107,7 +107,7 @@ def fill(lab: Any) -> dict[str, Any]:
         )
     cache = {**parties, "destination_labels": labels["cache"], "destination_identity": ids["cache"]}
     cache["destination_port"] = 6379
-    ring.put(lab.record(**cache, flow=500, start=start + HOUR, policy_revision=2, community=b"d" * 20))
+    ring.put(lab.record(**cache, flow=500, start=start + HOUR, policy_revision=2, source_port=40_001))
     ring.put(
         lab.record(
             flow=501,

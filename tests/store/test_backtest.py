@@ -152,7 +152,8 @@ def test_other_workload_documents_mean_other_labels(tmp_path: Path) -> None:
     (segment,) = tmp_path.glob("*.duckdb")
     with duckdb.connect(str(segment)) as connection:
         connection.execute(
-            "INSERT INTO workloads VALUES (77, 'web', ?, 33, 'www', '/usr/sbin/nginx', '', '', '/')",
+            "INSERT INTO workloads SELECT 77, 1077, 'web', id, 33, 'www', '/usr/sbin/nginx', '', '', '/'"
+            " FROM labels WHERE key = ?",
             [labels.id],
         )
         connection.execute("UPDATE flow_records SET source_workload = 77")

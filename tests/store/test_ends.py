@@ -19,7 +19,7 @@ def test_one_sided_and_unlike(make_lab: Callable[[Path], Any], tmp_path: Path) -
     late = 3 * SECOND  # their clocks differ
 
     def both(flow: int, **there: Any) -> dict[str, Any]:
-        return {"flow": flow, "community": bytes([flow]) * 20, "start": web.T0 + flow * SECOND, **there}
+        return {"flow": flow, "source_port": 40_000 + flow, "start": web.T0 + flow * SECOND, **there}
 
     for flow in range(5):
         web.ring().put(web.record(**both(flow), point=1))
@@ -36,7 +36,7 @@ def test_one_sided_and_unlike(make_lab: Callable[[Path], Any], tmp_path: Path) -
         )
     db.ring().put(db.record(**both(9), point=2, source_ip="10.9.9.9"))  # from a host that is not asked
     # web's flow 4 used the ports of flow 0 again, a minute later: not the same flow
-    web.ring().put(web.record(**{**both(7), "community": bytes(20), "start": web.T0 + 90 * SECOND}, point=1))
+    web.ring().put(web.record(**{**both(7), "source_port": 40_000, "start": web.T0 + 90 * SECOND}, point=1))
     settle(web)
     settle(db)
     readers = [(name, open_reader(lab.state, lab.run)) for name, lab in (("web", web), ("db", db))]

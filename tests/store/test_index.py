@@ -49,7 +49,7 @@ def history(lab: Any, seed: int, flows: int) -> list[tuple[int, bytes]]:
             "destination_port": int(rng.choice([443, 5432])),
             "source_labels": labels[rng.integers(0, 4)],
             "destination_labels": labels[rng.integers(0, 4)],
-            "community": bytes([flow % 256]) * 20,
+            "source_port": 40_000 + flow % 256,
             "action": 2 if denied else 1,
             "drop_reason": 1 if denied else 0,
         }

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sectool.errors import UsageError
-from sectool.events import Action, DropReason, uuid7
+from sectool.events import Action, DropReason
+from sectool.flowids import new_event_id
 from store.recorded import decided_by_policy, find_flow, request_of
 
 
@@ -56,7 +57,7 @@ def test_an_unknown_id(lab: Any) -> None:
 
     lab.start()
     with pytest.raises(UsageError, match="is on record"):
-        find_flow(lab.live(), str(uuid.UUID(bytes=uuid7(lab.T0))))
+        find_flow(lab.live(), str(uuid.UUID(bytes=new_event_id(lab.T0))))
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_one_row_per_flow_with_names_and_words(one_flow: dict[str, Any]) -> None
         "pid": 7,
         "cgroup": 99,
         "flow_count": 1,
-        "community_id": "1:Y2NjY2NjY2NjY2NjY2NjY2NjY2M=",
+        "community_id": "1:UWHKJ/x6OQ1YiVv4rIl0t3yhjg8=",
     }
     assert {name: one_flow[name] for name in want} == want
 
