@@ -31,6 +31,7 @@ warnings.filterwarnings("ignore", message="Arrow output on a DB-API result")
 MAX_SQL = 100_000  # characters
 MAX_ROWS = 1_000_000
 MAX_BYTES = 128 << 20
+BATCH_ROWS = 2048
 DEFAULT_ROWS = 10_000
 DEFAULT_TIMEOUT_MS = 10_000
 MAX_TIMEOUT_MS = 600_000
@@ -58,10 +59,11 @@ _FILE = re.compile(r"[/\\*?:]|\.[a-z]", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Rows of a query. `truncated` when there were more than the limits let through."""
+    """Rows of a query. `truncated` when there were more than the limits let through; `limited` by which of them."""
 
     table: pa.Table
     truncated: bool
+    limited: str = ""  # "rows", "bytes", or nothing known
 
 
 class StoppedError(SectoolError):
@@ -202,25 +204,56 @@ def run(
                 cursor.execute("ROLLBACK")
 
 
+def explain(
+    catalog: Catalog, sql: str, *, analyze: bool = False, timeout_ms: int = DEFAULT_TIMEOUT_MS
+) -> str:
+    """The plan of one SELECT of somebody else, as text; with `analyze` it is run, and each step's rows and time told.
+
+    Raises UsageError for bad SQL, StoppedError at its time limit.
+    """
+    timeout_ms = min(max(timeout_ms, 1), MAX_TIMEOUT_MS)
+    with catalog.reading() as cursor, time_limit(cursor, timeout_ms):
+        statement = check(cursor, sql)
+        catalog.control.refresh(cursor, statement)
+        cursor.execute("BEGIN TRANSACTION READ ONLY")
+        try:
+            rows = cursor.execute(f"EXPLAIN {'ANALYZE ' if analyze else ''}{statement}").fetchall()
+        finally:
+            with contextlib.suppress(duckdb.Error):
+                cursor.execute("ROLLBACK")
+    return "\n".join(str(row[-1]).rstrip("\n") for row in rows) + "\n"
+
+
 def fetch(cursor: duckdb.DuckDBPyConnection, sql: str, limit: int) -> Result:
     """The rows of one SELECT as far as the limits allow; what lies beyond is never computed."""
-    reader = cursor.sql(sql).to_arrow_reader(2048)
+    reader = cursor.sql(sql).to_arrow_reader(BATCH_ROWS)
     batches: list[pa.RecordBatch] = []
     rows = size = 0
-    truncated = False
+    limited = ""
     for batch in reader:
-        left = limit - rows
-        if batch.num_rows > left:
-            truncated = True
-            batch = batch.slice(0, left)
-        if batch.num_rows:
-            batches.append(batch)
-        rows += batch.num_rows
-        size += batch.nbytes
-        if truncated or size > MAX_BYTES:
-            truncated = True
+        if not batch.num_rows:
+            continue
+        keep = min(batch.num_rows, limit - rows)
+        if keep < batch.num_rows:
+            limited = "rows"
+        if size + batch.nbytes > MAX_BYTES and (fits := _fitting(batch, MAX_BYTES - size)) < keep:
+            keep, limited = fits, "bytes"
+        if keep:
+            batches.append(batch if keep == batch.num_rows else batch.slice(0, keep))
+            rows += keep
+            size += batches[-1].nbytes
+        if limited:
             break
-    return Result(pa.Table.from_batches(batches, reader.schema), truncated)
+    return Result(pa.Table.from_batches(batches, reader.schema), bool(limited), limited)
+
+
+def _fitting(batch: pa.RecordBatch, room: int) -> int:
+    """How many rows from the first on have at most `room` bytes."""
+    low, high = 0, batch.num_rows
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if batch.slice(0, middle).nbytes <= room else (low, middle - 1)
+    return low
 
 
 def small(cursor: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:

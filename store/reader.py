@@ -21,7 +21,7 @@ from sectool.filters import Filter
 from store import questions, segment
 from store.catalog import Catalog
 from store.flows import list_events, list_flows
-from store.query import DEFAULT_ROWS, DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS, Result, run
+from store.query import DEFAULT_ROWS, DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS, Result, explain, run
 
 ALL = Filter()
 
@@ -45,6 +45,9 @@ class Reader(Protocol):
         self, sql: str, *, limit: int = ..., timeout_ms: int = ..., begun: tuple[int, int] | None = None
     ) -> Result:
         """One SELECT over the documented views. `begun`: see store.query.run."""
+
+    def explain(self, sql: str, *, analyze: bool = False, timeout_ms: int = ...) -> str:
+        """See store.query.explain."""
 
     def flows(
         self,
@@ -98,7 +101,7 @@ def open_reader(state_dir: Path, run_dir: Path) -> Reader:
 
 
 def _result(answer: Answer) -> Result:
-    return Result(from_ipc(answer.payload), bool(answer.get("truncated")))
+    return Result(from_ipc(answer.payload), bool(answer.get("truncated")), str(answer.get("limited", "")))
 
 
 def from_ipc(payload: bytes) -> pa.Table:
@@ -136,6 +139,11 @@ class LiveReader:
         """One SELECT over the documented views."""
         fields: dict[str, Any] = {} if begun is None else {"begun_since": begun[0], "begun_until": begun[1]}
         return _result(self._client.call("query", sql=sql, limit=limit, timeout_ms=timeout_ms, **fields))
+
+    def explain(self, sql: str, *, analyze: bool = False, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> str:
+        """See store.query.explain."""
+        answer = self._client.call("explain", sql=sql, analyze=analyze, timeout_ms=timeout_ms)
+        return answer.payload.decode(errors="replace")
 
     def flows(
         self,
@@ -243,6 +251,10 @@ class LocalReader:
     ) -> Result:
         """One SELECT over the documented views."""
         return run(self._catalog, sql, limit=limit, timeout_ms=timeout_ms, begun=begun)
+
+    def explain(self, sql: str, *, analyze: bool = False, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> str:
+        """See store.query.explain."""
+        return explain(self._catalog, sql, analyze=analyze, timeout_ms=timeout_ms)
 
     def flows(
         self,

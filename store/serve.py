@@ -66,6 +66,7 @@ class Server:
             "ping": lambda _: ({"pid": os.getpid(), "next_seq": self.store.next_seq}, b""),
             "stats": lambda _: (self.store.stats(), b""),
             "query": self._query,
+            "explain": self._explain,
             "flows": self._flows,
             "events": self._events,
             "ask": self._ask,
@@ -182,7 +183,7 @@ class Server:
             return False
         op = frame.header.get("op")
         level = (
-            logging.INFO if op in ("query", "tail") else logging.DEBUG
+            logging.INFO if op in ("query", "explain", "tail") else logging.DEBUG
         )  # a screen that refreshes asks all the time
         log.log(level, "%s by %s (pid %d)", op if isinstance(op, str) else "?", peer.name, peer.pid)
         try:
@@ -226,10 +227,18 @@ class Server:
         finally:
             self._queries.release()
 
+    def _explain(self, request: Mapping[str, Any]) -> Answer:
+        analyze = request.get("analyze", False)
+        if not isinstance(analyze, bool):
+            raise UsageError("explain: analyze is true or false")
+        timeout_ms = _number(request, "timeout_ms", query.DEFAULT_TIMEOUT_MS)
+        assert timeout_ms is not None
+        with self._slot():
+            plan = query.explain(self.store.catalog, _sql(request), analyze=analyze, timeout_ms=timeout_ms)
+        return {}, plan.encode()
+
     def _query(self, request: Mapping[str, Any]) -> Answer:
-        sql = request.get("sql")
-        if not isinstance(sql, str):
-            raise UsageError("query: sql has to be text")
+        sql = _sql(request)
         limit = _number(request, "limit", query.DEFAULT_ROWS)
         timeout_ms = _number(request, "timeout_ms", query.DEFAULT_TIMEOUT_MS)
         assert limit is not None
@@ -336,7 +345,17 @@ def to_ipc(table: pa.Table) -> bytes:
 
 
 def _table(result: Result) -> Answer:
-    return {"rows": result.table.num_rows, "truncated": result.truncated}, to_ipc(result.table)
+    fields: dict[str, Any] = {"rows": result.table.num_rows, "truncated": result.truncated}
+    if result.limited:
+        fields["limited"] = result.limited
+    return fields, to_ipc(result.table)
+
+
+def _sql(request: Mapping[str, Any]) -> str:
+    sql = request.get("sql")
+    if not isinstance(sql, str):
+        raise UsageError(f"{request.get('op')}: sql has to be text")
+    return sql
 
 
 def _number(request: Mapping[str, Any], name: str, default: int | None = None) -> int | None:

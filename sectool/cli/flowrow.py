@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -90,8 +91,8 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    if isinstance(value, float) and value != value:  # NaN, which JSON does not have
-        return None
+    if isinstance(value, float) and not math.isfinite(value):  # JSON has none of them
+        return None if math.isnan(value) else str(value)
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sectool.errors import SectoolError, UsageError
-from store.query import StoppedError, run, time_limit
+from store.query import StoppedError, explain, run, time_limit
 
 
 @pytest.fixture
@@ -167,6 +167,27 @@ def test_limits(store: Any) -> None:
     wide = run(store.catalog, "SELECT repeat('x', 10000) AS x FROM range(100000)", limit=100_000)
     assert wide.truncated
     assert wide.table.nbytes < 200 << 20
+    untouched(store)
+
+
+def test_plans_of_what_may_be_asked(store: Any) -> None:
+    assert "Projection" in explain(store.catalog, "SELECT source_port + 1 FROM flow_records")
+    assert "Total Time" in explain(store.catalog, "SELECT count(*) FROM flow_records -- remark", analyze=True)
+    for sql in (
+        "DELETE FROM s1.events",
+        "ANALYZE DELETE FROM s1.events",
+        "SELECT 1; SELECT 2",
+        "(FORMAT json)",
+    ):
+        with pytest.raises(UsageError):
+            explain(store.catalog, sql, analyze=True)
+    with pytest.raises(StoppedError, match="longer than"):
+        explain(
+            store.catalog,
+            "SELECT count(*) FROM range(100000000000) a, range(10)",
+            analyze=True,
+            timeout_ms=200,
+        )
     untouched(store)
 
 
