@@ -38,7 +38,7 @@ from sectool.events import FLOW_DTYPE, FLOW_STRUCT, SLOT_SIZE, Kind, now_us
 MAGIC = int.from_bytes(b"SECTRING", "little")
 VERSION = 1
 HEADER_SIZE = 4096
-DEFAULT_CAPACITY = 65536
+DEFAULT_CAPACITY = 262_144
 MAX_CAPACITY = 1 << 24
 MAX_BLOB = 1 << 20  # bytes of JSON; also bounded by half the ring
 

@@ -120,7 +120,7 @@ class Catalog:
 
         Nobody sees it before it is complete. Returns its alias. Raises duckdb.Error.
         """
-        mode = " (READ_ONLY)" if make is None else ""
+        mode = " (READ_ONLY)" if make is None else f" ({schema.LAYOUT})"
         with self._shape, contextlib.closing(self.cursor()) as cursor:
             alias = f"s{self._next}"
             self._next += 1

@@ -22,13 +22,13 @@ from store.filtersql import Condition, compile_filter
 from store.flowidsql import community_of
 from store.narrowing import narrow, narrow_at, narrow_rows, windows
 from store.query import DEFAULT_TIMEOUT_MS, MAX_ROWS, Result, small, time_limit
-from store.schema import OPEN_IDS, flows_sql
+from store.schema import OPEN_IDS, merged_sql
 from store.segment import one
 from store.talks import about_pairs, rows_of_flows, rows_of_pairs
-from store.wording import Names, new_flows
+from store.wording import Names, flows_table
 
 DEFAULT_COUNT = 1000
-_FLOWS = flows_sql("picked_records")
+_MERGED = merged_sql("picked_records")
 _ADDRESSES = "source_ip_hi, source_ip_lo, destination_ip_hi, destination_ip_lo"
 _NAMED = (
     f"* REPLACE (event_uuid(event_start, event_id)::VARCHAR AS event_id), {community_of('r')} AS community_id"
@@ -80,7 +80,8 @@ def list_flows(
         else:
             more = _pick_open(catalog, cursor, filter_, _window(since, until), at, count, order)
         _records(catalog, cursor, at)
-        return Result(small(cursor, f"SELECT * FROM ({_FLOWS}) ORDER BY event_start, event_id"), more)
+        merged = small(cursor, f"SELECT * FROM ({_MERGED}) ORDER BY event_start, event_id")
+        return Result(flows_table(cursor, merged, Names()), more)
 
 
 def _pick(
@@ -184,7 +185,6 @@ class Tail:
     def __init__(self, filter_: Filter, next_seq: int) -> None:
         self._filter = filter_
         self._names = Names()
-        self._schema: pa.Schema | None = None
         self.next_seq = next_seq
 
     def advance(self, catalog: Catalog, source: str, end: int, limit: int) -> pa.Table | None:
@@ -194,8 +194,6 @@ class Tail:
         """
         with catalog.reading() as cursor, time_limit(cursor, DEFAULT_TIMEOUT_MS):
             condition, values = _compile(cursor, self._filter)
-            if self._schema is None:
-                self._schema = small(cursor, "SELECT * FROM flows LIMIT 0").schema
             cursor.execute(
                 f"SELECT {_NAMED} FROM {source} r WHERE seq >= ? AND seq < ?"
                 f" AND phase = {Phase.VERDICT:d} AND ({condition}) ORDER BY seq LIMIT {limit}",
@@ -205,15 +203,14 @@ class Tail:
             assert records is not None
             found = records.num_rows
             self.next_seq = end if found < limit else records["seq"][-1].as_py() + 1
-            return new_flows(cursor, records, self._names, self._schema) if found else None
+            return flows_table(cursor, records, self._names) if found else None
 
 
 def no_new_flows(catalog: Catalog) -> pa.Table:
     """What a follower gets when there is nothing: an empty table with the columns of flows."""
     with catalog.reading() as cursor:
-        schema = small(cursor, "SELECT * FROM flows LIMIT 0").schema
         nothing = small(cursor, f"SELECT {_NAMED} FROM flow_records r LIMIT 0")
-        return new_flows(cursor, nothing, Names(), schema)
+        return flows_table(cursor, nothing, Names())
 
 
 def list_events(

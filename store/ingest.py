@@ -26,7 +26,8 @@ from store.numbers import Given, Numbers
 from store.schema import DICTIONARIES, RECORD_COLUMNS, SEGMENT_VERSION, segment_ddl
 from store.segment import next_name
 
-MAX_SLOTS = 32768
+# A little more than a row group: a transaction that fills one is written compressed at once, not by way of the log.
+MAX_SLOTS = 65_536
 _RECORD_NAMES = ", ".join(name for name, _ in RECORD_COLUMNS)
 
 

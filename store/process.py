@@ -31,18 +31,19 @@ from store import segment
 from store.catalog import Catalog
 from store.ingest import Counters, Ingest, Live
 from store.rings import Rings
+from store.schema import ROW_GROUP
 from store.segment import Damage
 from store.shelf import Shelf
 
 log = logging.getLogger("store")
 
 CHECKPOINT_S = 60.0
-CHECKPOINT_ROWS = 61_440  # half a row group of DuckDB
+CHECKPOINT_ROWS = ROW_GROUP
 TIDY_S = 1.0
 LOOK_S = 0.5  # how often new rings, the disk and the age of the segment are looked at
 GATHER_S = 0.06
 REST = 10  # a trickle of events is gathered this many times as long as the last transaction took: packets come first
-GATHER_MOST_S = 0.4
+GATHER_MOST_S = 0.65
 DRAIN_S = 8.0
 INDEX_REST = 4  # times as long as the last stretch took, before the next one is indexed
 INDEX_RETRY_S = 60.0

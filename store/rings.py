@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sectool.ring import RingDamagedError, RingReader
+from store.ingest import MAX_SLOTS
 from store.segment import Damage
 
 log = logging.getLogger("store")
 
-GATHER = 8192  # slots that are not left to wait for more
+GATHER = MAX_SLOTS  # slots that are not left to wait for more
 
 
 class Rings:
@@ -69,7 +70,7 @@ class Rings:
         waiting = urgent = False
         for ring in self.readers.values():
             pending = ring.pending
-            urgent = urgent or pending >= min(GATHER, ring.capacity // 4)
+            urgent = urgent or pending >= min(GATHER, ring.capacity // 2)
             waiting = waiting or bool(pending) or ring.lost > noted.get(ring.ring_id, (0, 0))[1]
         return waiting, urgent
 

@@ -33,6 +33,9 @@ from sectool.events import (
 from store import flowidsql
 
 SEGMENT_VERSION = 2
+ROW_GROUP = 61_440  # rows; half of what is usual: a busy host fills one in less than a second
+# Blocks of a quarter of what is usual, bytes: half a hundred columns leave less room unused in them.
+LAYOUT = f"ROW_GROUP_SIZE {ROW_GROUP}, BLOCK_SIZE 65536"
 
 _SQL = {"B": "UTINYINT", "H": "USMALLINT", "I": "UINTEGER", "q": "BIGINT", "Q": "UBIGINT"}
 _RENAMED = {"start": "event_start", "end": "event_end"}
@@ -205,6 +208,18 @@ def flows_sql(records: str) -> str:
     What was decided comes from the flow's first record (its verdict, unless that was lost), how it went on from
     the later ones. All records of a flow carry the same event_start, so a time range on it limits both sides.
     """
+    return f"{_parts(records)}{_FLOW_COLUMNS}"
+
+
+def merged_sql(records: str) -> str:
+    """The same flows as `flows_sql`, in numbers: one row per flow with the columns of flow_records, what came later in
+    place of what was known at first, and `duration_us` and `community_id`. store.wording puts them into words.
+    """
+    return f"{_parts(records)}{_MERGED_COLUMNS}"
+
+
+def _parts(records: str) -> str:
+    """Common table expressions: `base`, the first record of each flow, and `later`, what the others add."""
     return f"""
 WITH base AS NOT MATERIALIZED (
     SELECT * FROM {records} WHERE phase = {Phase.VERDICT:d}
@@ -228,14 +243,28 @@ WITH base AS NOT MATERIALIZED (
 ), later AS NOT MATERIALIZED (
     SELECT * FROM ended UNION ALL
     SELECT u.* FROM updated u ANTI JOIN ended e ON u.event_start = e.event_start AND u.event_id = e.event_id
-) {_FLOW_COLUMNS}"""
+) """
 
+
+_DURATION = "epoch_us(coalesce(l.event_end, l.ts, b.event_end, b.ts)) - epoch_us(b.event_start)"
+_COUNTS = ("source_bytes", "source_packets", "destination_bytes", "destination_packets")
+_LATEST = ("event_end", "conn_state", "history", *_COUNTS)
+_HIGHEST = ("drop_reason", "auth_result", "encryption", "cipher")
+
+_MERGED_COLUMNS = f"""
+SELECT b.* REPLACE (
+    {", ".join(f"coalesce(l.{name}, b.{name}) AS {name}" for name in _LATEST)},
+    {", ".join(f"greatest(b.{name}, l.{name}) AS {name}" for name in _HIGHEST)},
+    event_uuid(b.event_start, b.event_id)::VARCHAR AS event_id
+), {_DURATION} AS duration_us, {flowidsql.community_of("b")} AS community_id
+FROM base b LEFT JOIN later l ON l.event_start = b.event_start AND l.event_id = b.event_id
+"""
 
 _FLOW_COLUMNS = f"""
 SELECT
     b.seq, event_uuid(b.event_start, b.event_id)::VARCHAR AS event_id, b.event_start,
     coalesce(l.event_end, b.event_end) AS event_end,
-    epoch_us(coalesce(l.event_end, l.ts, b.event_end, b.ts)) - epoch_us(b.event_start) AS duration_us,
+    {_DURATION} AS duration_us,
     coalesce(l.event_end, b.event_end) IS NULL AND b.action IN ({Action.ALLOW:d}, {Action.AUDIT:d}) AS open,
     {_word(Point, "b.point")} AS observation_point,
     {flowidsql.community_of("b")} AS community_id,

@@ -27,11 +27,10 @@ from sectool.labels import LabelSet, stable_id
 from store import segment
 from store.catalog import Catalog
 from store.control import Actor, ControlHistory
-from store.ingest import Ingest
+from store.ingest import MAX_SLOTS, Ingest
 from store.shelf import Shelf
 
 T0 = 1_772_323_200_000_000  # 2026-03-01T00:00:00Z
-BATCH = 100_000  # records of one transaction
 PAIRS = 20_000
 APPS, ENVS, HOSTS = 60, 5, 1000
 SERVICES = (443, 8080, 5432, 6379, 9092, 53, 3306, 8443)
@@ -131,7 +130,7 @@ def begun(fleet: Fleet, rng: np.random.Generator, since: int, width: int, count:
     out["destination_ip"] = _addresses(fleet.destination_host[pair])
     ids = np.zeros((count, 2), ">u8")  # as sectool.flowids makes them
     ids[:, 0] = (starts // 1000) << 16 | 0x7000 | (starts % 1000) * 4096 // 1000
-    ids[:, 1] = 1 << 63 | 0x1234_5678 << 32 | fleet.flows + np.arange(count)
+    ids[:, 1] = np.uint64(1 << 63 | 0x1234_5678 << 32) + np.arange(fleet.flows, fleet.flows + count, dtype=np.uint64)
     fleet.flows += count
     out["event_id"] = ids.view("V16")[:, 0]
     out["community"] = rng.integers(0, 256, (count, 20), np.uint8).view("V20")[:, 0]
@@ -207,8 +206,8 @@ def write(state: Path, events: int, *, days: float = 4.0, seed: int = 7, quiet: 
             records = everything[now]
             records = records[np.argsort(records["ts"], kind="stable")]
             del everything, made
-            for first in range(0, len(records), BATCH):
-                ingest.write([], records[first : first + BATCH], None)
+            for first in range(0, len(records), MAX_SLOTS):
+                ingest.write([], records[first : first + MAX_SLOTS], None)
             with contextlib.closing(catalog.cursor()) as cursor:
                 cursor.execute(f"CHECKPOINT {live.alias}")
                 summary = segment.summarise(cursor, live.alias)

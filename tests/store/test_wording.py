@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from sectool.events import FLOW_DTYPE, Kind, Phase
 from sectool.filters import Filter
-from store.flows import Tail, no_new_flows
+from store.flows import Tail, list_flows, no_new_flows
 from store.query import run
 from store.wording import address_text
 
@@ -31,12 +32,12 @@ ENUMS = {
 }
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_like_the_view(lab: Any, seed: int) -> None:
-    """Records with random content, sound or not."""
-    dice = np.random.default_rng(seed)
+@pytest.fixture(params=range(2))
+def records(lab: Any, request: pytest.FixtureRequest) -> NDArray[np.void]:
+    """Records with random content, sound or not, and what they may name put into the dictionary."""
+    dice = np.random.default_rng(request.param)
     records = np.frombuffer(dice.bytes(FLOW_DTYPE.itemsize * 300), FLOW_DTYPE).copy()
-    records["kind"], records["phase"] = Kind.FLOW, Phase.VERDICT
+    records["kind"] = Kind.FLOW
     for name, count in ENUMS.items():
         records[name] = dice.integers(0, count, 300)
     for name in ("ts", "start", "end"):
@@ -62,20 +63,52 @@ def test_like_the_view(lab: Any, seed: int) -> None:
         some = records[column][::2].copy().view(np.uint8).reshape(-1, 16)
         some[:, :length] = np.frombuffer((bytes(10) + b"\xff\xff")[:length], np.uint8)
         records[column][::2] = some.view("V16")[:, 0]
+    return records
+
+
+def stored(lab: Any, records: NDArray[np.void]) -> Any:
+    """A store that has taken them in."""
     for record in records:
         assert lab.ring().put(record.tobytes())
     store = lab.inside()
     store.step()
+    return store
+
+
+def alike(got: pa.Table, want: pa.Table) -> None:
+    for name in want.column_names:
+        assert got[name].to_pylist() == want[name].to_pylist(), name
+    assert got.schema.equals(want.schema)
+
+
+def test_new_flows_are_like_the_view(lab: Any, records: NDArray[np.void]) -> None:
+    records["phase"] = Phase.VERDICT
+    store = stored(lab, records)
     tail = Tail(Filter(), 0)
     got = tail.advance(store.catalog, "flow_records", store.next_seq, 1000)
     want = run(store.catalog, "SELECT * FROM flows ORDER BY seq").table
     assert want.num_rows == 300
     assert got is not None
-    for name in want.column_names:
-        assert got[name].to_pylist() == want[name].to_pylist(), name
-    assert got.schema.equals(want.schema)
+    alike(got, want)
     assert tail.next_seq == store.next_seq
     assert tail.advance(store.catalog, "flow_records", store.next_seq, 1000) is None
+
+
+def test_listed_flows_are_like_the_view(lab: Any, records: NDArray[np.void]) -> None:
+    """Also with records that came later, alone, several times, or before the verdict."""
+    dice = np.random.default_rng(1)
+    records["phase"] = dice.integers(1, 4, 300)
+    for at in np.flatnonzero(dice.integers(0, 3, 300)[1:]):
+        same = ("start", "event_id", "source_ip", "destination_ip", "ip_version")
+        if not (records["phase"][at] == records["phase"][at + 1] != Phase.UPDATE):
+            for name in same:
+                records[name][at + 1] = records[name][at]
+    records["end"] = np.where(records["phase"] == Phase.END, records["start"] + 5_000_000, 0)
+    store = stored(lab, records)
+    got = list_flows(store.catalog, Filter(), last=1000).table
+    want = run(store.catalog, "SELECT * FROM flows ORDER BY event_start, event_id").table
+    assert 50 < want.num_rows < 300
+    alike(got.sort_by("seq"), want.sort_by("seq"))
 
 
 def test_a_limit_leaves_the_rest_for_the_next_time(lab: Any) -> None:
