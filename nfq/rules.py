@@ -63,7 +63,9 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -331,6 +333,16 @@ def _only(chain: str, mask: str) -> str:
     return only.get(chain, "")
 
 
+def _install_tables(config: RulesConfig, family: Family, saved: str) -> list[str]:
+    """Each table is a transaction of its own, in this order: no mark is trusted before it is cleared."""
+    return [line for table in ("raw", "mangle") for line in _install_table(table, config, saved, family)]
+
+
+def _remove_tables(saved: str) -> list[str]:
+    """mangle first: as long as a verdict's mark counts for something, marks from outside are cleared."""
+    return [line for table in ("mangle", "raw") for line in _remove_table(table, saved)]
+
+
 def _install_table(table: str, config: RulesConfig, saved: str, family: Family = IPV4) -> list[str]:
     lines = [f"*{table}"]
     # Naming a chain of one's own empties it in the same transaction; built-in chains must not be named.
@@ -379,31 +391,33 @@ def install(config: RulesConfig, run: Path) -> None:
 
     `run` is the daemon's run folder: what was there before is remembered in it. Raises SectoolError.
     """
-    prepare(run)
+    saved = prepare(run)
     if config.strangers:
         with contextlib.closing(Shed()) as shed:
             shed.prepare()
-    for family in families():
-        for table in ("raw", "mangle"):
-            _transact(family, lambda text, t=table, f=family: _install_table(t, config, text, f))
+    for family, text in saved.items():
+        _transact(family, partial(_install_tables, config, family), text)
 
 
-def prepare(run: Path) -> None:
-    """What comes before the rules: remember in `run` how things are, and switch connection counters on."""
+def prepare(run: Path) -> dict[Family, str]:
+    """What comes before the rules: remember in `run` how things are, and switch connection counters on.
+
+    Returns the rules that are there now.
+    """
     if any(_get_sysctl(name) is None for name in _SYSCTLS):
         load_tracking()
-    _remember(run, {family: _save(family) for family in families()})
+    saved = {family: _save(family) for family in families()}
+    _remember(run, saved)
     for name, value in _SYSCTLS.items():
         _set_sysctl(name, value)
+    return saved
 
 
 def remove(run: Path) -> None:
     """Take the rules away and restore what install changed. Nothing of others is touched; safe to repeat."""
     before = _recall(run)
     for family in families():
-        # mangle first: as long as a verdict's mark counts for something, marks from outside are cleared.
-        for table in ("mangle", "raw"):
-            _transact(family, lambda text, t=table: _remove_table(t, text))
+        _transact(family, _remove_tables)
         _drop_empty_tables(family, before.get("tables", {}).get(family.name))
     with contextlib.suppress(OSError), contextlib.closing(Shed()) as shed:
         shed.remove()
@@ -448,11 +462,12 @@ def snapshot() -> str:
     return "".join(parts)
 
 
-def _transact(family: Family, make: Any) -> None:
-    """Apply a transaction made from the present rules; make it anew when they change meanwhile."""
+def _transact(family: Family, make: Callable[[str], list[str]], saved: str | None = None) -> None:
+    """Apply what `make` makes of the present rules (`saved`, if known); make it anew when they change meanwhile."""
     error = SectoolError("")
-    for _ in range(_ATTEMPTS):
-        saved = _save(family)
+    for attempt in range(_ATTEMPTS):
+        if saved is None or attempt:
+            saved = _save(family)
         lines = make(saved)
         if not lines:
             return

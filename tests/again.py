@@ -1,4 +1,4 @@
-"""`python -m tests.again [PYTEST ARGS]`: pytest, and the few tests that failed once more, alone.
+"""`python -m tests.again [OPTIONS OF PYTEST]`: pytest, and the few tests that failed once more, alone.
 
 Kernel tests have real time in them (retransmissions, handshakes that end after some seconds), and a machine that runs
 others beside them may be too slow for one by chance. A failure that comes back alone is real. One that does not is told
@@ -41,7 +41,7 @@ def plain(name: str) -> str:
 
 
 def main(args: Sequence[str]) -> int:
-    """Run pytest with these arguments; its exit code, 0 when all that failed passes alone."""
+    """Run pytest with these options, no paths; its exit code, 0 when all that failed passes alone."""
     failures = Failures()
     code = int(pytest.main(list(args), plugins=[failures]))
     names = list(failures.names)

@@ -1,9 +1,10 @@
-"""`sectool` in a process of its own that has its imports behind it.
+"""`sectool` in a process of its own that has its imports behind it; and `python -m nfq`.
 
 Tests run the command line hundreds of times, and most of what a short command costs is Python reading modules. So one
 process per test process imports them once and forks for every command: arguments, environment, folder, network
-namespace and standard streams are as for a command started anew. What is about the start itself (a signal, a closed
-stream, `python -m sectool`) starts a real one.
+namespace and standard streams are as for a command started anew. `sectool up --background` forks its daemon, and that
+its packet workers and store: these have their imports behind them, too. What is about the start itself (a signal, a
+closed stream, `python -m sectool`) starts a real one.
 
 Run as a program this is that process: it listens on the Unix socket whose descriptor it is given.
 """
@@ -15,6 +16,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -40,6 +42,42 @@ class Done:
     code: int
     out: str
     err: str
+
+
+class Forked:
+    """A packet worker that runs: what subprocess.Popen is to a program, as far as tests ask."""
+
+    def __init__(self, sock: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._sock = sock
+
+    def poll(self) -> int | None:
+        """Its exit status if it has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, negative for a signal."""
+        if self.returncode is None:
+            if not select.select([self._sock], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(["nfq"], timeout or 0)
+            told = self._sock.recv(64)
+            assert told, "the process that waits for a worker has gone"
+            self.returncode = int(told)
+            self._sock.close()
+        return self.returncode
+
+    def kill(self) -> None:
+        """End it as the kernel would."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """Any signal."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 class Preloaded:
@@ -76,19 +114,8 @@ class Preloaded:
                 stack.callback(os.close, fd)
             os.write(streams[0], stdin.encode())
             os.lseek(streams[0], 0, os.SEEK_SET)
-            sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST)
-            sock.connect(self.address)
-            sock.settimeout(timeout)
-            question = {
-                "args": args,
-                "environment": dict(environment),
-                "cwd": str(cwd),
-                "netns": str(netns) if netns else None,
-                "cgroup": str(_own_cgroup()),
-            }
-            socket.send_fds(sock, [json.dumps(question).encode()], streams)
-            pid = int(sock.recv(64) or b"0")
+            sock, pid = self._ask(args, environment, cwd, netns, streams, timeout)
+            stack.enter_context(sock)
             try:
                 told = sock.recv(64)
             except TimeoutError:
@@ -96,6 +123,38 @@ class Preloaded:
                 raise subprocess.TimeoutExpired(["sectool", *args], timeout) from None
             assert told, "the process that runs commands for the tests has gone"
             return Done(int(told), *(_text(fd) for fd in streams[1:]))
+
+    def worker(self, control: int, output: int, netns: Path) -> Forked:
+        """A packet worker that is configured over the socket `control` and writes to `output`."""
+        with Path(os.devnull).open() as nothing:
+            streams = [nothing.fileno(), output, output, control]
+            sock, pid = self._ask([], os.environ, "/", netns, streams, 60)
+        sock.settimeout(None)
+        return Forked(sock, pid)
+
+    def _ask(
+        self,
+        args: list[str],
+        environment: Mapping[str, str],
+        cwd: Path | str,
+        netns: Path | None,
+        streams: list[int],
+        timeout: float,
+    ) -> tuple[socket.socket, int]:
+        """The line on which the exit status will be told, and the process id."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST)
+        sock.connect(self.address)
+        sock.settimeout(timeout)
+        question = {
+            "args": args,
+            "environment": dict(environment),
+            "cwd": str(cwd),
+            "netns": str(netns) if netns else None,
+            "cgroup": str(_own_cgroup()),
+        }
+        socket.send_fds(sock, [json.dumps(question).encode()], streams)
+        return sock, int(sock.recv(64) or b"0")
 
 
 def _own_cgroup() -> Path:
@@ -124,21 +183,29 @@ def sectool(args: list[str], environment: Mapping[str, str], **more: Any) -> Don
     return _PRELOADED[0].run(args, environment, **more)
 
 
+def worker(control: int, output: int, netns: Path) -> Forked:
+    """Start a packet worker through this test process's own Preloaded."""
+    return _PRELOADED[0].worker(control, output, netns)
+
+
 # -- the process that forks --------------------------------------------------------------------------------------------
 
 
 def _serve(listener: socket.socket, over: int) -> None:
     """Fork for each question until the tests have ended."""
+    import gc
     import selectors
 
+    import sectool.agent.__main__
+    import sectool.cli.daemon
     import sectool.cli.main
     import sectool.cli.output
-    import sectool.identity.verify
-    import sectool.policy
-    import store.reader  # noqa: F401  (DuckDB and Arrow; they start their threads when they are used)
+    import store.__main__  # noqa: F401  (DuckDB and Arrow; they start their threads when they are used)
 
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         sectool.cli.main.main(["--version"])  # builds the tree of commands once
+    gc.collect()
+    gc.freeze()  # pages that collections do not write to stay shared
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
     with selectors.DefaultSelector() as ready:
         ready.register(listener, selectors.EVENT_READ)
@@ -155,7 +222,7 @@ def _serve(listener: socket.socket, over: int) -> None:
 
 def _wait_for(sock: socket.socket) -> None:
     """Fork the command and tell its exit code, negative for a signal."""
-    data, streams, _, _ = socket.recv_fds(sock, LONGEST, STREAMS)
+    data, streams, _, _ = socket.recv_fds(sock, LONGEST, STREAMS + 1)
     question = json.loads(data)
     pid = os.fork()
     if pid == 0:
@@ -174,7 +241,7 @@ def _become(question: dict[str, Any], streams: list[int]) -> None:
     """Be the command."""
     code = 1
     try:
-        for number, fd in enumerate(streams):
+        for number, fd in enumerate(streams[:STREAMS]):
             os.dup2(fd, number)
             os.close(fd)
         procs = Path(question["cgroup"], "cgroup.procs")
@@ -189,6 +256,11 @@ def _become(question: dict[str, Any], streams: list[int]) -> None:
             if ctypes.CDLL(None, use_errno=True).setns(there, CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"cannot enter {question['netns']}")
             os.close(there)
+        if control := streams[STREAMS:]:
+            from nfq.__main__ import main as worker
+
+            code = worker(["--config-fd", str(control[0])])
+            return
         sys.argv = ["sectool", *question["args"]]
         from sectool.cli.main import main
 

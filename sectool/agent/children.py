@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 log = logging.getLogger("sectool.agent")
 
@@ -42,6 +43,27 @@ def bound_to_parent(argv: Sequence[str]) -> list[str]:
     return [setpriv, "--pdeathsig", "TERM", "--", *argv] if setpriv else list(argv)
 
 
+class Process(Protocol):
+    """A child process: asyncio's own, or a forked one (sectool.agent.nursery)."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+
+    async def wait(self) -> int:
+        """The exit status, once it has ended."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Raises ProcessLookupError when it has ended."""
+
+    def kill(self) -> None:
+        """SIGKILL."""
+
+
 class Child:
     """One supervised program.
 
@@ -51,12 +73,12 @@ class Child:
     def __init__(
         self,
         name: str,
-        start: Callable[[], Awaitable[asyncio.subprocess.Process]],
+        start: Callable[[], Awaitable[Process]],
         died: Callable[[str], None],
     ) -> None:
         self.name = name
         self.restarts = 0
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Process | None = None
         self._start = start
         self._died = died
         self._stopping = False

@@ -19,7 +19,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -51,6 +50,7 @@ from sectool.agent.kubernetes import Kubernetes
 from sectool.agent.logs import Announcer, start_logging
 from sectool.agent.mode import Mode, Modes
 from sectool.agent.namespaces import Namespaces
+from sectool.agent.nursery import Nursery
 from sectool.agent.programs import Program, Programs, forget_programs
 from sectool.agent.records import Records
 from sectool.agent.reload import reload
@@ -107,6 +107,7 @@ def serve(
     is the one chosen last. A failed start raises SectoolError, or,
     when somebody waits at `announce_fd`, tells them.
     """
+    nursery = Nursery()  # before there are threads, handlers, and anything that its children should not have
     start_logging(verbose)
     handover = taken()
     if (
@@ -115,7 +116,7 @@ def serve(
         announce_fd, policy, mode = None, (), None
     announcer = Announcer(announce_fd)
     try:
-        asyncio.run(Daemon(paths, announcer, policy, handover, mode).run())
+        asyncio.run(Daemon(paths, announcer, nursery, policy, handover, mode).run())
     except SectoolError as error:
         if announce_fd is None and handover is None:
             raise
@@ -130,6 +131,8 @@ def serve(
             f"a defect in sectool: {type(error).__name__}: {error}", f"see {paths.log_file}", int(Exit.DENIED)
         )
         return int(Exit.DENIED)
+    finally:
+        nursery.close()
     return int(Exit.OK)
 
 
@@ -140,11 +143,13 @@ class Daemon:
         self,
         paths: Paths,
         announcer: Announcer,
+        nursery: Nursery,
         policy: Sequence[Path] = (),
         handover: Handover | None = None,
         mode: Mode | None = None,
     ) -> None:
         self.paths = paths
+        self.nursery = nursery
         self.settings = load_settings(paths.settings)
         self.host = load_host(paths.state)
         self.started_us = now_us()
@@ -207,6 +212,7 @@ class Daemon:
             self.state = "stopping"
             await self._stack.aclose()
         if self.restarting:
+            self.nursery.close()
             Handover(__version__, tuple(self._given), self._steering, self._lock.give_away()).become()
         if not self.remove_rules and self.rules_installed:
             log.warning(
@@ -256,9 +262,11 @@ class Daemon:
             if not finding.ok:
                 raise SectoolError(finding.message, finding.hint)
         self._adopt = self.handover is None and not rules.present()
-        output = self.output = sys.stderr.fileno()
         self.store = StoreProcess(
-            self.paths, self.settings.socket_group, output, lambda why: self.health.raise_("event store", why)
+            self.paths,
+            self.settings.socket_group,
+            self.nursery,
+            lambda why: self.health.raise_("event store", why),
         )
         push.push_async_callback(self.store.stop)
         if not await self.store.begin(STORE_START_S):
@@ -279,7 +287,7 @@ class Daemon:
         push.push_async_callback(self.surroundings.close)
         if self.settings.spire_socket is not None:
             await self._ask_spire(self.settings.spire_socket)
-        await self._start_workers(output, PREDECESSOR_S if after_crash else 0.0)
+        await self._start_workers(PREDECESSOR_S if after_crash else 0.0)
         server = Server(self.paths.control_socket, control.operations(self), self.settings.socket_group)
         await server.start()
         push.push_async_callback(server.close)
@@ -333,7 +341,7 @@ class Daemon:
                 "took over from version %s; packets waited for %s", self.handover.version, gaps or "a start"
             )
 
-    async def _start_workers(self, output: int, patience_s: float) -> None:
+    async def _start_workers(self, patience_s: float) -> None:
         before = (
             {given.number: Predecessor(given) for given in self.handover.workers} if self.handover else {}
         )
@@ -349,7 +357,7 @@ class Daemon:
                 ),
                 identify=self.identify,
                 changed=lambda why, n=number: self._worker_changed(n, why),  # type: ignore[misc]
-                output=output,
+                nursery=self.nursery,
             )
             self.workers.append(worker)
             self._stack.push_async_callback(self._end, worker)

@@ -172,7 +172,7 @@ class Namespaces:
                 Setup(lambda: self._config(space), daemon.bundle, daemon.policy_text, daemon.revoked.to_wire),
                 identify=daemon.identify,
                 changed=lambda why: self._changed(space, why),
-                output=daemon.output,
+                nursery=daemon.nursery,
             )
             space.worker = worker
             await worker.begin(WORKER_START_S)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 
-from sectool.agent.children import Child, bound_to_parent
+from sectool.agent.children import Child, Process
+from sectool.agent.nursery import Nursery, Program
 from sectool.api.paths import Paths
 
 DRAIN_S = 10.0  # at the end it takes what is left in the rings
@@ -15,26 +15,20 @@ DRAIN_S = 10.0  # at the end it takes what is left in the rings
 class StoreProcess:
     """Packets never wait for it: while it is down the rings fill, and what does not fit is counted."""
 
-    def __init__(self, paths: Paths, group: str | None, output: int, died: Callable[[str], None]) -> None:
+    def __init__(
+        self, paths: Paths, group: str | None, nursery: Nursery, died: Callable[[str], None]
+    ) -> None:
         self._paths = paths
         self._group = group
-        self._output = output
+        self._nursery = nursery
         self.child = Child("event store", self._start, died)
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *bound_to_parent(
-                [
-                    *(sys.executable, "-m", "store"),
-                    *("--state", str(self._paths.state), "--run", str(self._paths.run)),
-                    *(("--group", self._group) if self._group else ()),
-                ]
-            ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            start_new_session=True,
-        )
+    async def _start(self) -> Process:
+        args = [
+            *("--state", str(self._paths.state), "--run", str(self._paths.run)),
+            *(("--group", self._group) if self._group else ()),
+        ]
+        return await self._nursery.bear(Program.STORE, args)
 
     async def begin(self, timeout_s: float) -> bool:
         """Start it; whether it serves reads within `timeout_s` seconds."""

@@ -17,14 +17,14 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sectool.agent.children import Child, bound_to_parent
+from sectool.agent.children import Child, Process
 from sectool.agent.handover import Given, Predecessor
+from sectool.agent.nursery import Nursery, Program
 from sectool.api import wire
 from sectool.errors import SectoolError
 
@@ -74,7 +74,7 @@ class Worker:
         *,
         identify: Callable[[Worker, Key, Mapping[str, Any]], None],
         changed: Callable[[str], None],
-        output: int,
+        nursery: Nursery,
     ) -> None:
         """`identify` is called for each question; `changed` whenever enforcing starts or stops (with the reason)."""
         self.number = number
@@ -87,7 +87,7 @@ class Worker:
         self._setup = setup
         self._identify = identify
         self._changed = changed
-        self._output = output
+        self._nursery = nursery
         self._writer: asyncio.StreamWriter | None = None
         self._pump: asyncio.Task[None] | None = None
         self._activations: dict[int, asyncio.Future[Activation]] = {}
@@ -138,18 +138,12 @@ class Worker:
         await self._became_ready.wait()
         self.gap_ms = 1000 * (time.monotonic() - began)
 
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _start(self) -> Process:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *bound_to_parent([sys.executable, "-m", "nfq", "--config-fd", str(theirs.fileno())]),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=self._output,
-                    stderr=self._output,
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # a Ctrl-C at the terminal is for the agent to handle, in order
-                )
+                fd = theirs.fileno()
+                process = await self._nursery.bear(Program.WORKER, ["--config-fd", str(fd)], [fd])
             except OSError:
                 ours.close()
                 raise

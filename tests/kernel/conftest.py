@@ -59,7 +59,7 @@ class Namespace:
     v4: str = ""
     v6: str = ""
     opened: list[socket.socket] = field(default_factory=list)
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    started: list[subprocess.Popen[bytes] | preloaded.Forked] = field(default_factory=list)
 
     @property
     def path(self) -> Path:

@@ -1,6 +1,6 @@
 """Two hosts under enforcement and the wire between them; the test is their agents, and whoever sits on the wire.
 
-    a ──[eth0]──┐                          ┌──[eth0]── b        real kernel rules, real `python -m nfq`
+    a ──[eth0]──┐                          ┌──[eth0]── b        real kernel rules, real packet workers
              leg-a ══ bridge in "wire" ══ leg-b
                      10.77.0.3, 192.0.2.3 (outside the enforced networks), no enforcer
 
@@ -19,7 +19,6 @@ import secrets
 import select
 import shutil
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Hashable, Iterator
@@ -45,6 +44,7 @@ from sectool.identity.revocation import Revocations
 from sectool.identity.trust import TrustBundle
 from sectool.labels import LabelSet
 from sectool.ring import RingReader
+from tests import preloaded
 from tests.kernel.conftest import DEADLINE_S, PREFIX, Namespace, make_namespace, wait_until
 from tests.kernel.wire import Wire
 
@@ -140,11 +140,9 @@ class Host:
     def start(self, text: str | None = POLICY, **settings: object) -> None:
         """Start a worker with a policy, or without any yet."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            fd = theirs.fileno()
-            argv = (sys.executable, "-m", "nfq", "--config-fd", str(fd))
-            with (self.run / "output").open("ab") as output:
-                self.worker = self.space.popen(*argv, pass_fds=[fd], stdout=output, stderr=output)
+        with theirs, (self.run / "output").open("ab") as output:
+            self.worker = preloaded.worker(theirs.fileno(), output.fileno(), self.space.path)
+        self.space.started.append(self.worker)
         self.control = ours
         config = {
             "t": "config",
