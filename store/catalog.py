@@ -18,7 +18,7 @@ from store.compaction import attach_ddl
 from store.controlviews import ControlMirror, control_ddl
 from store.index import ALIAS as INDEX_ALIAS
 from store.index import Index, index_file, make
-from store.segment import NOT_NOW, OTHER_VERSION, Damage, compact, damaged_by, one
+from store.segment import NOT_NOW, OTHER_VERSION, Damage, compact, damaged_by, one, segment_files
 
 MEMORY = "1GB"
 SPILL = "2GB"
@@ -205,6 +205,13 @@ class Catalog:
         with self._shape, contextlib.closing(self.cursor()) as cursor:
             for statement in schema.union_ddl(self._aliases.values()):
                 cursor.execute(statement)
+
+    def in_order(self) -> None:
+        """Have the segments in the order of their names, which is that of their rows, whatever came first."""
+        with self._shape:
+            order = [path.name for path in segment_files(self.events)]
+            self._aliases = {name: self._aliases[name] for name in order if name in self._aliases}
+            self.remake_views()
 
     def reopen_read_only(self, path: Path, timeout_s: float) -> bool:
         """Detach a segment that was written until now and attach it read-only; False when queries kept it busy."""

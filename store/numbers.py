@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # What tells a whole entry from one of which only the stable id is known.
 _TELLING = {"identities": "spiffe_id", "labels": "text", "workloads": "name", "rules": "text"}
 _REFERS = {"identities": "labels_id", "workloads": "labels_id"}  # to an entry of `labels`
-UNKNOWN_SEGMENT = 1 << 22  # numbers left free for a segment that cannot be opened now
+UNKNOWN_SEGMENT = 1 << 18  # numbers left free for a segment that cannot be opened now
 
 
 class Numbers:

@@ -105,6 +105,7 @@ class Store:
         self.catalog = Catalog(self.events)
         self._ingest = None
         self._report(self.shelf.open_all(self.catalog))
+        self.shelf.modernise(self.catalog)
         # Numbers that a segment not to be opened now has taken are below the clock's microseconds: none is used twice.
         unknown = now_us() if self.shelf.unopened else 0
         last = self._last_seq()

@@ -200,21 +200,23 @@ def size_of(path: Path) -> int:
 def seal(events: Path, path: Path, summary: Summary) -> None:
     """Make a closed (or no longer written) segment read-only and append it to the chain. Durable on return."""
     path.chmod(0o440)
-    append_entry(
-        events,
-        {
-            "segment": path.name,
-            "sha256": file_hash(path),
-            "bytes": path.stat().st_size,
-            "records": summary.records,
-            "events": summary.events,
-            "first_seq": summary.first_seq,
-            "last_seq": summary.last_seq,
-            "first_us": summary.first_us,
-            "last_us": summary.last_us,
-            "sealed_us": now_us(),
-        },
-    )
+    append_entry(events, sealed_fields(path.name, path, summary))
+
+
+def sealed_fields(name: str, file: Path, summary: Summary) -> dict[str, Any]:
+    """What the chain says of the segment `name`, whose content is in `file`."""
+    return {
+        "segment": name,
+        "sha256": file_hash(file),
+        "bytes": size_of(file),
+        "records": summary.records,
+        "events": summary.events,
+        "first_seq": summary.first_seq,
+        "last_seq": summary.last_seq,
+        "first_us": summary.first_us,
+        "last_us": summary.last_us,
+        "sealed_us": now_us(),
+    }
 
 
 def append_entry(events: Path, fields: dict[str, Any]) -> None:

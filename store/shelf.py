@@ -9,9 +9,11 @@ from pathlib import Path
 
 import duckdb
 
+from sectool.errors import StoreError
 from sectool.events import now_us
-from store import compaction, index, segment
+from store import compaction, index, migration, segment
 from store.catalog import Catalog
+from store.numbers import Numbers
 from store.segment import NOT_NOW, Damage, Summary
 
 log = logging.getLogger("store")
@@ -73,6 +75,25 @@ class Shelf:
                         file.unlink(missing_ok=True)
             else:
                 return
+
+    def modernise(self, catalog: Catalog) -> None:
+        """Convert segments of older versions, which could not be opened, and open them in their place."""
+        old = [self._events / name for name in sorted(self.unopened)]
+        old = [path for path in old if path.exists() and migration.version_of(path) == migration.OLDEST]
+        if not old:
+            return
+        with contextlib.closing(catalog.cursor()) as cursor:
+            numbers = Numbers(cursor, catalog)
+        for path in old:
+            self.unopened.discard(path.name)
+            try:
+                made = migration.migrate(self._events, path, numbers)
+            except (duckdb.Error, OSError, StoreError) as error:
+                log.error("%s cannot be converted: %s", path.name, error)
+                self.unopened.add(path.name)
+                continue
+            self._open(catalog, made, sealed=True)
+        catalog.in_order()
 
     def extend_index(self, catalog: Catalog, live: str | None, next_seq: int) -> bool:
         """Index one more stretch; whether there was one to index. Raises duckdb.Error."""

@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from textual import events
 from textual.pilot import Pilot
 
 from labs.lab import SECTOOL, Lab, Node
@@ -46,6 +47,7 @@ PATIENCE = 120.0 + EVENTS / 20_000  # seconds; the more there is, the longer any
 FILLS = 10  # tries to have all events stored: what does not fit into the ring is lost, and made up for
 ALL_DAY = 86_400.0
 SIZE = (36, 120)
+DEPTH = 4  # a key goes from the app to the screen, its widget, the action, and what that tells others
 NOTE = "keys: a pilot's, to the screen that has taken the key in; answer: until the view's questions are answered, too"
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -137,11 +139,21 @@ async def _keys(source: Source) -> tuple[list[float], list[float]]:
         await _idle(app, pilot)
         for key in KEYS:
             begin = time.perf_counter()
-            await pilot.press(key)
+            await _press(pilot, key)
             taken.append((time.perf_counter() - begin) * 1e3)
             await _idle(app, pilot)
             answered.append((time.perf_counter() - begin) * 1e3)
     return taken, answered
+
+
+async def _press(pilot: Pilot[None], key: str) -> None:
+    """A key, until all widgets have taken in what it led to and the screen is painted.
+
+    `Pilot.press` waits on until the process has been idle for a while, at least 40 ms: that is for tests to be steady.
+    """
+    pilot.app.post_message(events.Key(key, key if len(key) == 1 else None))
+    for _ in range(DEPTH):
+        await pilot.pause(0)
 
 
 async def _idle(app: Console, pilot: Pilot[None]) -> None:
