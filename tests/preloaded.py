@@ -1,4 +1,4 @@
-"""`sectool` in a process of its own that has its imports behind it; and `python -m nfq`.
+"""`sectool`, `python -m nfq` and `python -m store` in processes that have their imports behind them.
 
 Tests run the command line hundreds of times, and most of what a short command costs is Python reading modules. So one
 process per test process imports them once and forks for every command: arguments, environment, folder, network
@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import select
@@ -22,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Done:
 
 
 class Forked:
-    """A packet worker that runs: what subprocess.Popen is to a program, as far as tests ask."""
+    """A packet worker or store that runs: what subprocess.Popen is to a program, as far as tests ask."""
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self.pid = pid
@@ -62,9 +63,9 @@ class Forked:
         """Its exit status, negative for a signal."""
         if self.returncode is None:
             if not select.select([self._sock], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(["nfq"], timeout or 0)
+                raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0)
             told = self._sock.recv(64)
-            assert told, "the process that waits for a worker has gone"
+            assert told, "the process that waits for it has gone"
             self.returncode = int(told)
             self._sock.close()
         return self.returncode
@@ -124,11 +125,13 @@ class Preloaded:
             assert told, "the process that runs commands for the tests has gone"
             return Done(int(told), *(_text(fd) for fd in streams[1:]))
 
-    def worker(self, control: int, output: int, netns: Path) -> Forked:
-        """A packet worker that is configured over the socket `control` and writes to `output`."""
+    def begin(
+        self, program: str, args: list[str], output: int, netns: Path | None, fds: Sequence[int]
+    ) -> Forked:
+        """A process that goes on; see the function of that name."""
         with Path(os.devnull).open() as nothing:
-            streams = [nothing.fileno(), output, output, control]
-            sock, pid = self._ask([], os.environ, "/", netns, streams, 60)
+            streams = [nothing.fileno(), output, output, *fds]
+            sock, pid = self._ask(args, os.environ, "/", netns, streams, 60, program)
         sock.settimeout(None)
         return Forked(sock, pid)
 
@@ -140,6 +143,7 @@ class Preloaded:
         netns: Path | None,
         streams: list[int],
         timeout: float,
+        program: str = "sectool",
     ) -> tuple[socket.socket, int]:
         """The line on which the exit status will be told, and the process id."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -147,6 +151,7 @@ class Preloaded:
         sock.connect(self.address)
         sock.settimeout(timeout)
         question = {
+            "program": program,
             "args": args,
             "environment": dict(environment),
             "cwd": str(cwd),
@@ -183,9 +188,14 @@ def sectool(args: list[str], environment: Mapping[str, str], **more: Any) -> Don
     return _PRELOADED[0].run(args, environment, **more)
 
 
-def worker(control: int, output: int, netns: Path) -> Forked:
-    """Start a packet worker through this test process's own Preloaded."""
-    return _PRELOADED[0].worker(control, output, netns)
+def begin(
+    program: str, args: list[str], output: int, netns: Path | None = None, fds: Sequence[int] = ()
+) -> Forked:
+    """Start `python -m nfq` or `python -m store` through this test process's own Preloaded.
+
+    It writes to `output` and has the file descriptors `fds`, of which each `{}` of its arguments is the next number.
+    """
+    return _PRELOADED[0].begin(program, args, output, netns, fds)
 
 
 # -- the process that forks --------------------------------------------------------------------------------------------
@@ -256,15 +266,16 @@ def _become(question: dict[str, Any], streams: list[int]) -> None:
             if ctypes.CDLL(None, use_errno=True).setns(there, CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"cannot enter {question['netns']}")
             os.close(there)
-        if control := streams[STREAMS:]:
-            from nfq.__main__ import main as worker
-
-            code = worker(["--config-fd", str(control[0])])
+        program, args = question["program"], question["args"]
+        sys.argv = [program, *args]
+        if program != "sectool":
+            numbers = iter(streams[STREAMS:])
+            args = [str(next(numbers)) if arg == "{}" else arg for arg in args]
+            code = importlib.import_module(f"{program}.__main__").main(args)
             return
-        sys.argv = ["sectool", *question["args"]]
         from sectool.cli.main import main
 
-        code = main(question["args"])
+        code = main(args)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     finally:

@@ -141,7 +141,8 @@ class Host:
         """Start a worker with a policy, or without any yet."""
         ours, theirs = socket.socketpair()
         with theirs, (self.run / "output").open("ab") as output:
-            self.worker = preloaded.worker(theirs.fileno(), output.fileno(), self.space.path)
+            args = ["--config-fd", "{}"]
+            self.worker = preloaded.begin("nfq", args, output.fileno(), self.space.path, [theirs.fileno()])
         self.space.started.append(self.worker)
         self.control = ours
         config = {
