@@ -72,13 +72,13 @@ class Forked:
 
     def kill(self) -> None:
         """End it as the kernel would."""
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
-        """Any signal."""
+        """Any signal; none to one that has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # its status is on its way
+                os.kill(self.pid, number)
 
 
 class Preloaded:

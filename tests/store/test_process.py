@@ -383,7 +383,8 @@ def test_strange_events_are_kept(lab: Any) -> None:
 
 def test_one_store_per_folder(lab: Any) -> None:
     lab.start()
-    other = subprocess.run(lab.process.args, capture_output=True, text=True, timeout=30, check=False)
+    argv = [sys.executable, "-m", "store", "--state", lab.state, "--run", lab.run]
+    other = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert other.returncode == 4
     assert "another store runs" in other.stderr
     assert "Traceback" not in other.stderr
