@@ -43,6 +43,9 @@ def test_events_go_in_and_come_out(lab: Any) -> None:
     assert segment.verify_chain(lab.events) == []
 
 
+KILLS = int(os.environ.get("SECTOOL_KILLS", "5"))
+
+
 @pytest.mark.long
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(lab: Any) -> None:
     dice = random.Random(os.environ.get("PYTEST_XDIST_WORKER", "0"))
@@ -63,11 +66,13 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(lab: Any) -> None:
     producer = threading.Thread(target=produce)
     producer.start()
     try:
-        for _ in range(8):
+        for turn in range(
+            KILLS
+        ):  # at moments spread over what a batch takes, each by chance within its share
             before = written
             lab.start()
             lab.wait("some are taken in", lambda before=before: written > before + 200)
-            done.wait(dice.random() * 0.15)
+            done.wait((turn + dice.random()) / KILLS * 0.15)
             lab.kill()
     finally:
         done.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import duckdb
@@ -15,14 +16,28 @@ from sectool.errors import SectoolError, UsageError
 from store.query import StoppedError, explain, run, time_limit
 
 
-@pytest.fixture
-def store(lab: Any) -> Any:
+def filled(lab: Any) -> Any:
+    """A store in this process with ten flows and an event."""
     for flow in range(10):
         lab.ring().put(lab.record(flow=flow))
     lab.ring().put_blob({"type": "workload.start", "ts": lab.T0})
     store = lab.inside()
     store.step()
     return store
+
+
+@pytest.fixture
+def store(lab: Any) -> Any:
+    """One of the test's own."""
+    return filled(lab)
+
+
+@pytest.fixture(scope="module")
+def asked(make_lab: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One for all questions that leave it as it was, which each test makes sure of."""
+    lab = make_lab(tmp_path_factory.mktemp("asked"))
+    yield filled(lab)
+    lab.close()
 
 
 def untouched(store: Any) -> None:
@@ -96,18 +111,18 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("sql", HOSTILE, ids=lambda sql: sql[:40] or "empty")
-def test_refused(store: Any, lab: Any, sql: str) -> None:
-    before = {path.name for path in lab.events.iterdir()}
+def test_refused(asked: Any, sql: str) -> None:
+    before = {path.name for path in asked.events.iterdir()}
     with pytest.raises(SectoolError) as refused:
-        run(store.catalog, sql.format(events=lab.events) if "{" in sql else sql, timeout_ms=5000)
+        run(asked.catalog, sql.format(events=asked.events) if "{" in sql else sql, timeout_ms=5000)
     assert refused.value.message
-    assert {path.name for path in lab.events.iterdir()} == before
-    untouched(store)
+    assert {path.name for path in asked.events.iterdir()} == before
+    untouched(asked)
 
 
-def test_without_the_outer_checks_the_engine_still_refuses(store: Any, lab: Any) -> None:
+def test_without_the_outer_checks_the_engine_still_refuses(asked: Any) -> None:
     """Each layer for itself: read-only transaction, no external access, locked settings."""
-    with store.catalog.reading() as cursor:
+    with asked.catalog.reading() as cursor:
         cursor.execute("BEGIN TRANSACTION READ ONLY")
         for sql in (
             "WITH gone AS (DELETE FROM s1.flow_records RETURNING *) SELECT * FROM gone",
@@ -124,7 +139,7 @@ def test_without_the_outer_checks_the_engine_still_refuses(store: Any, lab: Any)
             cursor.execute("ROLLBACK")
             cursor.execute("BEGIN TRANSACTION READ ONLY")
         cursor.execute("ROLLBACK")
-    untouched(store)
+    untouched(asked)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +160,8 @@ def test_without_the_outer_checks_the_engine_still_refuses(store: Any, lab: Any)
         "SELECT time_bucket(INTERVAL 1 MINUTE, event_start) AS minute, count(*) FROM flows GROUP BY 1",
     ],
 )
-def test_allowed(store: Any, sql: str) -> None:
-    assert run(store.catalog, sql).table.num_columns > 0
+def test_allowed(asked: Any, sql: str) -> None:
+    assert run(asked.catalog, sql).table.num_columns > 0
 
 
 def test_limits(store: Any) -> None:
@@ -230,17 +245,17 @@ WORDS = [
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sql=st.text(max_size=60) | st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join))
-def test_any_text_gives_rows_or_one_of_our_errors(store: Any, sql: str) -> None:
+def test_any_text_gives_rows_or_one_of_our_errors(asked: Any, sql: str) -> None:
     """Invariant: a result within the limits, or a SectoolError."""
     try:
-        result = run(store.catalog, sql, limit=10, timeout_ms=2000)
+        result = run(asked.catalog, sql, limit=10, timeout_ms=2000)
     except SectoolError:
         return
     assert result.table.num_rows <= 10
 
 
-def test_errors_are_for_people(store: Any) -> None:
+def test_errors_are_for_people(asked: Any) -> None:
     with pytest.raises(UsageError) as refused:
-        run(store.catalog, "SELECT sorce_ip FROM flows")
+        run(asked.catalog, "SELECT sorce_ip FROM flows")
     assert "sorce_ip" in refused.value.message
     assert "source_ip" in refused.value.hint
