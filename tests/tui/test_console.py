@@ -266,8 +266,9 @@ def test_every_action_survives_in_every_view(console: Open) -> None:
                         continue
                     if not action.views and view not in ("pulse", "query"):
                         continue
-                    app.open_view(view)
-                    await pilot.pause()
+                    if app.view_name != view:  # most actions leave it open
+                        app.open_view(view)
+                        await pilot.pause()
                     app.carry_out(action)
                     while len(app.screen_stack) > 1:
                         app.pop_screen()
