@@ -17,20 +17,22 @@ from sectool.cli.text import escape_block
 from tui.actions import GROUPS, MOVES, available
 from tui.rights import Rights
 
-_CSS = """
-{name} {{ align: center middle; }}
-{name} > Vertical {{ width: 76; max-width: 96%; height: auto; max-height: 90%; border: round $primary;
-    background: $surface; padding: 0 1; }}
-{name} .title {{ text-style: bold; height: auto; }}
-{name} VerticalScroll {{ height: auto; max-height: 1fr; }}
-{name} .foot {{ color: $text-muted; height: 1; }}
+# Part of the app's style sheet: one that a screen brings along has everything parsed and styled again as it opens.
+CSS = """
+.dialog { align: center middle; }
+.dialog > Vertical { width: 76; max-width: 96%; height: auto; max-height: 90%; border: round $primary;
+    background: $surface; padding: 0 1; }
+.dialog .title { text-style: bold; height: auto; }
+.dialog VerticalScroll { height: auto; max-height: 1fr; }
+.dialog .foot { color: $text-muted; height: 1; }
+Confirm.dialog > Vertical { border: round $warning; }
+Choose SelectionList { height: auto; max-height: 1fr; border: none; }
 """
 
 
 class Help(ModalScreen[None]):
     """What the keys do in the view below."""
 
-    CSS = _CSS.format(name="Help")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,question_mark,enter", "dismiss", show=False),
         Binding("j,down", "scroll(1)", show=False),
@@ -38,7 +40,7 @@ class Help(ModalScreen[None]):
     ]
 
     def __init__(self, view: str, rights: Rights) -> None:
-        super().__init__()
+        super().__init__(classes="dialog")
         self.view = view
         self.rights = rights
 
@@ -74,7 +76,6 @@ class Help(ModalScreen[None]):
 class Shown(ModalScreen[None]):
     """Text to read."""
 
-    CSS = _CSS.format(name="Shown")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter", "dismiss", show=False),
         Binding("j,down", "scroll(1)", show=False),
@@ -82,7 +83,7 @@ class Shown(ModalScreen[None]):
     ]
 
     def __init__(self, title: str, text: str) -> None:
-        super().__init__()
+        super().__init__(classes="dialog")
         self.heading, self.text = title, text
 
     def compose(self) -> ComposeResult:
@@ -101,14 +102,13 @@ class Shown(ModalScreen[None]):
 class Confirm(ModalScreen[bool]):
     """A question before something is changed: `y` does it, everything else does not."""
 
-    CSS = _CSS.format(name="Confirm") + "Confirm > Vertical { border: round $warning; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "dismiss(True)", show=False),
         Binding("escape,n,q", "dismiss(False)", show=False),
     ]
 
     def __init__(self, question: str, lines: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(classes="dialog")
         self.question, self.lines = question, tuple(lines)
 
     def compose(self) -> ComposeResult:
@@ -123,14 +123,13 @@ class Confirm(ModalScreen[bool]):
 class Choose(ModalScreen[list[str]]):
     """Which of several to show."""
 
-    CSS = _CSS.format(name="Choose") + "Choose SelectionList { height: auto; max-height: 1fr; border: none; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss", show=False),
         Binding("enter", "take", show=False, priority=True),
     ]
 
     def __init__(self, title: str, options: Sequence[tuple[str, str]], chosen: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(classes="dialog")
         self.heading, self.options, self.chosen = title, options, chosen
 
     def compose(self) -> ComposeResult:

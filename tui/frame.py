@@ -21,7 +21,7 @@ from sectool.cli.status import suspended
 from sectool.errors import NoDaemonError, SectoolError
 from sectool.events import now_us
 from sectool.filters import Filter
-from tui import lines
+from tui import dialogs, lines
 from tui.actions import available
 from tui.asking import Asking, CalledOffError
 from tui.cursor import Cursor
@@ -54,7 +54,7 @@ class Frame(App[None]):
     .title { height: 1; text-style: bold; }
     .title:ansi { text-style: bold; }
     .pane { height: 1fr; }
-    """
+    """ + dialogs.CSS
 
     class Status(Message):
         """The daemon's status, or why there is none."""

@@ -60,10 +60,12 @@ def top(
             "the console needs a terminal", "for scripts: sectool flows, events, status with -o json"
         )
     from tui.app import Console
+    from tui.pace import quicken
     from tui.settings import Settings, default_path
     from tui.source import Source
 
     source = Source.of_store(store) if store is not None else Source(paths, read_only=read_only)
+    quicken()
     try:
         Console(source, settings=Settings.load(default_path())).run()
     finally:

@@ -36,6 +36,7 @@ from sectool.errors import SectoolError
 from tests.bench.rows import Row, row
 from tests.bench.store import CHUNK, wait_for
 from tui.app import Console
+from tui.pace import quicken
 from tui.source import Source
 
 EVENTS = int(os.environ.get("SECTOOL_BENCH_TUI_EVENTS", "100000"))
@@ -134,6 +135,7 @@ def _produce(node: Node, ring: str, rate: int, seconds: float) -> subprocess.Pop
 async def _keys(source: Source) -> tuple[list[float], list[float]]:
     """For every key, in ms: until the screen has taken it in, and until no question is open."""
     taken, answered = [], []
+    quicken()
     app = Console(source)
     async with app.run_test(size=(SIZE[1], SIZE[0])) as pilot:
         await _idle(app, pilot)

@@ -49,7 +49,8 @@ def denied(source: Source, since: int, until: int) -> list[dict[str, Any]]:
     return source.query(
         f"""SELECT {_ENDS}, g.reason, g.flows, epoch_us(g.last_) AS last, g.example, r.text AS rule, r.policy
         FROM (SELECT {_KEYS}, drop_reason AS reason, sum(flow_count)::BIGINT AS flows, max(event_start) AS last_,
-        arg_max(event_id, event_start)::VARCHAR AS example, arg_max(rule, event_start) AS rule_
+        event_uuid(max(event_start), arg_max(event_id, event_start))::VARCHAR AS example,
+        arg_max(rule, event_start) AS rule_
         FROM flow_records WHERE {_during(since, until)} AND action = {Action.DENY:d} GROUP BY ALL
         ORDER BY flows DESC LIMIT 100) g {_JOINS} LEFT JOIN rules r ON r.id = g.rule_ AND g.rule_ <> 0
         ORDER BY g.flows DESC, source, destination, g.port""",  # noqa: S608 -- numbers only
@@ -76,7 +77,7 @@ def newcomers(source: Source, since: int, until: int) -> list[dict[str, Any]]:
     pair = "source_labels AS s, destination_labels AS d, transport, destination_port AS port"
     return source.query(
         f"""WITH now_ AS (SELECT {pair}, min(event_start) AS first_, min(action) AS action,
-        arg_min(event_id, event_start)::VARCHAR AS example FROM flow_records
+        event_uuid(min(event_start), arg_min(event_id, event_start))::VARCHAR AS example FROM flow_records
         WHERE {_during(since, until)} AND source_labels <> 0 AND destination_labels <> 0
         AND transport IN (6, 17) GROUP BY ALL),
         before_ AS (SELECT DISTINCT {pair} FROM flow_records WHERE {_during(max(0, since - DAY), since)})
