@@ -10,6 +10,7 @@ Native files answer "last N" and "at T" faster; Parquet takes half the room. The
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _ORDER = {"flow_records": " ORDER BY seq", "events": " ORDER BY seq"}
 _LEVEL = 6
 UNFINISHED = ".new"
+GOING = ".going"  # a segment that was emptied before the chain said that it goes
 
 
 def compact_name(path: Path) -> Path:
@@ -96,6 +98,12 @@ def seal_compact(events: Path, native: Path, made: Path) -> None:
 def settle(events: Path) -> None:
     """Finish or undo what a killed compaction left. Only for who holds the folder's lock."""
     known = segment.sealed(events)
+    gone = segment.gone(events)
+    for going in events.glob(f"flows-*{GOING}"):
+        name = going.name.removesuffix(GOING)
+        if name in known and name not in gone:
+            segment.append_entry(events, {"retired": name, "at_us": now_us()})
+        remove(going)
     for unfinished in events.glob(f"flows-*{segment.COMPACT}{UNFINISHED}"):
         shutil.rmtree(unfinished, ignore_errors=True)
     for made in events.glob(f"flows-*{segment.COMPACT}"):
@@ -108,11 +116,32 @@ def settle(events: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a segment of either form."""
-    if segment.compact(path):
+    if path.is_dir():
         path.chmod(0o750)
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def retire(events: Path, path: Path) -> None:
+    """Enter into the chain that a sealed segment goes, and delete it. Raises OSError with one of both done.
+
+    The chain may find no room on a disk that others filled to the last byte: then the segment's own is used. Whoever
+    kills us in between leaves `NAME.going`, which `settle` takes for the missing entry.
+    """
+    entry = {"retired": path.name, "at_us": now_us()}
+    try:
+        segment.append_entry(events, entry)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        going = path.with_name(path.name + GOING)
+        path.rename(going)
+        for file in going.iterdir() if going.is_dir() else (going,):
+            os.truncate(file, 0)
+        segment.append_entry(events, entry)
+        path = going
+    remove(path)
 
 
 def _sync(path: Path) -> None:

@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from store.rings import Rings
 from store.schema import ROW_GROUP
 from store.segment import Damage
 from store.shelf import Shelf
+from store.upkeep import MARGIN, Upkeep
 
 log = logging.getLogger("store")
 
@@ -81,11 +82,13 @@ class Store:
         self._began = (now_us(), time.monotonic())
         self._stop = threading.Event()
         self._looked = self._tidied = self._index_rests = 0.0
-        self._reports: list[Damage] = []  # damage to be told by an event, from whatever thread found it
+        self._notes: list[dict[str, Any]] = []  # to be told by an event, from whatever thread
+        self.upkeep = Upkeep(self, state)
         self._locks: list[int] = []
         self.catalog: Catalog
         self._ingest: Ingest | None = None
         self._next_seq = 1
+        self._missing = 0  # bytes that are missing on the disk to the reserve
 
     # --- opening ---------------------------------------------------------------------------------------------
 
@@ -99,6 +102,7 @@ class Store:
             raise StoreError(
                 f"cannot use {self.events}: {error.strerror or error}", "the store runs as root"
             ) from None
+        self.upkeep.load()
         self._open_catalog()
 
     def _open_catalog(self) -> None:
@@ -149,7 +153,7 @@ class Store:
         try:
             ingest.begin_segment(now_us())
         except (duckdb.Error, OSError) as error:
-            self._degrade("segment", f"no segment can be made: {_line(error)}")
+            self.degrade("segment", f"no segment can be made: {_line(error)}")
             return False
         self.degraded.pop("segment", None)
         self._ingest = ingest
@@ -185,6 +189,7 @@ class Store:
             else:
                 self._stop.wait(0.02)
         maintenance.join()
+        self.upkeep.stop()
         self._drain()
 
     def _attend(self, now: float) -> None:
@@ -201,7 +206,7 @@ class Store:
         if self._ingest is None:
             return True, False
         waiting, urgent = self.rings.waiting(self._ingest.positions)
-        return waiting or bool(self._reports), urgent
+        return waiting or bool(self._notes), urgent
 
     def step(self) -> int:
         """Take in what is in the rings now; slots taken."""
@@ -235,7 +240,7 @@ class Store:
 
     def _failed(self, error: Exception) -> None:
         """A batch could not be written. It stays in the ring; make what room we can and try again."""
-        self._degrade("write", f"events cannot be written: {_line(error)}")
+        self.degrade("write", f"events cannot be written: {_line(error)}")
         if isinstance(error, duckdb.OutOfMemoryException | MemoryError):
             self.catalog.interrupt_queries()
         if isinstance(error, duckdb.FatalException | duckdb.InternalException) or "invalidated" in str(error):
@@ -251,7 +256,8 @@ class Store:
             self.catalog.close()
             self._open_catalog()
 
-    def _degrade(self, what: str, why: str) -> None:
+    def degrade(self, what: str, why: str) -> None:
+        """Say that something is wrong, until `degraded` is rid of it."""
         if what not in self.degraded:
             log.error("%s", why)
         self.degraded[what] = why
@@ -261,37 +267,34 @@ class Store:
         for damage in found:
             kept = f" (kept as {damage.kept})" if damage.kept else ""
             log.error("%s: %s%s", damage.where, damage.what, kept)
-            self._reports.append(damage)
+            self.note(Type.STORE_DAMAGED, where=damage.where, what=damage.what, kept=damage.kept)
+
+    def note(self, type_: Type, **fields: Any) -> None:
+        """Have an event of the store itself written with the next batch."""
+        self._notes.append({"type": str(type_), "ts": now_us(), **fields})
 
     def _tell(self, ingest: Ingest) -> None:
-        """Make events of the damage found."""
-        while self._reports:
-            damage = self._reports[0]
-            ingest.note(
-                {
-                    "type": str(Type.STORE_DAMAGED),
-                    "ts": now_us(),
-                    "where": damage.where,
-                    "what": damage.what,
-                    "kept": damage.kept,
-                }
-            )
-            self._reports.pop(0)
+        """Make events of what was noted."""
+        while self._notes:
+            ingest.note(self._notes[0])
+            self._notes.pop(0)
 
     def _room(self) -> bool:
         try:
             disk = os.statvfs(self.events)
         except OSError as error:
-            self._degrade("disk", f"{self.events}: {error.strerror}")
+            self.degrade("disk", f"{self.events}: {error.strerror}")
             return False
         size, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         reserve = self.limits.reserve
         if reserve is None:
             reserve = min(256 << 20, max(8 << 20, size // 50))
+        self._missing = max(0, reserve - free)
         if free < reserve:
-            self._degrade(
+            self.degrade(
                 "disk",
-                f"the disk of {self.events} is full: {free >> 20} MiB left, {reserve >> 20} are kept free",
+                f"the disk of {self.events} is full: {free >> 20} MiB left, {reserve >> 20} are kept free;"
+                f" {self.upkeep.setting.for_room}",
             )
             return False
         if self.degraded.pop("disk", None):
@@ -311,7 +314,7 @@ class Store:
         try:
             ingest.begin_segment(now_us())
         except (duckdb.Error, OSError) as error:
-            self._degrade("segment", f"no new segment can be made: {_line(error)}")
+            self.degrade("segment", f"no new segment can be made: {_line(error)}")
             return
         self.degraded.pop("segment", None)
         self._to_seal.append(live)
@@ -321,6 +324,7 @@ class Store:
     def _maintain(self) -> None:
         last = time.monotonic()
         while not self._stop.wait(0.1):
+            self.upkeep.give_way()
             live = self._ingest.live if self._ingest is not None else None
             # Inserts wait while rows are written out: many small waits, which the rings bridge, not a long one.
             full = live is not None and live.unsaved >= CHECKPOINT_ROWS
@@ -363,10 +367,7 @@ class Store:
                 return
             self._to_seal.pop(0)
         self._index()
-        if self.limits.keep_bytes is not None or self.limits.keep_us is not None:
-            self.shelf.retire(
-                self.catalog, self.limits.keep_bytes, self.limits.keep_us if self._sober() else None
-            )
+        self.upkeep.mind()
 
     def _index(self) -> None:
         """Index a stretch, now and then: it may take a fifth of one processor beside the packets."""
@@ -386,32 +387,47 @@ class Store:
         else:
             self._index_rests = time.monotonic() + INDEX_REST * (time.monotonic() - began)
 
-    def _sober(self) -> bool:
+    def missing_room(self) -> int:
+        """Bytes to be made free; 0 while the disk is not full."""
+        return 0 if self._room() else self._missing + MARGIN
+
+    def sober(self) -> bool:
         """Whether the wall clock went as time did since the start: after a jump nothing is deleted for its age."""
         wall = now_us() - self._began[0]
         return abs(wall - round((time.monotonic() - self._began[1]) * SECOND)) < HOUR
 
-    def prune(self, keep_bytes: int | None, keep_us: int | None) -> list[str]:
-        """Retire the oldest sealed segments beyond what is kept, now; their names."""
+    def prune(self, keep_bytes: int | None, keep_us: int | None, actor: str = "") -> list[str]:
+        """Retire the oldest sealed segments beyond what is kept, now, as `actor` asked; their names."""
         with self._busy:
-            return self.shelf.retire(self.catalog, keep_bytes, keep_us)
+            return self.upkeep.prune(keep_bytes, keep_us, actor or "somebody")
 
-    def compact_next(self, older_us: int) -> tuple[str | None, int]:
+    def due_for_compaction(self, older_us: int, without: Collection[str] = ()) -> list[Path]:
+        """Native sealed segments that are `older_us` old, oldest first."""
+        known = segment.sealed(self.events)
+        return [
+            path
+            for path in segment.segment_files(self.events)
+            if path.name in known
+            and path.name in self.catalog.segments
+            and path.name not in {live.path.name for live in self._to_seal}
+            and path.name not in without
+            and not segment.compact(path)
+            and int(known[path.name]["last_us"]) <= now_us() - older_us
+        ]
+
+    def compact_next(
+        self, older_us: int, without: Collection[str] = (), *, patient: bool = True
+    ) -> tuple[str | None, int]:
         """Make the oldest native sealed segment compact that is `older_us` old; its name, and how many wait.
 
-        Raises StoreError when its compact form cannot be made; it stays as it is then.
+        Raises StoreError when its compact form cannot be made; it stays as it is then. One at a time: who is not
+        `patient` does not wait for another, but does nothing.
         """
-        with self._compacting:
-            known = segment.sealed(self.events)
-            due = [
-                path
-                for path in segment.segment_files(self.events)
-                if path.name in known
-                and path.name in self.catalog.segments
-                and path.name not in {live.path.name for live in self._to_seal}
-                and not segment.compact(path)
-                and int(known[path.name]["last_us"]) <= now_us() - older_us
-            ]
+        with contextlib.ExitStack() as held:
+            if not self._compacting.acquire(blocking=patient):
+                return None, 0
+            held.callback(self._compacting.release)
+            due = self.due_for_compaction(older_us, without)
             if not due:
                 return None, 0
             try:
@@ -430,7 +446,7 @@ class Store:
     def _drain(self) -> None:
         deadline = time.monotonic() + DRAIN_S
         self._report(self.rings.look())
-        while not self.rings.drained and time.monotonic() < deadline:
+        while (self._notes or not self.rings.drained) and time.monotonic() < deadline:
             if not self.step():
                 break
 
@@ -494,7 +510,8 @@ class Store:
             "segments": len(files),
             "unopened_segments": sorted(self.shelf.unopened),
             "bytes": sum(segment.size_of(path) + _size(segment.wal_of(path)) for path in files),
-            "degraded": "; ".join(self.degraded.values()),
+            "degraded": "; ".join(list(self.degraded.values())),
+            "retention": self.upkeep.setting.document(),
         }
 
 

@@ -1,8 +1,9 @@
 """Somebody else's SQL, run so that it can read the events and do nothing else.
 
-What keeps it harmless, from the outside in: exactly one statement, which is a SELECT to DuckDB's own parser; no table
-function but those of `TABLE_FUNCTIONS`; a read-only transaction; an instance that can touch no file outside the
-folder of segments and whose settings are locked (store.catalog); limits on time, rows and bytes.
+What keeps it harmless, from the outside in: exactly one statement, which is a SELECT to DuckDB's own parser, as is all
+that it is made of; no table function but those of `TABLE_FUNCTIONS`; a read-only transaction; an instance that can
+touch no file outside the folder of segments and whose settings are locked (store.catalog); limits on time, rows and
+bytes; and for what escapes all these, limits on the process (store.bounds).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import contextlib
 import json
 import re
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from sectool.errors import Exit, SectoolError, UsageError
+from store import bounds
 from store.catalog import Catalog
 from store.controlviews import AT_A_MOMENT
 from store.narrowing import narrow
@@ -54,6 +57,9 @@ TABLE_FUNCTIONS = frozenset(
 )
 
 
+QUERY_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+WHEN_STUCK: list[Callable[[], None]] = []  # what the store process does about a query that does not stop
+_NO_MEMORY = re.compile(r"out of memory|bad_alloc|allocation fail|cannot allocate memory", re.IGNORECASE)
 _FILE = re.compile(r"[/\\*?:]|\.[a-z]", re.IGNORECASE)
 
 
@@ -83,7 +89,7 @@ def check(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
         raise _refused(error) from None
     if len(statements) != 1:
         raise UsageError(f"one query at a time, please; these are {len(statements)}")
-    if statements[0].type != duckdb.StatementType.SELECT:
+    if not _is_select(statements[0]):
         raise UsageError(
             "only SELECT can be asked here",
             "events are never changed; policy is changed with `sectool policy`",
@@ -95,9 +101,17 @@ def check(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
         )
     except duckdb.Error as error:
         raise _refused(error) from None
-    tree = json.loads(row[0])
+    try:
+        tree = json.loads(row[0])
+    except RecursionError:
+        raise UsageError("this query is nested too deep", "say it with fewer levels, or with WITH") from None
     if tree.get("error"):
         raise UsageError(f"this query is not understood: {tree.get('error_message', 'not a plain SELECT')}")
+    for node in _nodes(tree):
+        kind = str(node.get("type", ""))
+        if (kind.endswith("_NODE") and kind not in QUERY_NODES) or "info_type" in node:
+            # A CTE may be a COPY: it writes into the folder of segments, whatever the transaction.
+            raise UsageError("only SELECT can be asked here, in WITH too", "nothing can be written from here")
     for name in _tables(tree):
         if _FILE.search(name):  # the engine would read a file of that name, were it in the folder of segments
             raise UsageError(
@@ -110,6 +124,13 @@ def check(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
                 "views: flows, flow_records, events, changes; see docs/store.md",
             )
     return text
+
+
+def _is_select(statement: Any) -> bool:
+    try:
+        return bool(statement.type == duckdb.StatementType.SELECT)
+    except ValueError:  # of a kind that the engine's Python side has no name for
+        return False
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
@@ -139,21 +160,28 @@ def _tables(tree: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def time_limit(cursor: duckdb.DuckDBPyConnection, timeout_ms: int) -> Iterator[None]:
-    """Interrupt what runs on `cursor` after `timeout_ms` (StoppedError). Other errors of SQL become UsageError."""
+    """Interrupt what runs on `cursor` after `timeout_ms` (StoppedError). Other errors of SQL become UsageError.
+
+    When it does not stop within bounds.STUCK_S, WHEN_STUCK is called.
+    """
     expired = threading.Event()
     done = threading.Event()
 
     def stop() -> None:
         if not done.wait(timeout_ms / 1000):
             expired.set()
+            told = time.monotonic()
             while not done.wait(0.05):  # an interrupt between two steps of the same query would go unheard
                 cursor.interrupt()
+                if WHEN_STUCK and time.monotonic() - told > bounds.STUCK_S:
+                    WHEN_STUCK[0]()
+                    return
 
     watch = threading.Thread(target=stop, name="query time limit", daemon=True)
     watch.start()
     try:
         yield
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
+    except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
         raise _explain(error, timeout_ms if expired.is_set() else None) from None
     finally:
         done.set()
@@ -170,7 +198,7 @@ def _explain(error: Exception, expired_ms: int | None) -> SectoolError:
                 "narrow it with a time range (flows_between) or raise its time limit",
             )
         return StoppedError("the query was stopped to make room", "try again in a moment")
-    if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory" in text:
+    if isinstance(error, duckdb.OutOfMemoryException | MemoryError) or _NO_MEMORY.search(text):
         return StoppedError(
             "the query needs more memory than the store gives it", "narrow it, or aggregate less at once"
         )

@@ -80,6 +80,11 @@ class Rings:
         return {ring.ring_id for ring in self.readers.values()}
 
     @property
+    def fullest(self) -> float:
+        """How full the fullest ring is, from 0 to 1."""
+        return max((ring.pending / ring.capacity for ring in list(self.readers.values())), default=0.0)
+
+    @property
     def drained(self) -> bool:
         """Whether nothing is left in any ring."""
         return not any(ring.pending for ring in self.readers.values())

@@ -10,6 +10,7 @@ A segment begins at every start of the store and whenever the live one is too ol
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
@@ -220,13 +221,20 @@ def sealed_fields(name: str, file: Path, summary: Summary) -> dict[str, Any]:
 
 
 def append_entry(events: Path, fields: dict[str, Any]) -> None:
-    """Append one entry to the chain, hashed over the entry before it."""
+    """Append one entry to the chain, hashed over the entry before it. Raises OSError with the chain as it was."""
     number, previous = chain_head(events)
     entry: dict[str, Any] = {"n": number + 1, **fields, "prev": previous}
     entry["hash"] = _entry_hash(entry)
     fd = os.open(events / CHAIN, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
-        os.write(fd, json.dumps(entry).encode() + b"\n")
+        line = json.dumps(entry).encode() + b"\n"
+        before = os.fstat(fd).st_size
+        try:
+            if os.write(fd, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(fd, before)  # half an entry would end the chain for good
+            raise
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sectool.clock import iso
 from sectool.errors import SectoolError
 from sectool.policy.changes import Verb, diff
 from store.past import History
+from store.retention import from_document, words
 
 # What an event is about, and how bad it is, by the beginning of its type.
 KIND_OF = {
@@ -38,7 +40,7 @@ def severity_of(type_: str) -> str:
     """`bad`, `warn` or nothing."""
     if type_ in _BAD:
         return "bad"
-    return "warn" if type_.startswith(("policy.", "trust.", "capture.")) else ""
+    return "warn" if type_.startswith(("policy.", "trust.", "capture.", "store.")) else ""
 
 
 def sentence(type_: str, body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
@@ -181,6 +183,29 @@ def _damaged(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]
     return f"a file of the store is damaged: {body.get('where')}: {body.get('what')}{kept}", []
 
 
+def _retention(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
+    why = f" ({body['reason']})" if body.get("reason") else ""
+    now = words(from_document(body["setting"]))
+    return f"{body['actor']} chose what is kept of the history: {now}{why}", [
+        f"before: {words(from_document(body['before']))}"
+    ]
+
+
+_PRUNED = {
+    "age": "they were older than what is kept",
+    "size": "there was more than what is kept",
+    "room": "the disk was full",
+}
+
+
+def _pruned(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
+    names = [str(name) for name in body["segments"]]
+    why = _PRUNED.get(body.get("why") or "", f"{body.get('actor') or 'somebody'} asked for it")
+    first, last = body.get("first_us"), body.get("last_us")
+    told = f" of {iso(first)} to {iso(last)}" if isinstance(first, int) and isinstance(last, int) else ""
+    return f"{len(names)} segments of history{told} were deleted: {why}", names[:MAX_CHANGES]
+
+
 def _trust(body: Mapping[str, Any], history: History) -> tuple[str, list[str]]:
     domains = ", ".join(map(str, body.get("trust_domains") or ())) or "none"
     why = f" ({body['reason']})" if body.get("reason") else ""
@@ -250,6 +275,8 @@ _TELL = {
     "enforcer.recovered": _recovered,
     "events.lost": _lost,
     "store.damaged": _damaged,
+    "store.retention": _retention,
+    "store.pruned": _pruned,
     "alert.raised": _alert,
     "alert.cleared": _alert_over,
     "trust.changed": _trust,

@@ -74,6 +74,7 @@ class Server:
         self._maintenance: dict[str, Callable[[Mapping[str, Any]], Answer]] = {
             "prune": self._prune,
             "compact": self._compact,
+            "retain": lambda request: (self.store.upkeep.choose(request, request["actor"]).document(), b""),
         }
         self._listener = self._listen()
 
@@ -276,13 +277,14 @@ class Server:
         if peer.uid not in (0, os.geteuid()):
             raise PrivilegeError(f"{peer.name} may not {op} the store", "run it with sudo")
         log.info("%s by %s (pid %d)", op, peer.name, peer.pid)
-        return self._maintenance[op]
+        operation = self._maintenance[op]
+        return lambda request: operation({**request, "actor": peer.name})
 
     def _prune(self, request: Mapping[str, Any]) -> Answer:
         keep_bytes, keep_us = _number(request, "keep_bytes"), _number(request, "keep_us")
         if keep_bytes is None and keep_us is None:
             raise UsageError("prune: say what to keep: keep_bytes or keep_us")
-        return {"retired": self.store.prune(keep_bytes, keep_us)}, b""
+        return {"retired": self.store.prune(keep_bytes, keep_us, request["actor"])}, b""
 
     def _compact(self, request: Mapping[str, Any]) -> Answer:
         name, left = self.store.compact_next(_number(request, "older_us", 0) or 0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
 
 from sectool.errors import StoreError
-from sectool.events import now_us
 from store import compaction, index, migration, segment
 from store.catalog import Catalog
 from store.numbers import Numbers
@@ -31,6 +31,7 @@ class Shelf:
         self.unopened: set[str] = set()  # sound, perhaps, but not to be opened when it was tried
         self._tried = 0.0
         self._damaged = False
+        self._compacting: duckdb.DuckDBPyConnection | None = None
 
     @property
     def incomplete(self) -> bool:
@@ -182,24 +183,31 @@ class Shelf:
             return []
         return [Damage(name, "the store died three times while opening it", segment.set_aside(path).name)]
 
-    def retire(self, catalog: Catalog, keep_bytes: int | None, keep_us: int | None) -> list[str]:
-        """Delete the oldest sealed segments beyond what is kept; their names. The chain keeps their entries."""
+    def retire(self, catalog: Catalog, paths: Sequence[Path]) -> list[str]:
+        """Delete sealed segments, in this order, as far as queries let go of them; names. The chain keeps entries."""
         out: list[str] = []
-        for path in segment.beyond(self._events, keep_bytes, keep_us, now_us()):
+        for path in paths:
             if path.name in catalog.segments and not catalog.detach_when_idle(path, 2.0):
                 break
-            segment.append_entry(self._events, {"retired": path.name, "at_us": now_us()})
-            compaction.remove(path)
+            compaction.retire(self._events, path)
             log.info("%s is retired", path.name)
             out.append(path.name)
-        if catalog.index is not None:
-            catalog.index.retire(index.stem(name) for name in out)
+        if catalog.index is not None and out:
+            try:
+                catalog.index.retire(index.stem(name) for name in out)
+            except duckdb.Error as error:  # on a full disk; it is opened again, and settled, later
+                log.warning("the index is set aside: %s", str(error).strip().partition("\n")[0])
+                catalog.drop_index()
         return out
 
     def compact(self, catalog: Catalog, path: Path) -> Path | None:
         """Put a compact segment in the place of a sealed native one; None when that could not be done now."""
         with contextlib.closing(catalog.cursor()) as cursor:
-            made = compaction.write_compact(cursor, catalog.alias(path.name), path)
+            self._compacting = cursor
+            try:
+                made = compaction.write_compact(cursor, catalog.alias(path.name), path)
+            finally:
+                self._compacting = None
         try:
             if not catalog.replace(path, made, 5.0):
                 compaction.remove(made)
@@ -211,3 +219,10 @@ class Shelf:
         path.unlink(missing_ok=True)
         log.info("%s is compact now", made.name)
         return made
+
+    def interrupt_compaction(self) -> None:
+        """Have `compact`, which runs in another thread, fail with duckdb.Error unless it has written all."""
+        cursor = self._compacting
+        if cursor is not None:
+            with contextlib.suppress(duckdb.Error):
+                cursor.interrupt()

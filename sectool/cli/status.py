@@ -101,6 +101,8 @@ def _lines(s: dict[str, Any], color: bool) -> list[str]:
     for worker in s["workers"]:
         out += _worker(worker, row)
     out.append(row("store", _store(s["store"]), "bad" if "error" in s["store"] else ""))
+    if s["store"].get("retention"):
+        out.append(row("history", _kept(s["store"]["retention"])))
     if s["store"].get("degraded"):
         out.append(row("  trouble", f"{s['store']['degraded']}; {_lost(s['store'])}", "bad"))
     refused = f", {s['identities_refused']} refused an identity" if s["identities_refused"] else ""
@@ -186,6 +188,15 @@ def _lost(store: dict[str, Any]) -> str:
     rings = (store.get("rings") or {}).values()
     waiting, lost = (sum(int(ring.get(name, 0)) for ring in rings) for name in ("pending", "lost"))
     return f"{waiting} events wait in the rings, {lost} were lost"
+
+
+def _kept(setting: dict[str, Any]) -> str:
+    from store.retention import from_document, words
+
+    try:
+        return words(from_document(setting))
+    except ValueError:  # of another release
+        return "kept by a setting that is not known here"
 
 
 def _store(store: dict[str, Any]) -> str:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sectool.cli.context import Session, require_root, session
+from sectool.cli.maintaining import maintaining, parse_size
 from sectool.cli.moments import show_time
 from sectool.cli.output import Column, Format, emit, emit_document, paint
+from sectool.cli.retention import retention, retention_now
 from sectool.cli.text import escape, size
-from sectool.errors import Exit, NoDaemonError, StoreError, UsageError
+from sectool.errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from store.verify import Verdict
@@ -36,7 +33,11 @@ def store() -> None:
       sectool store verify
       sectool store prune --keep-days 90 --dry-run
       sectool store compact --older 7d
+      sudo sectool store retention --keep-days 90 --compact-after 7d
     """
+
+
+app.command()(retention)
 
 
 @app.command()
@@ -124,6 +125,7 @@ def stats(ctx: typer.Context, output: Output = Format.TABLE) -> None:
         "bytes": total,
         "rows": events,
         "bytes_per_event": round(sum(int(row["bytes"]) for row in sealed) / events, 1) if events else None,
+        "retention": retention_now(at),
     }
     columns = [
         Column("SEGMENT", lambda r: r["name"]),
@@ -142,6 +144,10 @@ def stats(ctx: typer.Context, output: Output = Format.TABLE) -> None:
 def _summary(at: Session, extra: dict[str, Any]) -> None:
     each = f", {extra['bytes_per_event']} bytes an event when sealed" if extra["bytes_per_event"] else ""
     at.say(f"{extra['rows']} events in sealed segments, {size(extra['bytes'])} on disk{each}")
+    if extra["retention"] is not None:
+        from store.retention import from_document, words
+
+        at.say(f"kept: {words(from_document(extra['retention']))}")
 
 
 @app.command()
@@ -171,12 +177,12 @@ def prune(
         raise UsageError("say what to keep", "e.g. --keep-days 90, or --keep 20G")
     at = session(ctx)
     keep_us = None if keep_days is None else round(keep_days * DAY)
-    keep_bytes = None if keep is None else _bytes(keep)
+    keep_bytes = None if keep is None else parse_size(keep)
     if dry_run:
         names = [path.name for path in segment.beyond(at.paths.events, keep_bytes, keep_us, now_us())]
     else:
         require_root("deleting events", "--dry-run")
-        with _maintaining(at) as ask:
+        with maintaining(at) as ask:
             names = ask("prune", keep_bytes=keep_bytes, keep_us=keep_us)["retired"]
     emit(
         [{"segment": name} for name in names],
@@ -213,7 +219,7 @@ def compact(
     older_us = parse_duration(older)
     require_root("rewriting segments")
     rows = []
-    with _maintaining(at) as ask:
+    with maintaining(at) as ask:
         while True:
             answer = ask("compact", older_us=older_us)
             if answer["done"] is None:
@@ -223,48 +229,3 @@ def compact(
     emit(rows, [Column("COMPACT", lambda r: r["segment"])], output, "sectool.store.compact/1", color=at.color)
     if not rows:
         at.say(f"no sealed segment is older than {older} and not compact yet")
-
-
-@contextlib.contextmanager
-def _maintaining(at: Session) -> Iterator[Callable[..., Mapping[str, Any]]]:
-    """How to have segments changed: by the store process, or by ourselves when none runs."""
-    from sectool.api.client import Client
-
-    try:
-        if at.offline:
-            raise NoDaemonError("--store asks no daemon")
-        client = Client(at.paths.events_socket, timeout=3600.0)
-        client.call("ping")
-    except NoDaemonError:
-        from store.process import Store
-
-        if not at.paths.events.is_dir():
-            raise StoreError(f"there are no events in {at.paths.events}") from None
-        with tempfile.TemporaryDirectory(prefix="sectool-store-") as run:  # no rings are drained here
-            store = Store(at.paths.state, Path(run))
-            store.open()
-            try:
-                yield lambda op, **fields: _by_ourselves(store, op, fields)
-            finally:
-                store.close()
-        return
-    with client:
-        yield (
-            lambda op, **fields: (
-                client.call(op, **{key: value for key, value in fields.items() if value is not None}).header
-            )
-        )
-
-
-def _by_ourselves(store: Any, op: str, fields: dict[str, Any]) -> dict[str, Any]:
-    if op == "prune":
-        return {"retired": store.prune(fields["keep_bytes"], fields["keep_us"])}
-    name, left = store.compact_next(fields["older_us"])
-    return {"done": name, "left": left}
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if not found:
-        raise UsageError(f"{text!r} is not a size", "write for example 500M, 20G or 1.5T")
-    return round(float(found[1]) * (1 << 10 * " kmgt".index(found[2] or " ")))

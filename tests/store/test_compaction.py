@@ -181,7 +181,7 @@ def test_after_a_jump_of_the_clock_nothing_is_deleted_for_its_age(
     full.limits = replace(full.limits, keep_us=3_600_000_000_000_000)
     began = full._began[0]
     monkeypatch.setattr("store.process.now_us", lambda: began + 10 * full.limits.keep_us)
-    monkeypatch.setattr("store.shelf.now_us", lambda: began + 10 * full.limits.keep_us)
+    monkeypatch.setattr("store.upkeep.now_us", lambda: began + 10 * full.limits.keep_us)
     full.tidy()
     assert len(full.catalog.segments) == 2
 
