@@ -14,6 +14,8 @@ from pathlib import Path
 
 from sectool.clock import DAY
 from sectool.errors import SectoolError, UsageError
+from store import query
+from store.bounds import give_up, limit_memory
 from store.process import CHECKPOINT_S, SEGMENT_BYTES, SEGMENT_US, Limits, Store
 from store.serve import Server
 
@@ -71,6 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.parent_fd is not None:
         threading.Thread(target=_watch, args=(options.parent_fd, store), name="parent", daemon=True).start()
     server.start()
+    with contextlib.suppress(OSError, ValueError):  # then the kernel's own end of memory is all there is
+        limit_memory()
+    query.WHEN_STUCK.append(give_up)
     try:
         store.serve()
     finally:
