@@ -18,7 +18,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ from store.query import Result
 log = logging.getLogger("store.api")
 
 MAX_CLIENTS = 64
+MAX_OTHERS = 48  # of them by users who only read: they cannot lock out root and the agent
 MAX_QUERIES = 4  # at once
+MAX_OTHERS_QUERIES = 3
 QUEUE_S = 5.0
 SEND_S = 30.0
 IDLE_S = 600.0
@@ -45,6 +47,8 @@ TAIL_S = 0.25  # at most four answers a second to one follower
 TAIL_ROWS = 5000
 TAIL_BEHIND = 200_000  # a follower further behind than this many events loses those in between
 MAX_REQUEST = 1 << 20
+HELD_BYTES = 8 << 20  # an answer larger than this keeps its place among the queries until it is taken
+QUERYING = frozenset({"query", "explain", "flows", "events", "ask"})
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -56,10 +60,11 @@ class Server:
         self.store = store
         self.path = path
         self._group = group_id
-        self._clients: set[socket.socket] = set()
+        self._clients: dict[socket.socket, Peer] = {}
         self._lock = threading.Lock()
         self._gone = threading.Condition(self._lock)
         self._queries = threading.BoundedSemaphore(MAX_QUERIES)
+        self._others_queries = threading.BoundedSemaphore(MAX_OTHERS_QUERIES)
         self._closing = False
         self._absent = Absent(lambda thread: self.store.catalog.interrupt_queries(thread))
         self._operations: dict[str, Callable[[Mapping[str, Any]], Answer]] = {
@@ -138,17 +143,34 @@ class Server:
                 log.warning("accept: %s", error)
                 time.sleep(0.2)
                 continue
-            with self._lock:
-                if len(self._clients) >= MAX_CLIENTS:
-                    client.close()
-                    continue
-                self._clients.add(client)
-            threading.Thread(target=self._converse, args=(client,), name="client", daemon=True).start()
+            try:
+                peer = Peer.of(client)
+                with self._lock:
+                    if not self._admit(peer):
+                        client.close()
+                        continue
+                    self._clients[client] = peer
+                threading.Thread(
+                    target=self._converse, args=(client, peer), name="client", daemon=True
+                ).start()
+            except (
+                OSError,
+                RuntimeError,
+                MemoryError,
+            ) as error:  # no thread more, no memory: now, not for ever
+                log.warning("a client is turned away: %s", error)
+                with self._lock:
+                    self._clients.pop(client, None)
+                client.close()
 
-    def _converse(self, client: socket.socket) -> None:
+    def _admit(self, peer: Peer) -> bool:
+        """Whether there is a place for one more of this user's connections."""
+        others = sum(not _owner(known) for known in self._clients.values())
+        return len(self._clients) < MAX_CLIENTS and (_owner(peer) or others < MAX_OTHERS)
+
+    def _converse(self, client: socket.socket, peer: Peer) -> None:
         try:
             client.settimeout(SEND_S)
-            peer = Peer.of(client)
             if not allowed(peer, self.path):
                 log.warning("%s (pid %d) has no access", peer.name, peer.pid)
                 _refuse(
@@ -165,7 +187,7 @@ class Server:
             log.debug("a client went away")
         finally:
             with self._lock:
-                self._clients.discard(client)
+                self._clients.pop(client, None)
                 self._gone.notify_all()
             client.close()
 
@@ -187,46 +209,58 @@ class Server:
             logging.INFO if op in ("query", "explain", "tail") else logging.DEBUG
         )  # a screen that refreshes asks all the time
         log.log(level, "%s by %s (pid %d)", op if isinstance(op, str) else "?", peer.name, peer.pid)
-        try:
-            if op == "tail":
-                self._tail(client, frame.header)
-                return False
-            operation = self._operations.get(op) if isinstance(op, str) else None
-            if operation is None and isinstance(op, str) and op in self._maintenance:
-                operation = self._for_owner(peer, op)
-            if operation is None:
-                raise UsageError(
-                    f"the store knows no operation {op!r}", "client and store may differ in version"
+        with contextlib.ExitStack() as place:
+            try:
+                if op == "tail":
+                    self._tail(client, frame.header)
+                    return False
+                message = self._answer(client, peer, frame.header, place)
+            except SectoolError as error:
+                _refuse(client, error)
+                return True
+            except Exception as error:  # a defect in one answer must not end the conversations of others
+                if isinstance(error, OSError) and op == "tail":
+                    raise  # the follower went away
+                log.exception("%s failed", op)
+                _refuse(
+                    client,
+                    SectoolError(
+                        f"{op} failed in the store: {type(error).__name__}", "see agent.log in the run folder"
+                    ),
                 )
-            with self._absent.noticed(client):
-                fields, payload = operation(frame.header)
-            message = wire.encode({"ok": True, **fields}, payload)
-        except SectoolError as error:
-            _refuse(client, error)
-        except Exception as error:  # a defect in one answer must not end the conversations of others
-            if isinstance(error, OSError) and op == "tail":
-                raise  # the follower went away
-            log.exception("%s failed", op)
-            _refuse(
-                client,
-                SectoolError(
-                    f"{op} failed in the store: {type(error).__name__}", "see agent.log in the run folder"
-                ),
-            )
-        else:
+                return True
+            if len(message) <= HELD_BYTES:
+                place.close()  # else who is slow to take it holds memory, and may not ask for more from elsewhere
             client.sendall(message)
         return True
+
+    def _answer(
+        self, client: socket.socket, peer: Peer, request: Mapping[str, Any], place: contextlib.ExitStack
+    ) -> bytes:
+        """The answer to one request. A question that takes the engine gets its place among the queries in `place`."""
+        op = request.get("op")
+        operation = self._operations.get(op) if isinstance(op, str) else None
+        if operation is None and isinstance(op, str) and op in self._maintenance:
+            operation = self._for_owner(peer, op)
+        if operation is None:
+            raise UsageError(f"the store knows no operation {op!r}", "client and store may differ in version")
+        if op in QUERYING:
+            place.enter_context(self._place(peer))
+        with self._absent.noticed(client):
+            fields, payload = operation(request)
+        return wire.encode({"ok": True, **fields}, payload)
 
     # --- operations ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _slot(self) -> Any:
-        if not self._queries.acquire(timeout=QUEUE_S):
-            raise SectoolError("the store is busy with other queries", "try again in a moment")
-        try:
+    def _place(self, peer: Peer) -> Iterator[None]:
+        """One of the queries that run at once; the last place is for root and the store's own user."""
+        with contextlib.ExitStack() as held:
+            for places in (self._queries,) if _owner(peer) else (self._others_queries, self._queries):
+                if not places.acquire(timeout=QUEUE_S):
+                    raise SectoolError("the store is busy with other queries", "try again in a moment")
+                held.callback(places.release)
             yield
-        finally:
-            self._queries.release()
 
     def _explain(self, request: Mapping[str, Any]) -> Answer:
         analyze = request.get("analyze", False)
@@ -234,8 +268,7 @@ class Server:
             raise UsageError("explain: analyze is true or false")
         timeout_ms = _number(request, "timeout_ms", query.DEFAULT_TIMEOUT_MS)
         assert timeout_ms is not None
-        with self._slot():
-            plan = query.explain(self.store.catalog, _sql(request), analyze=analyze, timeout_ms=timeout_ms)
+        plan = query.explain(self.store.catalog, _sql(request), analyze=analyze, timeout_ms=timeout_ms)
         return {}, plan.encode()
 
     def _query(self, request: Mapping[str, Any]) -> Answer:
@@ -244,18 +277,16 @@ class Server:
         timeout_ms = _number(request, "timeout_ms", query.DEFAULT_TIMEOUT_MS)
         assert limit is not None
         assert timeout_ms is not None
-        with self._slot():
-            since, until = _number(request, "begun_since"), _number(request, "begun_until")
-            begun = None if since is None or until is None else (since, until)
-            return _table(query.run(self.store.catalog, sql, limit=limit, timeout_ms=timeout_ms, begun=begun))
+        since, until = _number(request, "begun_since"), _number(request, "begun_until")
+        begun = None if since is None or until is None else (since, until)
+        return _table(query.run(self.store.catalog, sql, limit=limit, timeout_ms=timeout_ms, begun=begun))
 
     def _flows(self, request: Mapping[str, Any]) -> Answer:
         filter_ = Filter.from_json(request.get("filter"))
         bounds = {name: _number(request, name) for name in ("since", "until", "at", "first", "last")}
         timeout_ms = _number(request, "timeout_ms", query.DEFAULT_TIMEOUT_MS)
         assert timeout_ms is not None
-        with self._slot():
-            return _table(list_flows(self.store.catalog, filter_, timeout_ms=timeout_ms, **bounds))
+        return _table(list_flows(self.store.catalog, filter_, timeout_ms=timeout_ms, **bounds))
 
     def _events(self, request: Mapping[str, Any]) -> Answer:
         types = request.get("types") or []
@@ -264,17 +295,15 @@ class Server:
         bounds = {name: _number(request, name) for name in ("since", "until", "first", "last")}
         timeout_ms = _number(request, "timeout_ms", query.DEFAULT_TIMEOUT_MS)
         assert timeout_ms is not None
-        with self._slot():
-            return _table(list_events(self.store.catalog, types, timeout_ms=timeout_ms, **bounds))
+        return _table(list_events(self.store.catalog, types, timeout_ms=timeout_ms, **bounds))
 
     def _ask(self, request: Mapping[str, Any]) -> Answer:
-        with self._slot():
-            document = questions.answer(self.store.catalog, request.get("question"), request)
+        document = questions.answer(self.store.catalog, request.get("question"), request)
         return {}, questions.encode(document)
 
     def _for_owner(self, peer: Peer, op: str) -> Callable[[Mapping[str, Any]], Answer]:
         """What changes files is for root and the user the store runs as; readers by their group alone may not."""
-        if peer.uid not in (0, os.geteuid()):
+        if not _owner(peer):
             raise PrivilegeError(f"{peer.name} may not {op} the store", "run it with sudo")
         log.info("%s by %s (pid %d)", op, peer.name, peer.pid)
         operation = self._maintenance[op]
@@ -326,7 +355,7 @@ class Server:
 
 def allowed(peer: Peer, path: Path) -> bool:
     """Whether `peer` may read: root, our own user, or a member of the socket's group."""
-    if peer.uid in (0, os.geteuid()):
+    if _owner(peer):
         return True
     group = path.stat().st_gid
     if peer.gid == group:
@@ -336,6 +365,11 @@ def allowed(peer: Peer, path: Path) -> bool:
     except KeyError:
         return False
     return group in os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def _owner(peer: Peer) -> bool:
+    """Root, or the user the store runs as."""
+    return peer.uid in (0, os.geteuid())
 
 
 def to_ipc(table: pa.Table) -> bytes:
@@ -350,7 +384,13 @@ def _table(result: Result) -> Answer:
     fields: dict[str, Any] = {"rows": result.table.num_rows, "truncated": result.truncated}
     if result.limited:
         fields["limited"] = result.limited
-    return fields, to_ipc(result.table)
+    payload = to_ipc(result.table)
+    if len(payload) > wire.MAX_PAYLOAD:
+        raise UsageError(
+            f"the answer has {len(payload) >> 20} MiB; {wire.MAX_PAYLOAD >> 20} are the most",
+            "ask for fewer rows at once, or for a shorter time",
+        )
+    return fields, payload
 
 
 def _sql(request: Mapping[str, Any]) -> str:
