@@ -40,10 +40,12 @@ def serve_iperf(lab: Lab, app: str, port: int) -> subprocess.Popen[str]:
     return server
 
 
-def start_transfer(lab: Lab, port: int) -> subprocess.Popen[str]:
-    """A bulk transfer from web to batch, as fast as it goes, until `stop_transfer`."""
+def start_transfer(lab: Lab, port: int, pace: str = "1G") -> subprocess.Popen[str]:
+    """A bulk transfer from web to batch until `stop_transfer`, at `pace` bit/s: unbounded, it leaves no processor time
+    to what is shown about it.
+    """
     web, batch = lab["web"], lab["batch"]
-    command = ["iperf3", "-c", batch.host.ip4, "-p", str(port), "-t", "60"]
+    command = ["iperf3", "-c", batch.host.ip4, "-p", str(port), "-t", "60", "-b", pace]
     transfer = web.popen(web.workload(("app=web",), command), out=subprocess.DEVNULL)
     wait_until(
         "the transfer is under way", lambda: transferred(web, port) > ENOUGH or transfer.poll() is not None
@@ -105,7 +107,7 @@ def encrypted_bulk(lab: Lab) -> Outcome:
     """Every byte passes through both enforcers as records, a super-packet at a time; no program knows of it."""
     web, batch = lab["web"], lab["batch"]
     _, port = VAULT
-    transfer = start_transfer(lab, port)
+    transfer = start_transfer(lab, port, "2G")
     first, begin = web.sealed(), time.monotonic()
     moved = moves(web, "encrypted", port)
     seconds, records_ = time.monotonic() - begin, web.sealed() - first
