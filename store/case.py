@@ -48,7 +48,8 @@ from store.past import CONTROL, open_history
 from store.query import MAX_TIMEOUT_MS
 from store.reader import Reader
 from store.schema import SEGMENT_TABLES, SEGMENT_VERSION
-from store.segment import segment_name
+from store.sealed import copy_sealed
+from store.segment import segment_files, segment_name
 
 FORMAT = "sectool.case/1"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
@@ -84,7 +85,7 @@ class Checked:
 
 
 def export_case(
-    reader: Reader,
+    reader: Reader | None,
     state: Path,
     target: Path,
     *,
@@ -97,6 +98,7 @@ def export_case(
 ) -> dict[str, Any]:
     """Write the bundle of [since, until) (UTC microseconds) to the new folder `target`; its manifest.
 
+    Without a reader it gets the sealed segments of that time as they are, and their chain, instead of rows.
     Raises UsageError when `target` exists, StoreError when a part cannot be read. What a failure leaves is removed.
     """
     if since >= until:
@@ -106,7 +108,11 @@ def export_case(
     except FileExistsError:
         raise UsageError(f"{target} is there already", "a case is written to a folder of its own") from None
     try:
-        counts = _write_events(reader, target / "events", since, until)
+        if reader is None:
+            counts = copy_sealed(state / "events", target / "events", since, until)
+            given = {"segments": [path.name for path in segment_files(target / "events")]}
+        else:
+            counts, given = _write_events(reader, target / "events", since, until), {}
         head = _copy_control(state, target / CONTROL)
         _write_policies(state / "events", target / "policies", since, until)
         _put(target / HOST_CERTIFICATE, signer.certificate.certificate.public_bytes(Encoding.PEM))
@@ -122,6 +128,7 @@ def export_case(
             "since": iso(since),
             "until": iso(until),
             "rows": counts,
+            **given,
             "control_head": head,
             "files": [_listed(target, name) for name in _files(target)],
         }
@@ -345,6 +352,8 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
         for k in ("title", "host", "trust_domain", "created", "since", "until")
     )
     files, head = manifest.get("files"), manifest.get("control_head")
+    segments = manifest.get("segments", [])
+    texts = texts and isinstance(segments, list) and all(isinstance(name, str) for name in segments)
     if not texts or not isinstance(files, list) or not all(map(_sound, files)) or not isinstance(head, dict):
         raise UsageError("the manifest lacks what it should hold", "it may be damaged")
     return manifest

@@ -16,7 +16,7 @@ import hmac
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,9 +293,10 @@ def mend_chain(events: Path) -> list[Damage]:
     return [Damage(CHAIN, f"its last {len(data) - good} bytes are no entry", kept.name)]
 
 
-def verify_chain(events: Path) -> list[Damage]:
+def verify_chain(events: Path, given: Collection[str] | None = None) -> list[Damage]:
     """Everything that was edited, removed or reordered among the sealed segments; empty when all holds.
 
+    `given`: the segments that a bundle was given, of which alone the files have to be there; None: all of the chain.
     What this cannot see: the newest entries removed together with their files, unless `chain_head` was noted elsewhere.
     """
     problems: list[Damage] = []
@@ -331,7 +332,7 @@ def verify_chain(events: Path) -> list[Damage]:
     for name, digest in listed.items():
         path = events / name
         if not path.exists():
-            if name not in retired and name not in gone(events):
+            if name in given if given is not None else name not in retired and name not in gone(events):
                 problems.append(Damage(name, "is missing"))
         elif not hmac.compare_digest(file_hash(path), digest):
             problems.append(Damage(name, "was changed after it was sealed"))

@@ -19,6 +19,7 @@ from store import segment
 from store.control import GENESIS as CONTROL_GENESIS
 from store.control import ControlHistory
 from store.segment import Damage
+from store.transfer import exported
 
 CONTROL = "control.sqlite"
 _ANCHOR = re.compile(r"[0-9a-f]{64}")
@@ -61,7 +62,7 @@ def verify(state: Path, anchors: Sequence[str] = ()) -> Verdict:
     Reads every byte of every sealed segment. Raises StoreError or PrivilegeError when it may not read.
     """
     events = state / "events"
-    problems = list(segment.verify_chain(events))
+    problems = list(segment.verify_chain(events, exported(state)))
     entries = list(segment.entries(events))
     seen = {segment.GENESIS, *(str(entry["hash"]) for entry in entries)}
     heads = [Head("events", *segment.chain_head(events))]

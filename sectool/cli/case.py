@@ -18,7 +18,7 @@ from sectool.events import now_us
 
 if TYPE_CHECKING:
     from sectool.identity.trust import TrustBundle
-    from store.case import Checked
+    from store.case import Checked, Signer
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
@@ -72,17 +72,11 @@ def export(
       sectool case export case-17 --since 1h
       sectool case export case-18 --since 02:00 --until 03:00 --capture db.pcapng --title "incident 18"
     """
-    from sectool.identity.authority import load_authority_files
-    from sectool.identity.files import read_file
-    from store.case import Signer, export_case
+    from store.case import export_case
 
     require_root("signing with the host's key")
     here = session(ctx)
-    hint = "enrol this host first: sectool host enroll"
-    certificate, key = load_authority_files(
-        here.paths.host / "host.crt", here.paths.host / "host.key", "host CA", hint
-    )
-    roots = read_file(here.paths.host / "trust.pem", "there are no trusted roots here", hint)
+    signer = host_signer(here)
     files = capture or []
     names = [file.name for file in files]
     if len(set(names)) < len(names):
@@ -99,11 +93,11 @@ def export(
             until=moment_us(until),
             title=title,
             now_us=now_us(),
-            signer=Signer(certificate, key, roots),
+            signer=signer,
             captures=files,
         )
     if output in (Format.TABLE, Format.WIDE):
-        _tell(manifest)
+        tell_manifest(manifest)
         here.say(f"next: sectool case verify {target}; sectool --store {target} timeline")
     else:
         emit_document(manifest, output, manifest["format"])
@@ -173,7 +167,7 @@ def show(
     here = session(ctx)
     found = _checked(here, folder, root, trust_domain)
     if output in (Format.TABLE, Format.WIDE):
-        _tell(found.manifest)
+        tell_manifest(found.manifest)
         for file in found.manifest["files"]:
             sys.stdout.write(
                 f"  {file['sha256'][:16]}  {size(file.get('bytes') or 0):>9}  {escape(file['path'])}\n"
@@ -186,13 +180,28 @@ def show(
         raise typer.Exit(int(Exit.DENIED))
 
 
+def host_signer(here: Session) -> Signer:
+    """The host CA and its key, with which this host signs bundles. Raises SectoolError."""
+    from sectool.identity.authority import load_authority_files
+    from sectool.identity.files import read_file
+    from store.case import Signer
+
+    hint = "enrol this host first: sectool host enroll"
+    certificate, key = load_authority_files(
+        here.paths.host / "host.crt", here.paths.host / "host.key", "host CA", hint
+    )
+    return Signer(
+        certificate, key, read_file(here.paths.host / "trust.pem", "there are no trusted roots here", hint)
+    )
+
+
 def _checked(here: Session, folder: Path, root: Path | None, trust_domain: str) -> Checked:
     from store.case import check_case
 
-    return check_case(folder, _trusted(here, folder, root, trust_domain))
+    return check_case(folder, trusted_roots(here, folder, root, trust_domain))
 
 
-def _trusted(here: Session, folder: Path, root: Path | None, trust_domain: str) -> TrustBundle | None:
+def trusted_roots(here: Session, folder: Path, root: Path | None, trust_domain: str) -> TrustBundle | None:
     """The roots given, else those this host trusts, if it can be asked; never those of the bundle."""
     from sectool.identity.trust import TrustBundle
     from store.case import manifest_of
@@ -210,7 +219,8 @@ def _trusted(here: Session, folder: Path, root: Path | None, trust_domain: str) 
         return None
 
 
-def _tell(manifest: dict[str, Any]) -> None:
+def tell_manifest(manifest: dict[str, Any]) -> None:
+    """What a bundle holds, in lines."""
     rows = manifest.get("rows") or {}
     for title, text in (
         ("case", manifest["title"] or "(no title)"),

@@ -13,6 +13,7 @@ from sectool.cli.moments import show_time
 from sectool.cli.output import Column, Format, emit, emit_document, paint
 from sectool.cli.retention import retention, retention_now
 from sectool.cli.text import escape, size
+from sectool.cli.transfer import export, import_
 from sectool.errors import Exit, UsageError
 
 if TYPE_CHECKING:
@@ -34,10 +35,13 @@ def store() -> None:
       sectool store prune --keep-days 90 --dry-run
       sectool store compact --older 7d
       sudo sectool store retention --keep-days 90 --compact-after 7d
+      sudo sectool store export march --since 2026-03-01 --until 2026-04-01
     """
 
 
 app.command()(retention)
+app.command("export")(export)
+app.command("import")(import_)
 
 
 @app.command()
