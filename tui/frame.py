@@ -36,6 +36,7 @@ TICK_S = 0.25
 STATUS_S = 2.0
 RETRY_S = 2.0
 TRAIL = 20  # views that `back` remembers
+_PARTS = frozenset({"head", "nav", "banner", "note"})
 THEMES = ("textual-dark", "textual-light", "ansi-dark")
 
 
@@ -43,7 +44,8 @@ class Frame(App[None]):
     """Everything of the console but what its actions do."""
 
     TITLE = "sectool"
-    CSS = """
+    CSS = (
+        """
     Screen { layout: vertical; }
     #head { height: 1; background: $panel; color: $text; }
     #nav { height: 1; color: $text-muted; }
@@ -54,7 +56,9 @@ class Frame(App[None]):
     .title { height: 1; text-style: bold; }
     .title:ansi { text-style: bold; }
     .pane { height: 1fr; }
-    """ + dialogs.CSS
+    """
+        + dialogs.CSS
+    )
 
     class Status(Message):
         """The daemon's status, or why there is none."""
@@ -123,14 +127,12 @@ class Frame(App[None]):
     @property
     def sight(self) -> View | None:
         """The view in sight; None on the way in or out."""
-        frame = self.screen_stack[0] if self.screen_stack else None
-        if frame is None or len(frame.query("#head, #nav, #banner, #note")) < 4:
+        # Asked several times a key: a search by selector would look at every widget of every view.
+        parts = {part.id: part for part in self.screen_stack[0].children} if self.screen_stack else {}
+        switcher = parts.get("views")
+        if not isinstance(switcher, ContentSwitcher) or not parts.keys() >= _PARTS:
             return None
-        for switcher in frame.query(ContentSwitcher):
-            return next(
-                (v for v in switcher.children if v.id == switcher.current and isinstance(v, View)), None
-            )
-        return None
+        return next((v for v in switcher.children if v.id == switcher.current and isinstance(v, View)), None)
 
     @property
     def view(self) -> View:
