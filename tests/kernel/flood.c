@@ -4,14 +4,15 @@
  *
  * FILE holds frames (Ethernet, IPv4 without options, TCP or UDP), each behind its length and the place of eight bytes that
  * differ in every copy (0: none), in two bytes each, big endian. They go out in turn, each time with another source
- * address of PREFIX/LENGTH, source port and sequence number, and right checksums (UDP: none). Prints how many went out. In C
- * because Python is slower than what it would overload.
+ * address of PREFIX/LENGTH, source port and sequence number, and right checksums (UDP: none), for so many seconds or until
+ * SIGTERM. Prints how many went out. In C because Python is slower than what it would overload.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/if_packet.h>
 #include <net/if.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,6 +31,13 @@ struct frame {
 
 static struct frame frames[FRAMES];
 static unsigned char copies[BATCH][MOST];
+
+static volatile sig_atomic_t over;
+
+static void end_it(int number) {
+    (void)number;
+    over = 1;
+}
 
 static uint64_t state = 88172645463325252ull;
 
@@ -88,7 +96,8 @@ int main(int argc, char **argv) {
     struct iovec pieces[BATCH];
     unsigned long long sent = 0;
     size_t next = 0;
-    for (double end = now() + seconds; now() < end;) {
+    signal(SIGTERM, end_it);
+    for (double end = now() + seconds; !over && now() < end;) {
         for (int i = 0; i < BATCH; i++) {
             struct frame *f = &frames[next++ % count];
             unsigned char *p = copies[i], *tcp = p + TCP_AT;
@@ -112,7 +121,7 @@ int main(int argc, char **argv) {
             messages[i].msg_hdr.msg_iov = &pieces[i], messages[i].msg_hdr.msg_iovlen = 1;
         }
         int n = sendmmsg(sock, messages, BATCH, 0);
-        if (n < 0 && errno != ENOBUFS && errno != EAGAIN) fail("sendmmsg");
+        if (n < 0 && errno != ENOBUFS && errno != EAGAIN && errno != EINTR) fail("sendmmsg");
         if (n > 0) sent += (unsigned long long)n;
     }
     printf("%llu\n", sent);

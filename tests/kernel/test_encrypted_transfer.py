@@ -173,7 +173,8 @@ def test_what_is_sent_both_ways_at_once_arrives_unchanged(hosts: Lan, case: Devi
     assert [host.count(reason) for host in lan.hosts for reason in WRONG] == forged
     after = _received(lan.b.space, "eth0")
     mean = (after[0] - before[0]) / (after[1] - before[1])
-    assert (mean > 2500) if not case.host else (mean <= 1514), "the devices were not set as the case says"
+    # No frame of a device without offloads is longer. (How much longer they are with them depends on what else runs.)
+    assert (mean <= 1514) == bool(case.host), f"{mean:.0f} bytes: the devices were not set as the case says"
 
 
 # -- nothing of it can be read on the way ------------------------------------------------------------------------

@@ -196,6 +196,7 @@ def test_honest_clients_get_through_a_flood(
     sender = lan.wire.space.popen(*argv, stdout=subprocess.PIPE)
     half_open: list[int] = []
     tried, done = honest.connect(SECONDS, lambda: half_open.append(int(lan.b.status()["half_open"])))
+    sender.terminate()  # each honest attempt has come through, or was given up
     sent = int(sender.communicate()[0])
     assert sent > 10_000, "that was no flood"
     assert done >= 0.8 * tried, f"{done} of {tried} honest connections came through"
