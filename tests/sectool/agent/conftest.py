@@ -32,14 +32,18 @@ rules:
 
 
 def until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
-    """Wait until `condition` gives something true, and return it."""
+    """Wait until `condition` gives something true, and return it.
+
+    Between two looks it rests twice as long as one takes: many are commands, and what is waited for needs processors.
+    """
     end = time.monotonic() + deadline
     while True:
+        began = time.monotonic()
         found = condition()
         if found:
             return found
         assert time.monotonic() < end, f"not within {deadline} s: {what}"
-        time.sleep(0.02)
+        time.sleep(min(0.5, max(0.02, 2 * (time.monotonic() - began))))
 
 
 @dataclass
