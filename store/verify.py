@@ -2,6 +2,7 @@
 
     events/chain.jsonl     one entry a sealed segment, each hashed over the one before, with the file's SHA-256
     control.sqlite         one entry a change, each hashed over the one before and over the rows it added and closed
+    events/index.duckdb    derived, so there is nothing to hash: it is made a second time and compared
 
 Both chains show edits, removals and reorderings of anything but their end. That the newest entries were cut off
 together with what they speak of shows only against a head noted elsewhere: `anchors`.
@@ -18,6 +19,7 @@ from sectool.errors import UsageError
 from store import segment
 from store.control import GENESIS as CONTROL_GENESIS
 from store.control import ControlHistory
+from store.indexcheck import check_index
 from store.segment import Damage
 from store.transfer import exported
 
@@ -43,6 +45,8 @@ class Verdict:
     segments: int  # sealed ones that were read through
     bytes: int
     unsealed: tuple[str, ...]  # files that no seal covers yet: the one being written, and what a crash left
+    stretches: int | None  # of the index that were made again and compared; None: left out
+    unchecked: int  # stretches over rows that no seal covers yet
 
 
 def anchor(text: str) -> str:
@@ -56,8 +60,10 @@ def anchor(text: str) -> str:
     return text
 
 
-def verify(state: Path, anchors: Sequence[str] = ()) -> Verdict:
+def verify(state: Path, anchors: Sequence[str] = (), *, index: bool = True) -> Verdict:
     """Check everything in `state`; also that each of `anchors` is still part of one of the chains.
+
+    Without `index` that of the segments is left out: it is derived, and checking it takes as long as making it.
 
     Reads every byte of every sealed segment. Raises StoreError or PrivilegeError when it may not read.
     """
@@ -80,12 +86,19 @@ def verify(state: Path, anchors: Sequence[str] = ()) -> Verdict:
     known = segment.sealed(events)
     files = segment.segment_files(events)
     covered = [path for path in files if path.name in known]
+    broken = {problem.where for problem in problems}
+    indexed = None
+    if index:
+        indexed = check_index(events, {path.name for path in covered} - broken)
+        problems += indexed.problems
     return Verdict(
         tuple(problems),
         tuple(heads),
         len(covered),
         sum(segment.size_of(path) for path in covered),
         tuple(path.name for path in files if path.name not in known),
+        indexed.stretches if indexed is not None else None,
+        indexed.unchecked if indexed is not None else 0,
     )
 
 

@@ -53,9 +53,15 @@ def verify(
             "--anchor", metavar="HASH", help="A head noted earlier that has to be there still (repeatable)."
         ),
     ] = None,
+    no_index: Annotated[
+        bool,
+        typer.Option("--no-index", help="Leave out the index, which is made a second time to compare it."),
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Find edits, removals and reorderings in sealed history and in the control history. Reads all of it; no daemon.
+
+    Also finds an index that does not fit the segments: it could hide rows from answers.
 
     Prints the head of each chain. Note them somewhere else, now and then: given as --anchor later, they also betray
     that the newest part was cut off. Exits 1 when something does not hold, naming each place.
@@ -71,7 +77,7 @@ def verify(
 
     at = session(ctx)
     anchors = [noted(text) for text in anchor or ()]
-    verdict = check(at.paths.state, anchors)
+    verdict = check(at.paths.state, anchors, index=not no_index)
     if output in (Format.TABLE, Format.WIDE):
         for line in _verdict(verdict, len(anchors), at.color):
             sys.stdout.write(line + "\n")
@@ -89,6 +95,7 @@ def _document(verdict: Verdict) -> dict[str, Any]:
         "segments": verdict.segments,
         "bytes": verdict.bytes,
         "unsealed": list(verdict.unsealed),
+        "index": {"checked": verdict.stretches, "unchecked": verdict.unchecked},
     }
 
 
@@ -104,6 +111,14 @@ def _verdict(verdict: Verdict, anchors: int, color: bool) -> list[str]:
             f" and every recorded change are as they were written{also}"
         )
     out += [f"head of {h.chain:<8} entry {h.entries:<6} {h.hash}" for h in verdict.heads]
+    if verdict.stretches:
+        out.append(f"index: {verdict.stretches} stretches were made again from the segments and compared")
+    elif verdict.stretches is None:
+        out.append("index: left out")
+    if verdict.unchecked:
+        out.append(
+            f"index: {verdict.unchecked} stretches are of rows that are not sealed yet, and not covered"
+        )
     if verdict.unsealed:
         out.append(f"not sealed yet, and not covered: {escape(', '.join(verdict.unsealed))}")
     return out
