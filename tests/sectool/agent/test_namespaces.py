@@ -55,7 +55,7 @@ def test_what_changes_while_a_worker_starts_reaches_it(
         health=SimpleNamespace(clear=lambda what: None),
         discovery=SimpleNamespace(inside=lambda inode, path: None, outside=lambda inode: None),
         identify=None,
-        output=2,
+        nursery=None,
         tell_trust=tell_trust,
         keys=tmp_path,
         paths=SimpleNamespace(run=tmp_path),
