@@ -36,6 +36,7 @@ COMMANDS: dict[str, Place] = {
     "doctor": Place(
         "sectool.cli.doctor", "What keeps this host from enforcing well, and the remedy.", "doctor"
     ),
+    "metrics": Place("sectool.cli.metrics", "Numbers for Prometheus: print them, or serve them.", "metrics"),
     "run": Place("sectool.cli.run", "Run a program as a workload with labels of its own.", "run"),
     "policy": Place("sectool.cli.policy", "Apply, test, explain, compare and roll back policy."),
     "explain": Place("sectool.cli.explain", "Why a connection is allowed or denied, and by whom.", "explain"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import POLICY, Host, alive, until
 
@@ -71,6 +72,51 @@ def test_policy_decides_by_identity_and_flows_tell_why(shared: Host, server: obj
     assert allowed[-1]["rule.text"] == "allow app=web to call app=db on tcp/5432"
     assert allowed[-1]["rule.owner"] == "team-shop"
     assert shared.json("flows", "--verdict", "allow", "--not", "--from-label", "app=web")["items"] == []
+
+
+def test_metrics_say_what_status_says(shared: Host, server: object) -> None:
+    """Printed, and scraped by a workload that policy lets connect."""
+    scraped = POLICY + "  - allow app=prometheus to call app=metrics on tcp/9464\n"
+    assert shared.apply(scraped).code == 0
+    assert client(shared, "app=web") == 0
+    allowed = (("verdict", "allow"), ("worker", "0"))
+    until(
+        lambda: samples(shared.ok("metrics").out).get(("sectool_flows_total", *allowed)),
+        "the connection is counted",
+    )
+    sectool = (sys.executable, "-m", "sectool")
+    exporter = shared.popen(
+        *sectool, "run", "--label", "app=metrics", "--", *sectool, "metrics", "--listen", "127.0.0.1:9464",
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert exporter.stderr is not None
+        url = exporter.stderr.readline().split()[-1]
+        scrape = "import sys; from urllib.request import urlopen; print(urlopen(sys.argv[1], timeout=20).read().decode())"
+        done = shared.sectool("run", "--label", "app=prometheus", "--", sys.executable, "-c", scrape, url)
+        assert done.code == 0, done
+        found = samples(done.out)
+    finally:
+        exporter.kill()
+        exporter.wait()
+    status = shared.status()
+    assert found["sectool_up",] == found["sectool_enforcing",] == found["sectool_store_up",] == 1
+    assert found["sectool_policy_revision",] == status["policy"]["revision"]
+    assert found["sectool_workloads",] >= 2
+    expiry = "sectool_certificate_expiry_time_seconds"
+    assert found[expiry, ("certificate", "host_ca")] == status["host_ca_expires"] / 1e6
+    assert found[expiry, ("certificate", "first_identity")] > 0
+    assert found["sectool_store_bytes",] > 0
+    assert found["sectool_ring_capacity", ("ring", "worker-0")] > 0
+
+
+def samples(text: str) -> dict[tuple[object, ...], float]:
+    """Samples by name and labels."""
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def test_the_same_policy_again_is_no_new_revision(shared: Host) -> None:
