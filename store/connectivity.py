@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -79,31 +80,34 @@ def _draw(rows: Iterable[dict[str, Any]], by: Sequence[str]) -> dict[str, Any]:
                 weight[row[f"{end}_ip"]] += row["allowed"] + row["denied"] + 1
     alone = {address for address, _ in weight.most_common(MAX_ADDRESSES)}
 
-    def node(row: dict[str, Any], end: str) -> str:
-        text = row[f"{end}_labels"]
-        if text is None:
-            address = row[f"{end}_ip"]
-            return address if address in alone else OTHERS
+    @functools.cache  # thousands of pairs, of a few hundred label sets
+    def by_labels(text: str) -> str:
         labels = dict(part.partition("=")[::2] for part in text.split(",") if part)
         named_ = ",".join(f"{key}={labels[key]}" for key in by if key in labels)
         return named_ or (labels.get("exe") or UNNAMED)
 
+    def node(labels: str | None, address: str) -> str:
+        if labels is None:
+            return address if address in alone else OTHERS
+        return by_labels(labels)
+
     edges: dict[tuple[str, str], dict[str, Any]] = {}
+    services: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
-        key = node(row, "source"), node(row, "destination")
+        key = (
+            node(row["source_labels"], row["source_ip"]),
+            node(row["destination_labels"], row["destination_ip"]),
+        )
         edge = edges.setdefault(
             key, {"source": key[0], "destination": key[1], "services": [], **dict.fromkeys(_COUNTS, 0)}
         )
-        if row["service"] not in edge["services"]:
-            edge["services"].append(row["service"])
+        services.setdefault(key, {})[row["service"]] = None
         for count in _COUNTS:
             edge[count] += row[count]
-    labelled = {
-        node(row, end)
-        for row in rows
-        for end in ("source", "destination")
-        if row[f"{end}_labels"] is not None
-    }
+    for key, used in services.items():
+        edges[key]["services"] = list(used)
+    texts = {row[f"{end}_labels"] for row in rows for end in ("source", "destination")}
+    labelled = {by_labels(text) for text in texts if text is not None}
     names = sorted({name for key in edges for name in key})
     return {
         "nodes": [{"name": name, "identified": name in labelled} for name in names],

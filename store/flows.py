@@ -8,6 +8,7 @@ turned into words. A flow is in the answer when any of its records matches the f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +21,9 @@ from sectool.filters import Filter
 from store.catalog import Catalog
 from store.filtersql import Condition, compile_filter
 from store.flowidsql import community_of
-from store.narrowing import narrow, narrow_at, narrow_rows, windows
+from store.narrowing import begun_in, narrow, narrow_at, narrow_rows, windows
 from store.query import DEFAULT_TIMEOUT_MS, MAX_ROWS, Result, small, time_limit
-from store.schema import OPEN_IDS, merged_sql
+from store.schema import OPEN_IDS, RECORD_COLUMNS, merged_sql
 from store.segment import one
 from store.talks import about_pairs, rows_of_flows, rows_of_pairs
 from store.wording import Names, flows_table
@@ -33,6 +34,7 @@ _ADDRESSES = "source_ip_hi, source_ip_lo, destination_ip_hi, destination_ip_lo"
 _NAMED = (
     f"* REPLACE (event_uuid(event_start, event_id)::VARCHAR AS event_id), {community_of('r')} AS community_id"
 )
+_WORD = re.compile(r"\w+")
 _PICKED = (
     "event_start TIMESTAMP, event_id UBIGINT, source_ip_hi UBIGINT, source_ip_lo UBIGINT, destination_ip_hi UBIGINT,"
     " destination_ip_lo UBIGINT"
@@ -97,19 +99,28 @@ def _pick(
     condition, values = _compile(cursor, filter_)
     pairs = about_pairs(filter_)
     of_pairs = None if pairs is None else _compile(cursor, pairs)
+    columns = _asked(condition)
     cursor.execute(f"CREATE TEMP TABLE chosen ({_PICKED})")
     found = 0
     for low, high in windows(catalog, since, until, newest_first=order == "DESC"):
-        among = narrow(catalog, cursor, low, high)
-        rows = None if of_pairs is None or not among else rows_of_pairs(cursor, among, of_pairs)
+        among = begun_in(catalog, low, high) if of_pairs is not None else ()
+        rows = rows_of_pairs(cursor, among, of_pairs) if of_pairs is not None and among else None
         if rows is not None:
-            narrow_rows(catalog, cursor, rows, low, high)
+            narrow_rows(catalog, cursor, rows, low, high, columns)
+        else:
+            narrow(catalog, cursor, low, high, columns=columns)
         found += _candidates(cursor, (condition, values), _window(low, high), count - found, order)
         cursor.execute("INSERT INTO chosen SELECT * FROM candidates")
         if found > count:
             break
     _keep(cursor, "chosen", count, order)
     return found > count
+
+
+def _asked(condition: str) -> str:
+    """The columns of flow_records that finding candidates takes."""
+    words = {*_WORD.findall(condition), *_WORD.findall(_PICKED), "seq", "phase"}
+    return ", ".join(f'"{name}"' for name, _ in RECORD_COLUMNS if name in words)
 
 
 def _candidates(
@@ -168,7 +179,7 @@ def _records(catalog: Catalog, cursor: duckdb.DuckDBPyConnection, at: int | None
     among = narrow(catalog, cursor, first, last + 1) if at is None else narrow_at(catalog, cursor, at, {})
     rows = rows_of_flows(cursor, among, "picked") if among else None
     if at is not None:
-        narrow_at(catalog, cursor, at, rows)
+        narrow_at(catalog, cursor, at, rows, again=True)
     elif rows is not None:
         narrow_rows(catalog, cursor, rows, first, last + 1)
     cursor.execute(

@@ -37,32 +37,45 @@ def narrow(
     since: int | None,
     until: int | None,
     but: Collection[int] = (),
+    columns: str = COLUMNS,
 ) -> tuple[Stretch, ...]:
     """Only flows that began in [since, until) (UTC microseconds) are asked about; the stretches they are in.
 
-    Without the rows of the stretches `but` (numbers), though with what other stretches have of their flows.
+    Without the rows of the stretches `but` (numbers), though with what other stretches have of their flows. `columns` are
+    those that will be asked for: there may be hundreds of parts, and each is planned with all of them.
     """
     known = stretches(catalog)
     if not known or (since is None and until is None and not but):
         widen(cursor)
         return known
-    first, last = since or 0, _MOST if until is None else until
-    chosen = [s for s in known if s.begins and s.begins[1] >= first and s.begins[0] < last]
+    chosen = begun_in(catalog, since, until)
     read = {s.number for s in chosen} - set(but)
     late = (
-        f"SELECT {COLUMNS} FROM {ALIAS}.late WHERE n <= {known[-1].number} AND {_begun(since, until)}"
+        f"SELECT {columns} FROM {ALIAS}.late WHERE n <= {known[-1].number} AND {_begun(since, until)}"
         f"{_but('n', read)}"
     )
-    _see(cursor, [*_rows(catalog, known, lambda s: s.number in read), late])
-    return tuple(chosen)
+    _see(cursor, [*_rows(catalog, known, lambda s: s.number in read, columns), late])
+    return chosen
+
+
+def begun_in(catalog: Catalog, since: int | None, until: int | None) -> tuple[Stretch, ...]:
+    """The stretches that have flows begun in [since, until) (UTC microseconds)."""
+    first, last = since or 0, _MOST if until is None else until
+    return tuple(s for s in stretches(catalog) if s.begins and s.begins[1] >= first and s.begins[0] < last)
 
 
 def narrow_at(
-    catalog: Catalog, cursor: duckdb.DuckDBPyConnection, moment: int, rows: Rows | None = None
+    catalog: Catalog,
+    cursor: duckdb.DuckDBPyConnection,
+    moment: int,
+    rows: Rows | None = None,
+    *,
+    again: bool = False,
 ) -> tuple[Stretch, ...]:
     """Only which flows were open at `moment` (UTC microseconds) is asked, and what was known of them then.
 
-    Returns the stretches that are read; given `rows`, on the same cursor again, only those of them.
+    Returns the stretches that are read; given `rows`, only those of them. `again` (as with `rows`): this moment was
+    asked about on this cursor before.
     """
     known = stretches(catalog)
     if not known:
@@ -72,7 +85,7 @@ def narrow_at(
     read = {s.number for s in touched}
     newest = known[-1].number
     then = f"make_timestamp({moment})"
-    if rows is None:
+    if rows is None and not again:
         opened = (
             f"FROM {ALIAS}.crossing WHERE n <= {newest} AND event_start <= {then}"
             f" AND (gone IS NULL OR gone > {newest} OR closed > {then})"
@@ -107,15 +120,20 @@ def narrow_at(
 
 
 def narrow_rows(
-    catalog: Catalog, cursor: duckdb.DuckDBPyConnection, rows: Rows, since: int | None, until: int | None
+    catalog: Catalog,
+    cursor: duckdb.DuckDBPyConnection,
+    rows: Rows,
+    since: int | None,
+    until: int | None,
+    columns: str = COLUMNS,
 ) -> None:
     """Only `rows` are asked about, and what is not among them by its nature: records in other stretches of the flows
     that began in [since, until), and what is not indexed."""
     known = stretches(catalog)
-    late = f"SELECT {COLUMNS} FROM {ALIAS}.late WHERE n <= {known[-1].number if known else 0}"
+    late = f"SELECT {columns} FROM {ALIAS}.late WHERE n <= {known[-1].number if known else 0}"
     _see(
         cursor,
-        [*_chosen(catalog, known, rows), f"{late} AND {_begun(since, until)}{_but('n', rows)}"],
+        [*_chosen(catalog, known, rows, columns), f"{late} AND {_begun(since, until)}{_but('n', rows)}"],
     )
 
 
@@ -160,7 +178,7 @@ def _begun(since: int | None, until: int | None) -> str:
     return " AND ".join(tests) or "true"
 
 
-def _chosen(catalog: Catalog, known: Iterable[Stretch], rows: Rows) -> list[str]:
+def _chosen(catalog: Catalog, known: Iterable[Stretch], rows: Rows, columns: str = COLUMNS) -> list[str]:
     """SELECTs of chosen rows, and of those that are not indexed."""
     by_stem = _by_stem(known)
     parts: list[str] = []
@@ -168,8 +186,8 @@ def _chosen(catalog: Catalog, known: Iterable[Stretch], rows: Rows) -> list[str]
         relation, mine = f"{catalog.alias(name)}.flow_records", by_stem.get(stem(name), [])
         wanted = sorted(itertools.chain.from_iterable(rows.get(s.number, ()) for s in mine))
         if wanted:
-            parts.append(f"SELECT {COLUMNS} FROM {relation} WHERE seq IN ({', '.join(map(str, wanted))})")
-        parts += _rest(relation, mine)
+            parts.append(f"SELECT {columns} FROM {relation} WHERE seq IN ({', '.join(map(str, wanted))})")
+        parts += _rest(relation, mine, columns)
     return parts
 
 
@@ -187,7 +205,9 @@ def _touches(one: Stretch, moment: int) -> bool:
     return not over and not later
 
 
-def _rows(catalog: Catalog, known: Iterable[Stretch], chosen: Callable[[Stretch], bool]) -> list[str]:
+def _rows(
+    catalog: Catalog, known: Iterable[Stretch], chosen: Callable[[Stretch], bool], columns: str = COLUMNS
+) -> list[str]:
     """SELECTs of all rows of chosen stretches, and of those that are not indexed."""
     by_stem = _by_stem(known)
     parts: list[str] = []
@@ -195,13 +215,13 @@ def _rows(catalog: Catalog, known: Iterable[Stretch], chosen: Callable[[Stretch]
         relation, mine = f"{catalog.alias(name)}.flow_records", by_stem.get(stem(name), [])
         picked = [s for s in mine if chosen(s)]
         if mine and mine[-1].whole and len(picked) == len(mine):
-            parts.append(f"SELECT {COLUMNS} FROM {relation}")
+            parts.append(f"SELECT {columns} FROM {relation}")
             continue
         parts += [
-            f"SELECT {COLUMNS} FROM {relation} WHERE seq BETWEEN {low} AND {high}"
+            f"SELECT {columns} FROM {relation} WHERE seq BETWEEN {low} AND {high}"
             for low, high in _runs(picked)
         ]
-        parts += _rest(relation, mine)
+        parts += _rest(relation, mine, columns)
     return parts
 
 
@@ -216,10 +236,10 @@ def _runs(picked: Iterable[Stretch]) -> list[Span]:
     return out
 
 
-def _rest(relation: str, mine: list[Stretch]) -> list[str]:
+def _rest(relation: str, mine: list[Stretch], columns: str) -> list[str]:
     if not mine:
-        return [f"SELECT {COLUMNS} FROM {relation}"]
-    return [] if mine[-1].whole else [f"SELECT {COLUMNS} FROM {relation} WHERE seq > {mine[-1].last}"]
+        return [f"SELECT {columns} FROM {relation}"]
+    return [] if mine[-1].whole else [f"SELECT {columns} FROM {relation} WHERE seq > {mine[-1].last}"]
 
 
 def _see(cursor: duckdb.DuckDBPyConnection, parts: list[str]) -> None:

@@ -7,7 +7,7 @@ A party is its label set; without one, its address. Names are looked up for the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -199,32 +199,30 @@ def named(cursor: duckdb.DuckDBPyConnection, relation: str) -> list[dict[str, An
         " LEFT JOIN labels a ON a.id = p.source_labels LEFT JOIN labels b ON b.id = p.destination_labels"
         " ORDER BY place",
     )
-    return [_named(row) for row in table.to_pylist()]
+    rows = table.drop_columns([name for name in table.column_names if name in _UNUSED]).to_pylist()
+    return [_named(row) for row in rows]
 
 
-_HIDDEN = frozenset(
-    (
-        "source_labels",
-        "destination_labels",
-        "from_hi",
-        "from_lo",
-        "to_hi",
-        "to_lo",
-        "place",
-        "source_text",
-        "destination_text",
-        "service",
-        "transport",
-    )
-)
+_UNUSED = frozenset(("source_labels", "destination_labels", "from_hi", "from_lo", "to_hi", "to_lo", "place"))
 
 
-def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    source, destination = row.pop("source_text"), row.pop("destination_text")
     return {
-        "source": party(row["source_text"], None, None, row["source_ip"] or "?"),
-        "source_labels": row["source_text"],
-        "destination": party(row["destination_text"], None, None, row["destination_ip"] or "?"),
-        "destination_labels": row["destination_text"],
-        "service": service_text(row["transport"], row["service"]),
-        **{key: value for key, value in row.items() if key not in _HIDDEN},
+        "source": _party(source, row["source_ip"] or "?"),
+        "source_labels": source,
+        "destination": _party(destination, row["destination_ip"] or "?"),
+        "destination_labels": destination,
+        "service": _service_text(row.pop("transport"), row.pop("service")),
+        **row,
     }
+
+
+@functools.lru_cache(16_384)  # a few hundred parties and services make up thousands of pairs
+def _party(labels: str | None, address: str) -> str:
+    return party(labels, None, None, address)
+
+
+@functools.lru_cache(16_384)
+def _service_text(transport: int, service: int) -> str:
+    return service_text(transport, service)

@@ -130,7 +130,9 @@ def begun(fleet: Fleet, rng: np.random.Generator, since: int, width: int, count:
     out["destination_ip"] = _addresses(fleet.destination_host[pair])
     ids = np.zeros((count, 2), ">u8")  # as sectool.flowids makes them
     ids[:, 0] = (starts // 1000) << 16 | 0x7000 | (starts % 1000) * 4096 // 1000
-    ids[:, 1] = np.uint64(1 << 63 | 0x1234_5678 << 32) + np.arange(fleet.flows, fleet.flows + count, dtype=np.uint64)
+    ids[:, 1] = np.uint64(1 << 63 | 0x1234_5678 << 32) + np.arange(
+        fleet.flows, fleet.flows + count, dtype=np.uint64
+    )
     fleet.flows += count
     out["event_id"] = ids.view("V16")[:, 0]
     out["community"] = rng.integers(0, 256, (count, 20), np.uint8).view("V20")[:, 0]
