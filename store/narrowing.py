@@ -41,8 +41,8 @@ def narrow(
 ) -> tuple[Stretch, ...]:
     """Only flows that began in [since, until) (UTC microseconds) are asked about; the stretches they are in.
 
-    Without the rows of the stretches `but` (numbers), though with what other stretches have of their flows. `columns` are
-    those that will be asked for: there may be hundreds of parts, and each is planned with all of them.
+    Without the rows of the stretches `but` (numbers), though with what other stretches have of their flows. `columns`
+    are those that will be asked for: there may be hundreds of parts, and each is planned with all of them.
     """
     known = stretches(catalog)
     if not known or (since is None and until is None and not but):
