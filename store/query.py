@@ -14,7 +14,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ MAX_SQL = 100_000  # characters
 MAX_ROWS = 1_000_000
 MAX_BYTES = 128 << 20
 BATCH_ROWS = 2048
+CHUNK_BYTES = 4 << 20  # of a stream
 DEFAULT_ROWS = 10_000
 DEFAULT_TIMEOUT_MS = 10_000
 MAX_TIMEOUT_MS = 600_000
@@ -188,15 +189,19 @@ def time_limit(cursor: duckdb.DuckDBPyConnection, timeout_ms: int) -> Iterator[N
         watch.join()
 
 
+def _too_long(timeout_ms: int) -> StoppedError:
+    return StoppedError(
+        f"the query took longer than {timeout_ms / 1000:g} s and was stopped",
+        "narrow it with a time range (flows_between) or raise its time limit",
+    )
+
+
 def _explain(error: Exception, expired_ms: int | None) -> SectoolError:
     """An error of the engine, raised as its own kind or from within an Arrow stream, in words for people."""
     text = str(error)
     if isinstance(error, duckdb.InterruptException) or "INTERRUPT" in text:
         if expired_ms is not None:
-            return StoppedError(
-                f"the query took longer than {expired_ms / 1000:g} s and was stopped",
-                "narrow it with a time range (flows_between) or raise its time limit",
-            )
+            return _too_long(expired_ms)
         return StoppedError("the query was stopped to make room", "try again in a moment")
     if isinstance(error, duckdb.OutOfMemoryException | MemoryError) or _NO_MEMORY.search(text):
         return StoppedError(
@@ -250,6 +255,63 @@ def explain(
             with contextlib.suppress(duckdb.Error):
                 cursor.execute("ROLLBACK")
     return "\n".join(str(row[-1]).rstrip("\n") for row in rows) + "\n"
+
+
+def stream(
+    catalog: Catalog, sql: str, *, timeout_ms: int = DEFAULT_TIMEOUT_MS
+) -> Generator[pa.Table, None, None]:
+    """All rows of one SELECT of somebody else, in tables of some megabytes; the first one is there without rows, too.
+
+    Raises UsageError for bad SQL, StoppedError when it is not over after `timeout_ms`, what is done with the tables in
+    between included. Only while it computes is it under a time limit of the engine: who takes long over a table holds
+    up nobody but himself.
+    """
+    ends = time.monotonic() + min(max(timeout_ms, 1), MAX_TIMEOUT_MS) / 1000
+    with catalog.reading() as cursor:
+        with time_limit(cursor, _left(ends, timeout_ms)):
+            statement = check(cursor, sql)
+            catalog.control.refresh(cursor, statement)
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+            reader = cursor.sql(statement).to_arrow_reader(BATCH_ROWS)
+        try:
+            first = True
+            while True:
+                with time_limit(cursor, _left(ends, timeout_ms)):
+                    table = _some(reader)
+                if not table.num_rows and not first:
+                    return
+                first = False
+                rows = max(
+                    1, table.num_rows * 2 * CHUNK_BYTES // max(1, table.nbytes)
+                )  # of huge rows, few at once
+                for begin in range(0, max(1, table.num_rows), rows):
+                    yield table.slice(begin, rows)
+                del table  # before the next one is made
+        finally:
+            with contextlib.suppress(duckdb.Error):
+                cursor.execute("ROLLBACK")
+
+
+def _some(reader: pa.RecordBatchReader) -> pa.Table:
+    """The next rows, CHUNK_BYTES or a little more; none at the end."""
+    batches: list[pa.RecordBatch] = []
+    size = 0
+    while size < CHUNK_BYTES:
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            break
+        if batch.num_rows:
+            batches.append(batch)
+            size += batch.nbytes
+    return pa.Table.from_batches(batches, reader.schema)
+
+
+def _left(ends: float, timeout_ms: int) -> int:
+    left = round((ends - time.monotonic()) * 1000)
+    if left <= 0:
+        raise _too_long(timeout_ms)
+    return left
 
 
 def fetch(cursor: duckdb.DuckDBPyConnection, sql: str, limit: int) -> Result:

@@ -21,7 +21,7 @@ from sectool.filters import Filter
 from store import questions, segment
 from store.catalog import Catalog
 from store.flows import list_events, list_flows
-from store.query import DEFAULT_ROWS, DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS, Result, explain, run
+from store.query import DEFAULT_ROWS, DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS, Result, explain, run, stream
 
 ALL = Filter()
 
@@ -45,6 +45,9 @@ class Reader(Protocol):
         self, sql: str, *, limit: int = ..., timeout_ms: int = ..., begun: tuple[int, int] | None = None
     ) -> Result:
         """One SELECT over the documented views. `begun`: see store.query.run."""
+
+    def stream(self, sql: str, *, timeout_ms: int = ...) -> Iterator[pa.Table]:
+        """See store.query.stream."""
 
     def explain(self, sql: str, *, analyze: bool = False, timeout_ms: int = ...) -> str:
         """See store.query.explain."""
@@ -139,6 +142,13 @@ class LiveReader:
         """One SELECT over the documented views."""
         fields: dict[str, Any] = {} if begun is None else {"begun_since": begun[0], "begun_until": begun[1]}
         return _result(self._client.call("query", sql=sql, limit=limit, timeout_ms=timeout_ms, **fields))
+
+    def stream(self, sql: str, *, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> Iterator[pa.Table]:
+        """See store.query.stream."""
+        with Client(self._client.path, timeout=self._client.timeout) as client:
+            for answer in client.stream("stream", sql=sql, timeout_ms=timeout_ms):
+                if answer.payload:
+                    yield from_ipc(answer.payload)
 
     def explain(self, sql: str, *, analyze: bool = False, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> str:
         """See store.query.explain."""
@@ -251,6 +261,10 @@ class LocalReader:
     ) -> Result:
         """One SELECT over the documented views."""
         return run(self._catalog, sql, limit=limit, timeout_ms=timeout_ms, begun=begun)
+
+    def stream(self, sql: str, *, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> Iterator[pa.Table]:
+        """See store.query.stream."""
+        return stream(self._catalog, sql, timeout_ms=timeout_ms)
 
     def explain(self, sql: str, *, analyze: bool = False, timeout_ms: int = DEFAULT_TIMEOUT_MS) -> str:
         """See store.query.explain."""

@@ -206,7 +206,7 @@ class Server:
             return False
         op = frame.header.get("op")
         level = (
-            logging.INFO if op in ("query", "explain", "tail") else logging.DEBUG
+            logging.INFO if op in ("query", "stream", "explain", "tail") else logging.DEBUG
         )  # a screen that refreshes asks all the time
         log.log(level, "%s by %s (pid %d)", op if isinstance(op, str) else "?", peer.name, peer.pid)
         with contextlib.ExitStack() as place:
@@ -214,13 +214,16 @@ class Server:
                 if op == "tail":
                     self._tail(client, frame.header)
                     return False
+                if op == "stream":
+                    self._stream(client, peer, frame.header, place)
+                    return True
                 message = self._answer(client, peer, frame.header, place)
             except SectoolError as error:
                 _refuse(client, error)
                 return True
             except Exception as error:  # a defect in one answer must not end the conversations of others
-                if isinstance(error, OSError) and op == "tail":
-                    raise  # the follower went away
+                if isinstance(error, OSError) and op in ("tail", "stream"):
+                    raise  # who listened went away
                 log.exception("%s failed", op)
                 _refuse(
                     client,
@@ -280,6 +283,22 @@ class Server:
         since, until = _number(request, "begun_since"), _number(request, "begun_until")
         begun = None if since is None or until is None else (since, until)
         return _table(query.run(self.store.catalog, sql, limit=limit, timeout_ms=timeout_ms, begun=begun))
+
+    def _stream(
+        self, client: socket.socket, peer: Peer, request: Mapping[str, Any], place: contextlib.ExitStack
+    ) -> None:
+        """All rows of a query, frame by frame. Its place among the queries is held until the last is taken."""
+        timeout_ms = _number(request, "timeout_ms", query.DEFAULT_TIMEOUT_MS)
+        assert timeout_ms is not None
+        sql = _sql(request)
+        place.enter_context(self._place(peer))
+        with (
+            self._absent.noticed(client),
+            contextlib.closing(query.stream(self.store.catalog, sql, timeout_ms=timeout_ms)) as tables,
+        ):
+            for table in tables:
+                client.sendall(wire.encode({"ok": True, "rows": table.num_rows}, to_ipc(table)))
+        client.sendall(wire.encode({"ok": True, "end": True}))
 
     def _flows(self, request: Mapping[str, Any]) -> Answer:
         filter_ = Filter.from_json(request.get("filter"))

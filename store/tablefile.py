@@ -37,22 +37,45 @@ def values(column: pa.ChunkedArray) -> list[Any]:
         return list(as_text(column).to_pylist())
 
 
-def write_arrow(table: pa.Table, out: IO[bytes]) -> None:
-    """An Arrow IPC file (`.arrow`)."""
-    with pa.ipc.new_file(out, table.schema) as writer:
-        writer.write_table(table)
+class ArrowFile:
+    """An Arrow IPC file (`.arrow`), or a stream, which can be read from a pipe. All tables have one schema."""
+
+    def __init__(self, out: IO[bytes], *, streamed: bool = False) -> None:
+        self._out = out
+        self._make = pa.ipc.new_stream if streamed else pa.ipc.new_file
+        self._writer: Any = None
+
+    def write(self, table: pa.Table) -> None:
+        """Append the rows of `table`."""
+        if self._writer is None:
+            self._writer = self._make(self._out, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """Write the end. The file itself is its maker's to close."""
+        if self._writer is not None:
+            self._writer.close()
 
 
-def write_arrow_stream(table: pa.Table, out: IO[bytes]) -> None:
-    """An Arrow IPC stream, which can be read from a pipe."""
-    with pa.ipc.new_stream(out, table.schema) as writer:
-        writer.write_table(table)
+class ParquetFile:
+    """A Parquet file (zstd). Columns of a type that Parquet has none for become text. All tables have one schema."""
 
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out = out
+        self._writer: Any = None
 
-def write_parquet(table: pa.Table, out: IO[bytes]) -> None:
-    """A Parquet file (zstd). Columns of a type that Parquet has none for become text."""
-    columns = [c if _parquet_has(c) else as_text(c) for c in table.columns]
-    pq.write_table(pa.table(columns, names=unique(table.column_names)), out, compression="zstd")
+    def write(self, table: pa.Table) -> None:
+        """Append the rows of `table`."""
+        columns = [c if _parquet_has(c) else as_text(c) for c in table.columns]
+        fitting = pa.table(columns, names=unique(table.column_names))
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._out, fitting.schema, compression="zstd")
+        self._writer.write_table(fitting)
+
+    def close(self) -> None:
+        """Write the end. The file itself is its maker's to close."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _parquet_has(column: pa.ChunkedArray) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, TextIO
@@ -14,7 +15,7 @@ import typer
 from sectool.cli.context import session
 from sectool.cli.flowrow import plain
 from sectool.cli.outfile import check_target, new_file
-from sectool.cli.output import Column, Format, emit
+from sectool.cli.output import Column, CsvWriter, Format, emit, json_line
 from sectool.cli.reading import reading
 from sectool.cli.text import escape, escape_block
 from sectool.errors import Exit, UsageError
@@ -51,7 +52,6 @@ SUFFIXES = {
     ".parquet": Output.PARQUET,
     ".csv": Output.CSV,
     ".jsonl": Output.JSONL,
-    ".json": Output.JSON,
 }
 
 
@@ -66,16 +66,22 @@ def query(
             min=0,
             max=MAX_ROWS,
             metavar="N",
-            help=f"At most N rows [default: {DEFAULT_ROWS}; with --to {MAX_ROWS}].",
+            help=f"At most N rows [default: {DEFAULT_ROWS}; with --to all].",
         ),
     ] = None,
     timeout: Annotated[
-        float,
-        typer.Option("--timeout", min=0.001, max=600, metavar="SECONDS", help="Stop it after that long."),
-    ] = 10.0,
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=0.001,
+            max=600,
+            metavar="SECONDS",
+            help="Stop it after that long [default: 10; with --to 600].",
+        ),
+    ] = None,
     to: Annotated[
         Path | None,
-        typer.Option("--to", metavar="FILE", help="Write to FILE (.parquet, .arrow, .csv, .json, .jsonl)."),
+        typer.Option("--to", metavar="FILE", help="Write all rows to FILE (.parquet, .arrow, .csv, .jsonl)."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Let --to write over a file.")] = False,
     explain: Annotated[
@@ -91,8 +97,8 @@ def query(
     """Ask the event store in SQL (DuckDB's dialect), read-only.
 
     Views: flows (one row per connection), flow_records, events, identities, labels, workloads, rules; docs/store.md
-    describes the columns. An answer has at most a million rows and 128 MiB; exits 4 when rows were left out. A file is
-    there whole or not at all, readable by its owner alone. `-o arrow` gives an Arrow stream, a file an Arrow file.
+    describes the columns. What is shown has at most a million rows and 128 MiB; exits 4 when rows were left out. A file
+    has all rows, is there whole or not at all, and is its owner's alone to read. `-o arrow` gives an Arrow stream.
 
     \b
     Examples:
@@ -107,7 +113,7 @@ def query(
         sql = sys.stdin.read(MAX_STDIN)
     if not sql.strip():
         raise UsageError("there is no query", 'e.g. sectool query "SELECT count(*) FROM flows"')
-    timeout_ms = round(timeout * 1000)
+    timeout_ms = round((timeout or (10.0 if to is None else 600.0)) * 1000)
     if explain or analyze:
         if to is not None or output not in (None, Output.TABLE):
             raise UsageError("a plan is text", "leave --to and --output out")
@@ -117,21 +123,23 @@ def query(
     form = _format(to, output)
     if to is not None:
         check_target(to, force=force)
-    elif form in BINARY and sys.stdout.isatty():
+        with reading(at) as reader, new_file(to, force=force) as out:
+            told, more = write_rows(reader.stream(sql, timeout_ms=timeout_ms), form, out, limit)
+        at.say(f"{told} rows are in {to}")
+        if more:
+            at.warn(f"these are the first {told} rows; --limit was given")
+            raise typer.Exit(int(Exit.PARTIAL))
+        return
+    if form in BINARY and sys.stdout.isatty():
         raise UsageError(f"{form} is nothing for a terminal", f"write it to a file: --to FILE.{form}")
-    if limit is None:
-        limit = DEFAULT_ROWS if to is None else MAX_ROWS
+    limit = DEFAULT_ROWS if limit is None else limit
     with reading(at) as reader:
         result = reader.query(sql, limit=limit, timeout_ms=timeout_ms)
-        if to is not None:
-            with new_file(to, force=force) as out:
-                _write(result, form, out)
-            at.say(f"{result.table.num_rows} rows are in {to}")
-        elif form in BINARY:
-            _write(result, form, sys.stdout.buffer, streamed=True)
+        if form in BINARY:
+            write_rows(iter([result.table]), form, sys.stdout.buffer, streamed=True)
             sys.stdout.buffer.flush()
         else:
-            _emit(result, Format(form), sys.stdout, at.color)
+            _emit(result, Format(form), at.color)
         if result.truncated:
             at.warn(_left_out(result, limit))
             raise typer.Exit(int(Exit.PARTIAL))
@@ -140,9 +148,9 @@ def query(
 def _format(to: Path | None, output: Output | None) -> Output:
     """What is written: what `-o` says, else what the file's name says. Raises UsageError."""
     if output is not None:
-        if to is not None and output in (Output.TABLE, Output.WIDE):
+        if to is not None and output not in SUFFIXES.values():
             raise UsageError(
-                f"-o {output} is for people", "leave it out: the name of the file says the format"
+                f"-o {output} is not for files", "leave it out: the name of the file says the format"
             )
         return output
     if to is None:
@@ -156,29 +164,76 @@ def _format(to: Path | None, output: Output | None) -> Output:
     return form
 
 
-def _write(result: Result, form: Output, out: IO[bytes], *, streamed: bool = False) -> None:
-    from store.tablefile import write_arrow, write_arrow_stream, write_parquet
+def write_rows(
+    tables: Iterator[pa.Table],
+    form: Output,
+    out: IO[bytes],
+    limit: int | None = None,
+    *,
+    streamed: bool = False,
+) -> tuple[int, bool]:
+    """Write tables of one schema, one after the other; how many rows, and whether `limit` left some out."""
+    from store.tablefile import ArrowFile, ParquetFile
 
+    file: ArrowFile | ParquetFile | _Lines
     if form is Output.PARQUET:
-        write_parquet(result.table, out)
+        file = ParquetFile(out)
     elif form is Output.ARROW:
-        (write_arrow_stream if streamed else write_arrow)(result.table, out)
+        file = ArrowFile(out, streamed=streamed)
     else:
-        text = io.TextIOWrapper(out, encoding="utf-8", newline="\n")
-        _emit(result, Format(form), text)
-        text.detach()  # flushes; the file is its maker's to close
+        file = _Lines(out, form)
+    told, more = 0, False
+    for table in tables:
+        more = limit is not None and told + table.num_rows > limit
+        rows = table.slice(0, limit - told) if limit is not None and more else table
+        file.write(rows)
+        told += rows.num_rows
+        if more:
+            break
+    file.close()
+    return told, more
 
 
-def _emit(result: Result, form: Format, out: TextIO, color: bool = False) -> None:
+class _Lines:
+    """CSV or JSON lines."""
+
+    def __init__(self, out: IO[bytes], form: Output) -> None:
+        self._text = io.TextIOWrapper(out, encoding="utf-8", newline="\n")
+        self._csv = CsvWriter(self._text) if form is Output.CSV else None
+        self._begun = False
+
+    def write(self, table: pa.Table) -> None:
+        """Append the rows of `table`."""
+        names, rows = _rows(table)
+        if self._csv is not None and not self._begun:
+            _csv_header(names, self._text)
+            self._csv.keys = names
+        self._begun = True
+        for row in rows:
+            if self._csv is not None:
+                self._csv.row(row)
+            else:
+                self._text.write(json_line(row, SCHEMA) + "\n")
+
+    def close(self) -> None:
+        """Write what is left. The file itself is its maker's to close."""
+        self._text.detach()
+
+
+def _csv_header(names: list[str], out: TextIO) -> None:
+    csv.writer(out, lineterminator="\n").writerow([escape(name) for name in names])
+
+
+def _emit(result: Result, form: Format, color: bool) -> None:
     names, rows = _rows(result.table)
     if form is Format.CSV and not rows:  # the writer takes its header from the first row
-        csv.writer(out, lineterminator="\n").writerow([escape(name) for name in names])
+        _csv_header(names, sys.stdout)
         return
     columns = [Column(name, lambda r, n=name: "" if r[n] is None else r[n]) for name in names]  # type: ignore[misc]
     extra: dict[str, Any] = {"truncated": result.truncated}
     if result.limited:
         extra["limited"] = result.limited
-    emit(rows, columns, form, SCHEMA, color=color, extra=extra, out=out)
+    emit(rows, columns, form, SCHEMA, color=color, extra=extra)
 
 
 def _rows(table: pa.Table) -> tuple[list[str], list[dict[str, Any]]]:
@@ -193,8 +248,8 @@ def _left_out(result: Result, limit: int) -> str:
     rows = result.table.num_rows
     if result.limited == "bytes":
         return (
-            f"these are the first {rows} rows: an answer holds 128 MiB; ask for less at once, by time or by fewer"
-            " columns"
+            f"these are the first {rows} rows: what is shown holds 128 MiB; --to FILE writes all, or ask for less, by"
+            " time or by fewer columns"
         )
-    more = "--limit raises that" if limit < MAX_ROWS else "ask for less at once, by time"
+    more = "--limit raises that" if limit < MAX_ROWS else "--to FILE writes all"
     return f"these are the first {rows} rows; {more}"

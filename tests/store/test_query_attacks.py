@@ -334,3 +334,30 @@ def test_places_that_are_not_for_everybody(lab: Any) -> None:
         assert server._queries.acquire(blocking=False)
     finally:
         server.close()
+
+
+def test_streams_that_nobody_takes_and_one_that_somebody_does(target: Target) -> None:
+    """More than an answer holds passes by; who does not read, or leaves in the middle, holds up nobody.
+
+    The last test: it needs every place among the queries, so none of the attacks before has kept one.
+    """
+    sql = "SELECT repeat('x', 10000) AS x, i FROM range(15000) r(i)"
+    reader = target.lab.live()
+    with contextlib.ExitStack() as open_:
+        for _ in range(MAX_QUERIES - 1):
+            sock = open_.enter_context(socket.socket(socket.AF_UNIX))
+            sock.connect(str(target.path))
+            sock.sendall(wire.encode({"op": "stream", "sql": sql, "timeout_ms": 600_000}))
+        numbers = [n for table in reader.stream(sql, timeout_ms=60_000) for n in table["i"].to_pylist()]
+        assert numbers == list(range(15_000))
+        target.is_well()
+    left = iter(reader.stream("SELECT * FROM range(100000000000)", timeout_ms=600_000))
+    assert next(left).num_rows
+    del left  # its connection with it
+    (nothing,) = reader.stream("SELECT 1 AS one WHERE false")
+    assert (nothing.num_rows, nothing.column_names) == (0, ["one"])
+    with pytest.raises(StoreError, match="longer than"):
+        list(reader.stream("SELECT * FROM range(100000000000)", timeout_ms=300))
+    with pytest.raises(UsageError, match="only SELECT"):
+        list(reader.stream("WITH c AS (COPY (SELECT 1) TO 'x') FROM c"))
+    target.is_well()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store.tablefile import unique, values, write_arrow, write_arrow_stream, write_parquet
+from store.tablefile import ArrowFile, ParquetFile, unique, values
 
 ODD = {
     "TIMESTAMP 'infinity'": "infinity",
@@ -40,20 +40,26 @@ def asked(sql: str) -> pa.Table:
 def test_every_type_has_a_value_and_fits_a_file(expression: str) -> None:
     table = asked(f"SELECT {expression} AS x UNION ALL SELECT NULL")
     assert values(table["x"]) == [ODD[expression], None]
-    for write, read in (
-        (write_arrow, lambda out: pa.ipc.open_file(out).read_all()),
-        (write_arrow_stream, lambda out: pa.ipc.open_stream(out).read_all()),
-        (write_parquet, pq.read_table),
+    out = io.BytesIO()
+    for file, read in (
+        (ArrowFile(out), lambda data: pa.ipc.open_file(data).read_all()),
+        (ArrowFile(out, streamed=True), lambda data: pa.ipc.open_stream(data).read_all()),
+        (ParquetFile(out), pq.read_table),
     ):
-        out = io.BytesIO()
-        write(table, out)
+        for _ in range(2):
+            file.write(table)
+        file.close()
         back = read(pa.py_buffer(out.getvalue()))
-        assert [str(value) for value in values(back["x"])] == [str(ODD[expression]), "None"]
+        assert [str(value) for value in values(back["x"])] == 2 * [str(ODD[expression]), "None"]
+        out.seek(0)
+        out.truncate()
 
 
 def test_columns_of_one_name_are_told_apart() -> None:
     out = io.BytesIO()
-    write_parquet(asked("SELECT 1 AS a, 2 AS a_2, 3 AS a").rename_columns(["a", "a_2", "a"]), out)
+    file = ParquetFile(out)
+    file.write(asked("SELECT 1 AS a, 2 AS a_2, 3 AS b").rename_columns(["a", "a_2", "a"]))
+    file.close()
     assert pq.read_table(pa.py_buffer(out.getvalue())).to_pylist() == [{"a": 1, "a_2": 2, "a_3": 3}]
 
 

@@ -46,7 +46,7 @@ def state() -> Iterator[Path]:
 SQL = "SELECT source_port, event_start, source_ip FROM flows ORDER BY source_port"
 
 
-@pytest.mark.parametrize("name", ["x.parquet", "x.arrow", "x.csv", "x.json"])
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrow", "x.csv", "x.jsonl"])
 def test_a_whole_result_in_a_file(inside: Cli, state: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     done = inside("--store", state, "query", SQL, "--to", path)
@@ -61,7 +61,8 @@ def test_a_whole_result_in_a_file(inside: Cli, state: Path, tmp_path: Path, name
         case ".csv":
             rows = list(csv.DictReader(io.StringIO(path.read_text())))
         case _:
-            rows = json.loads(path.read_text())["items"]
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            assert {row["schema"] for row in rows} == {"sectool.query/1"}
     assert [int(row["source_port"]) for row in rows] == [40_000 + flow for flow in range(ROWS)]
     assert {row["source_ip"] for row in rows} == {"10.0.0.1"}
 
@@ -83,7 +84,8 @@ def test_files_are_not_written_over(inside: Cli, state: Path, tmp_path: Path) ->
     ("args", "said"),
     [
         (["--to", "x.doc"], "does not say its format"),
-        (["--to", "x.csv", "-o", "table"], "for people"),
+        (["--to", "x.csv", "-o", "table"], "not for files"),
+        (["--to", "x.csv", "-o", "json"], "not for files"),
         (["--to", "none/x.csv"], "there is no folder"),
         (["--to", "x.csv", "--explain"], "a plan is text"),
         (["--analyze", "-o", "json"], "a plan is text"),
@@ -126,13 +128,33 @@ def test_what_is_left_out_is_told(inside: Cli, state: Path, tmp_path: Path) -> N
     assert done.code == 4
     assert (document["truncated"], document["limited"], len(document["items"])) == (True, "rows", 5)
     assert "the first 5 rows; --limit raises that" in done.err
-    wide = "SELECT repeat('x', 100000) AS x FROM range(2000)"
-    done = inside("--store", state, "query", wide, "--to", tmp_path / "x.parquet", "--timeout", 60)
-    assert done.code == 4
-    assert "an answer holds 128 MiB" in done.err
-    assert 1300 <= pq.read_table(tmp_path / "x.parquet").num_rows < 1400
+    done = inside("--store", state, "query", SQL, "--limit", 5, "--to", tmp_path / "few.csv")
+    assert (done.code, len((tmp_path / "few.csv").read_text().splitlines())) == (4, 6)
+    assert "the first 5 rows; --limit was given" in done.err
     done = inside("--store", state, "query", SQL, "--limit", ROWS, "-o", "json")
     assert (done.code, json.loads(done.out)["truncated"]) == (0, False)
+
+
+def test_a_file_has_more_than_is_ever_shown(inside: Cli, state: Path, tmp_path: Path) -> None:
+    wide = "SELECT repeat('x', 100000) AS x, i FROM range(1500) r(i)"
+    done = inside("--store", state, "query", wide, "-o", "jsonl", "--timeout", 60)
+    assert done.code == 4
+    assert "what is shown holds 128 MiB" in done.err
+    assert 1300 <= len(done.out.splitlines()) < 1400
+    assert inside("--store", state, "query", wide, "--to", tmp_path / "x.parquet").code == 0
+    assert pq.read_table(tmp_path / "x.parquet", columns=["i"])["i"].to_pylist() == list(range(1500))
+
+
+def test_a_query_that_fails_on_its_way_leaves_no_file(inside: Cli, state: Path, tmp_path: Path) -> None:
+    late = "SELECT CASE WHEN i = 1000000 THEN error('too late') ELSE i::VARCHAR END FROM range(1000001) r(i)"
+    done = inside("--store", state, "query", late, "--to", tmp_path / "x.arrow")
+    assert done.code == 2
+    assert "too late" in done.err
+    endless = "SELECT * FROM range(100000000000) r(i)"
+    done = inside("--store", state, "query", endless, "--to", tmp_path / "x.arrow", "--timeout", 0.5)
+    assert done.code == 4
+    assert "longer than 0.5 s" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_plans(inside: Cli, state: Path) -> None:
