@@ -14,15 +14,15 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import duckdb
 
 from sectool.errors import StoreError
 from sectool.events import now_us
 from store import segment
 from store.schema import SEGMENT_TABLES
-
-if TYPE_CHECKING:
-    import duckdb
+from store.segment import Damage, Summary
 
 # Rows are sorted so that equal ones meet: the order of arrival for what is searched by it, any for the rest.
 _ORDER = {"flow_records": " ORDER BY seq", "events": " ORDER BY seq"}
@@ -93,6 +93,20 @@ def seal_compact(events: Path, native: Path, made: Path) -> None:
     }
     entry = {"segment": made.name, "replaces": native.name, "sha256": segment.file_hash(made)}
     segment.append_entry(events, {**entry, "bytes": segment.size_of(made), **about, "sealed_us": now_us()})
+
+
+def recover(path: Path) -> tuple[Summary | None, list[Damage]]:
+    """What a compact segment holds of which the chain does not know: its entry was lost. As segment.recover."""
+    try:
+        with duckdb.connect(":memory:") as connection:
+            for statement in attach_ddl(path, "s"):
+                connection.execute(statement)
+            return segment.summarise(connection, "s"), []
+    except (duckdb.Error, OSError) as error:
+        first = str(error).strip().partition("\n")[0][:300]
+        if not segment.damaged_by(error):
+            return None, [Damage(path.name, f"{segment.NOT_NOW}: {first}")]
+        return None, [Damage(path.name, first, segment.set_aside(path).name)]
 
 
 def settle(events: Path) -> None:

@@ -67,6 +67,9 @@ def check_index(events: Path, sound: Collection[str]) -> IndexVerdict:
                 f"the index cannot be checked: {str(error).strip().partition(chr(10))[0]}",
                 "set TMPDIR to a folder with room for another one, or leave it out: --no-index",
             ) from None
+        except duckdb.Error as error:  # the segments are whole by their hashes
+            first = str(error).strip().partition("\n")[0][:200]
+            return IndexVerdict((_problem(f"cannot be read ({first})"),), 0, 0)
 
 
 def _copy(path: Path, target: Path) -> Path:
@@ -109,11 +112,6 @@ def _check(events: Path, copied: Path, folder: Path, sound: Collection[str]) -> 
                 return IndexVerdict((problem,), 0, 0)
             kept = Index(connection.cursor())
             held.callback(kept.close)
-        except duckdb.OutOfMemoryException:
-            raise
-        except duckdb.Error as error:
-            first = str(error).strip().partition("\n")[0][:200]
-            return IndexVerdict((_problem(f"cannot be read ({first})"),), 0, 0)
         except ValueError:  # of another release: not used either, but made anew at the next start
             return NOTHING
         names = {stem(path.name): path for path in segment.segment_files(events) if path.name in sound}
@@ -127,13 +125,20 @@ def _check(events: Path, copied: Path, folder: Path, sound: Collection[str]) -> 
         if order != sorted(order):
             return IndexVerdict((_problem("has the segments in another order"),), 0, unchecked)
         if unchecked:
-            kept.settle(dict.fromkeys(s.stem for s in chosen), chosen[-1].last if chosen else -1)
+            _forget(connection, kept.stretches[len(chosen)].number)
         kept.close()
         held.pop_all()
         connection.execute(f"DETACH {ALIAS}")
         connection.execute(f"ATTACH '{_quoted(copied)}' AS {_KEPT} (READ_ONLY)")
         problem = _remake(connection, folder, chosen, names) or _compare(connection, events, chosen)
         return IndexVerdict(() if problem is None else (problem,), len(chosen), unchecked)
+
+
+def _forget(connection: duckdb.DuckDBPyConnection, number: int) -> None:
+    """Have the copy know nothing of the stretches from `number` on, as if they had not been made yet."""
+    for table in TABLES[1:]:
+        connection.execute(f"DELETE FROM {ALIAS}.{table} WHERE n >= {number}")
+    connection.execute(f"UPDATE {ALIAS}.crossing SET gone = NULL, closed = NULL WHERE gone >= {number}")
 
 
 def _shape(connection: duckdb.DuckDBPyConnection) -> Damage | None:

@@ -120,9 +120,14 @@ class Store:
 
     def _last_seq(self) -> int:
         last = 0
-        with contextlib.closing(self.catalog.cursor()) as cursor:
-            for table in ("flow_records", "events"):
-                last = max(last, int(segment.one(cursor, f"SELECT coalesce(max(seq), 0) FROM {table}")[0]))  # noqa: S608
+        try:
+            with contextlib.closing(self.catalog.cursor()) as cursor:
+                for table in ("flow_records", "events"):
+                    found = segment.one(cursor, f"SELECT coalesce(max(seq), 0) FROM {table}")  # noqa: S608
+                    last = max(last, int(found[0]))
+        except duckdb.Error as error:
+            self._report([Damage("a segment", f"its rows cannot be read: {_line(error)}")])
+            return now_us()  # above all numbers that were given out
         return last
 
     def _positions(self) -> dict[int, tuple[int, int]]:
@@ -134,9 +139,14 @@ class Store:
                 if out.keys() >= present:
                     break
                 alias = self.catalog.alias(name)
-                for ring, position, lost in cursor.execute(
-                    f"SELECT ring, max(next), max(lost) FROM {alias}.positions GROUP BY ring"  # noqa: S608
-                ).fetchall():
+                try:
+                    noted = cursor.execute(
+                        f"SELECT ring, max(next), max(lost) FROM {alias}.positions GROUP BY ring"  # noqa: S608
+                    ).fetchall()
+                except duckdb.Error as error:  # the rest of it may be whole
+                    self._report([Damage(name, f"its positions cannot be read: {_line(error)}")])
+                    continue
+                for ring, position, lost in noted:
                     if ring in present and ring not in out:
                         out[ring] = (position, lost)
         return out

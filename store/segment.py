@@ -35,7 +35,8 @@ NATIVE, COMPACT = ".duckdb", ".parquet"
 _NAME = re.compile(r"flows-[0-9]{8}T[0-9]{6}Z-[0-9]+\.(duckdb|parquet)")
 # An open that fails for one of these says nothing about the file's content.
 _NOT_ITS_FAULT = (
-    "lock",
+    "set lock on",  # not "lock" alone: checksums that do not fit speak of blocks
+    "conflicting lock",
     "no space",
     "permission denied",
     "too many open files",
@@ -200,7 +201,8 @@ def size_of(path: Path) -> int:
 
 def seal(events: Path, path: Path, summary: Summary) -> None:
     """Make a closed (or no longer written) segment read-only and append it to the chain. Durable on return."""
-    path.chmod(0o440)
+    if not compact(path):  # its files are
+        path.chmod(0o440)
     append_entry(events, sealed_fields(path.name, path, summary))
 
 

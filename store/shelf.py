@@ -147,7 +147,7 @@ class Shelf:
 
     def _adopt(self, path: Path) -> list[Damage]:
         """Make whole and seal a segment that a dead store left."""
-        summary, found = segment.recover(path)
+        summary, found = compaction.recover(path) if segment.compact(path) else segment.recover(path)
         if summary is not None:
             try:
                 self.seal(path, summary)
