@@ -100,7 +100,7 @@ class Archive:
         result = self._open().query(
             sql, limit=MAX_ROWS if limit is None else limit, timeout_ms=round(timeout * 1000)
         )
-        return _told(result, asked_for=result.limited == "rows" and limit is not None)
+        return _told(result, limit)
 
     def explain(self, sql: str, *, analyze: bool = False, timeout: float = DEFAULT_TIMEOUT_S) -> str:
         """The plan of a SELECT as text; with `analyze` it is run, and each step's rows and time are told."""
@@ -133,7 +133,7 @@ class Archive:
             last=DEFAULT_FLOWS if unbounded else last,
             timeout_ms=round(timeout * 1000),
         )
-        return _told(result, asked_for=not unbounded)
+        return _told(result, None if unbounded else max(first or 0, last or 0))
 
     def events(
         self,
@@ -158,7 +158,7 @@ class Archive:
             last=DEFAULT_FLOWS if unbounded else last,
             timeout_ms=round(timeout * 1000),
         )
-        return _told(result, asked_for=not unbounded)
+        return _told(result, None if unbounded else max(first or 0, last or 0))
 
     def policies(self, at: Moment | None = None) -> pa.Table:
         """The policy in force at a moment (now): revision, hash, author, reason, since when, text."""
@@ -227,9 +227,9 @@ class Archive:
         return f"<store of {self.state}: {how}>"
 
 
-def _told(result: Result, *, asked_for: bool) -> pa.Table:
-    """The table; with a warning, and a mark in its metadata, when rows are missing that nobody asked to leave out."""
-    if not result.truncated or asked_for:
+def _told(result: Result, wanted: int | None) -> pa.Table:
+    """The table; with a warning, and a mark in its metadata, when rows are missing of the `wanted` (None: all)."""
+    if not result.truncated or (wanted is not None and result.table.num_rows >= wanted):
         return result.table
     limit = "128 MiB" if result.limited == "bytes" else "the most rows an answer has"
     warnings.warn(

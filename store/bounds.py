@@ -17,7 +17,7 @@ from pathlib import Path
 log = logging.getLogger("store")
 
 ROOM = 3 << 30  # bytes for queries and ingest, above what the process has when it begins to serve
-LEAST_ROOM = 5 << 28  # the engine's own limit is 1 GB
+LEAST_ROOM = 3 << 29  # the engine's own limit is 1 GB, and the stacks of 64 clients' threads count
 STUCK_S = 30.0  # for so long a query may go on after it was told to stop
 STUCK_EXIT = 75  # EX_TEMPFAIL
 
