@@ -140,7 +140,7 @@ NESTED = {
 @pytest.mark.parametrize("how", NESTED)
 def test_no_text_is_too_deep(target: Target, how: str) -> None:
     try:
-        target.ask(NESTED[how], timeout_ms=500)
+        target.ask(NESTED[how], timeout_ms=200)
     except SectoolError as error:
         assert "failed in the store" not in error.message
     target.is_well()
@@ -164,7 +164,7 @@ BOMBS = {
 @pytest.mark.parametrize("how", BOMBS)
 def test_time_and_memory_are_bounded(target: Target, how: str) -> None:
     with pytest.raises(StoreError, match=r"longer than|more memory"):
-        target.ask(BOMBS[how], timeout_ms=400)
+        target.ask(BOMBS[how], timeout_ms=200)
     target.is_well()
 
 
