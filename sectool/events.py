@@ -187,8 +187,12 @@ class Type(StrEnum):
     ENFORCER_RECOVERED = "enforcer.recovered"
     EVENTS_LOST = "events.lost"  # where, count
     STORE_DAMAGED = "store.damaged"
-    STORE_RETENTION = "store.retention"  # what is kept from now on: actor, reason, the setting and the one before
-    STORE_PRUNED = "store.pruned"  # sealed segments deleted: names, bytes, why (age, size, room, asked), actor
+    STORE_RETENTION = (
+        "store.retention"  # what is kept from now on: actor, reason, the setting and the one before
+    )
+    STORE_PRUNED = (
+        "store.pruned"  # sealed segments deleted: names, bytes, why (age, size, room, asked), actor
+    )
     ALERT_RAISED = "alert.raised"
     ALERT_CLEARED = "alert.cleared"
     TRUST_CHANGED = "trust.changed"  # trust domains added, removed, or with other roots

@@ -85,7 +85,7 @@ EVENTS = {
     Type.EVENTS_LOST: "events, never packets, were lost: where, how many, why",
     Type.STORE_DAMAGED: "a segment or log could not be read, and was set aside",
     Type.STORE_RETENTION: "what is kept of the history from now on: by whom, why",
-    Type.STORE_PRUNED: "the oldest segments were deleted: for their age or size, to make room, or because somebody asked",
+    Type.STORE_PRUNED: "the oldest segments were deleted: for age or size, to make room, or because somebody asked",
     Type.ALERT_RAISED: "something is wrong now",
     Type.ALERT_CLEARED: "it has not been found again for a while",
     Type.TRUST_CHANGED: "a trust domain was added, removed, or has other roots or labels that count",

@@ -92,7 +92,7 @@ def test_metrics_say_what_status_says(shared: Host, server: object) -> None:
     try:
         assert exporter.stderr is not None
         url = exporter.stderr.readline().split()[-1]
-        scrape = "import sys; from urllib.request import urlopen; print(urlopen(sys.argv[1], timeout=20).read().decode())"
+        scrape = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=20).read().decode())"
         done = shared.sectool("run", "--label", "app=prometheus", "--", sys.executable, "-c", scrape, url)
         assert done.code == 0, done
         found = samples(done.out)
