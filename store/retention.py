@@ -98,13 +98,13 @@ def from_document(found: Mapping[str, Any]) -> Retention:
         if not isinstance(value, str) or len(value) > MAX_REASON or not _TEXT.fullmatch(value):
             raise ValueError(f"{name} is no line of text")
     when_full = found.get("when_full")
-    if not isinstance(when_full, str):
-        raise ValueError("when_full is missing")
+    if when_full not in [*WhenFull]:
+        raise ValueError(f"when full: {' or '.join(WhenFull)}, nothing else")
     return Retention(
         found.get("keep_us"),
         found.get("keep_bytes"),
         found.get("compact_us"),
-        WhenFull(when_full),
+        WhenFull(str(when_full)),
         found["spare_us"],
         found["since_us"],
         found["by"],

@@ -10,12 +10,13 @@ together with what they speak of shows only against a head noted elsewhere: `anc
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sectool.errors import UsageError
+from sectool.errors import StoreError, UsageError
 from store import segment
 from store.control import GENESIS as CONTROL_GENESIS
 from store.control import ControlHistory
@@ -74,9 +75,14 @@ def verify(state: Path, anchors: Sequence[str] = (), *, index: bool = True) -> V
     heads = [Head("events", *segment.chain_head(events))]
     control = state / CONTROL
     if control.exists():
-        with ControlHistory(control, read_only=True) as history:
-            problem = history.verify()
-            transactions = history.transactions()
+        try:
+            with ControlHistory(control, read_only=True) as history:
+                problem = history.verify()
+                transactions = history.transactions()
+        except StoreError as error:
+            if not os.access(control, os.R_OK):
+                raise
+            problem, transactions = f"cannot be read: {error.message}", []
         if problem is not None:
             problems.append(Damage(CONTROL, problem))
         seen.update(entry.hash for entry in transactions)

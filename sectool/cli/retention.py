@@ -161,7 +161,7 @@ def _show(at: Session, setting: dict[str, Any], output: Format, gone: list[Path]
         ("compact", "after " + span(setting["compact_us"]) if setting["compact_us"] else "never"),
         ("when full", full),
     ]
-    if setting["by"]:
+    if setting["by"] and gone is None:
         why = f": {setting['reason']}" if setting["reason"] else ""
         lines.append(("chosen", f"by {setting['by']}, {show_time(setting['since_us'])}{why}"))
     for title, text in lines:
