@@ -30,6 +30,7 @@ RETRY_S = 60.0
 ROOM_S = 10.0  # what was deleted shows as room by then, unless somebody else holds it open
 MARGIN = 8 << 20  # bytes beyond the reserve that are made free at once
 MAX_NAMES = 100
+AGAIN_S = 60.0  # how soon what is old is looked for again while nothing new was sealed
 
 
 class Upkeep:
@@ -41,7 +42,8 @@ class Upkeep:
         self._lock = threading.Lock()
         self._chosen = Retention()
         self._thread: threading.Thread | None = None
-        self._rests = self._made_room = 0.0
+        self._rests = self._made_room = self._again = 0.0
+        self._seen: tuple[Retention, tuple[int, int]] | None = None  # of what was looked at last
         self._gave_way = False
         self._left: set[str] = set()  # could not be made compact
 
@@ -87,10 +89,17 @@ class Upkeep:
     def mind(self) -> None:
         """Delete what is beyond the setting, make room if that is allowed, begin to make a segment compact."""
         setting = self.setting
-        if setting.keep_bytes is not None or setting.keep_us is not None:
-            self.prune(setting.keep_bytes, setting.keep_us if self._store.sober() else None)
+        if setting.plain:
+            return
         if setting.when_full is WhenFull.DROP_OLDEST:
             self._make_room(setting)
+        # The chain of a year has ten thousand entries: they are read when there are new ones, else now and then.
+        seen = (setting, _stamp(self._store.events / segment.CHAIN))
+        if seen == self._seen and time.monotonic() < self._again:
+            return
+        self._seen, self._again = seen, time.monotonic() + AGAIN_S
+        if setting.keep_bytes is not None or setting.keep_us is not None:
+            self.prune(setting.keep_bytes, setting.keep_us if self._store.sober() else None)
         self._compact(setting)
 
     def prune(self, keep_bytes: int | None, keep_us: int | None, actor: str = "") -> list[str]:
@@ -154,9 +163,11 @@ class Upkeep:
         older_us = setting.compact_us
         if older_us is None or (self._thread is not None and self._thread.is_alive()):
             return
+        if time.monotonic() < self._rests:
+            self._again = min(self._again, self._rests)
+            return
         if (
-            time.monotonic() < self._rests
-            or "disk" in self._store.degraded
+            "disk" in self._store.degraded
             or self._store.rings.fullest > 0.25
             or not self._store.due_for_compaction(older_us, self._left)
         ):
@@ -193,3 +204,11 @@ class Upkeep:
             self._gave_way = True
             self._store.shelf.interrupt_compaction()
             thread.join(0.05)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return (0, 0)
+    return stat.st_size, stat.st_mtime_ns

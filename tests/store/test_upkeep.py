@@ -81,7 +81,7 @@ def test_old_segments_become_compact_one_after_the_other(lab: Any) -> None:
     store = lab.inside()
 
     def compacted() -> int:
-        store.upkeep._rests = 0.0
+        store.upkeep._rests = store.upkeep._again = 0.0
         store.tidy()
         return sum(map(segment.compact, segment.segment_files(lab.events)))
 
@@ -120,12 +120,13 @@ def test_compaction_gives_way_to_events(lab: Any, monkeypatch: pytest.MonkeyPatc
 
     lab.wait("it gives way", over)
     assert native.exists()
-    store.upkeep._rests = 0.0
+    store.upkeep._rests = store.upkeep._again = 0.0
     store.tidy()
     assert store.upkeep._thread is thread, "not while the rings are full"
     while ring.pending:
         store.step()
     monkeypatch.setattr(compaction, "write_compact", write)
+    store.upkeep._again = 0.0
     lab.wait("it is tried again", lambda: store.tidy() or not native.exists())
     store.upkeep.stop()
     assert verify(lab.state).problems == ()
@@ -147,7 +148,7 @@ def test_a_segment_that_cannot_be_made_compact_bars_no_other(
     monkeypatch.setattr(compaction, "write_compact", fail)
 
     def tried() -> bool:
-        store.upkeep._rests = 0.0
+        store.upkeep._rests = store.upkeep._again = 0.0
         store.tidy()
         return not good.exists()
 
