@@ -29,7 +29,12 @@ async def worker(nursery):
 
 def facts(pid):
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    links = {int(e.name): os.readlink(e) for e in Path(f"/proc/{pid}/fd").iterdir()}
+    links = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links[int(entry.name)] = os.readlink(entry)
+        except FileNotFoundError:
+            pass  # a program that starts opens and closes what it reads
     return {
         "name": status["Name"].strip(), "parent": int(status["PPid"]), "session": os.getsid(pid) == pid,
         "stdin": links[0], "sockets": sum(link.startswith("socket:") for link in links.values()),
