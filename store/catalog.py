@@ -62,7 +62,7 @@ class Catalog:
             "lock_configuration=true",
         ):
             self._root.execute(f"SET {setting}")
-        for statement in (*schema.catalog_ddl(), *control_ddl(), *schema.union_ddl([])):
+        for statement in (*schema.catalog_ddl(), *control_ddl(), *schema.union_ddl([]), *schema.flows_ddl()):
             self._root.execute(statement)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
