@@ -28,6 +28,7 @@ from store.segment import Damage
 MEMORY = "1GB"
 REMEDY = "delete it while no store runs: it is made anew from the segments"
 TRIES = 5
+_BEYOND = 1 << 30  # no stretch has that number
 _KEPT = "kept"  # alias of the index under test
 _WHAT = {
     "stretches": "which rows there are, and of when",
@@ -163,9 +164,7 @@ def _remake(
         columns = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE database_name = ? ORDER BY ALL"
         if cursor.execute(columns, [_KEPT]).fetchall() != cursor.execute(columns, [ALIAS]).fetchall():
             return _problem("has other columns than an index has")
-        if not chosen:
-            return None
-        first = chosen[0].number
+        first = chosen[0].number if chosen else _BEYOND
         # Numbers go on from those before, and so do flows that began in segments that were deleted since.
         cursor.execute(
             f"INSERT INTO {ALIAS}.stretches VALUES ({first - 1}, '', 0, 0, 0, true, NULL, NULL, NULL, NULL)"
@@ -174,6 +173,8 @@ def _remake(
             f"INSERT INTO {ALIAS}.crossing SELECT * REPLACE (CASE WHEN gone < {first} THEN gone END AS gone,"
             f" CASE WHEN gone < {first} THEN closed END AS closed) FROM {_KEPT}.crossing WHERE n < {first}"
         )
+        if not chosen:
+            return None
         again = Index(connection.cursor())
         try:
             return _extend(connection, again, chosen, names)
@@ -209,7 +210,7 @@ def _extend(
 
 
 def _compare(connection: duckdb.DuckDBPyConnection, events: Path, chosen: Sequence[Stretch]) -> Damage | None:
-    first = chosen[0].number if chosen else 1 << 30
+    first = chosen[0].number if chosen else _BEYOND
     stems = {stretch.number: stretch.stem for stretch in chosen}
     with contextlib.closing(connection.cursor()) as cursor:
         deleted = any(entry.get("retired") for entry in segment.entries(events))
